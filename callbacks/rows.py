@@ -1,0 +1,45 @@
+"""Which rows of the set a process sees, so that padding is not counted and noise belongs to a row."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+__all__ = ["RowPositions", "is_cut_short"]
+
+
+class RowPositions:
+    """Positions in the whole set of the rows that this process sees, batch by batch.
+
+    A ``DistributedSampler`` that does not shuffle gives process ``r`` of ``w`` the rows ``r, r + w, ...`` and pads the
+    set to a multiple of ``w``; rows at positions beyond the set are padding.
+
+    Args:
+        loader: the dataloader of the set.
+        trainer: knows the rank.
+    """
+
+    def __init__(self, loader: Any, trainer: Trainer) -> None:
+        sampler = getattr(loader, "sampler", None)
+        self.padded = isinstance(sampler, DistributedSampler) and not sampler.shuffle
+        self.total = len(sampler.dataset) if self.padded else None  # type: ignore[union-attr]
+        self.rank, self.world, self.seen = trainer.global_rank, trainer.world_size, 0
+
+    def next(self, count: int) -> tuple[Tensor, Tensor]:
+        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for padding."""
+        positions = torch.arange(self.seen, self.seen + count) * self.world + self.rank
+        self.seen += count
+        weights = torch.ones(count, dtype=torch.float64)
+        if self.total is not None:
+            weights[positions >= self.total] = 0
+        return positions, weights
+
+
+def is_cut_short(num_batches: float, loader: Any) -> bool:
+    """Whether the trainer takes fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
+    try:
+        return num_batches < len(loader)
+    except TypeError:  # a loader without a length is seen to its end, unless limited
+        return num_batches != float("inf")

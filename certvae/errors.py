@@ -1,0 +1,40 @@
+"""How errors that a user can mend reach the terminal."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+__all__ = ["Outcome", "user_errors"]
+
+
+@dataclass
+class Outcome:
+    """Exit status of a command."""
+
+    status: int = 0
+
+
+@contextmanager
+def user_errors() -> Iterator[Outcome]:
+    """Print an error of ours in one line and set status 1; everything else, and Ctrl-C, passes through.
+
+    An error is ours if its class, or the code that raised it, belongs to this package.
+    """
+    outcome = Outcome()
+    try:
+        yield outcome
+    except Exception as error:
+        if os.environ.get("CERTVAE_TRACEBACK") or not _is_ours(error):
+            raise
+        print(f"certvae: {type(error).__name__}: {error}", file=sys.stderr)
+        outcome.status = 1
+
+
+def _is_ours(error: BaseException) -> bool:
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    module = "" if traceback is None else traceback.tb_frame.f_globals.get("__name__", "")
+    return module.split(".")[0] == "certvae"

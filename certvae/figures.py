@@ -1,0 +1,83 @@
+"""Figures of certificates against their threshold."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from certvae.certificate import Certificate
+from certvae.files import write_atomic
+
+__all__ = ["PHASE_COLOURS", "protocol_figure", "save_figure"]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73"}
+_LABELS = {
+    "full": "full: aligned from scratch",
+    "no_align": "no_align: weight 0",
+    "rescue": "rescue: aligned again",
+}
+
+
+def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
+    """Margin against epoch for each phase and seed, with the threshold.
+
+    The rescue starts where ``no_align`` ended. The band reaches down to the lower bound.
+
+    Args:
+        histories: certificates of each epoch, by seed and by phase.
+        title: drawn above.
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for number, phases in enumerate(histories.values()):
+        start = len(phases.get("no_align", ()))
+        for phase, certificates in phases.items():
+            if certificates:
+                _draw(axes, phase, certificates, start if phase == "rescue" else 0, label=number == 0)
+        if start and phases.get("rescue"):
+            axes.axvline(start + 0.5, color="0.6", linewidth=1, linestyle=":")
+    _decorate(axes, histories, title)
+    return figure
+
+
+def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: int, label: bool) -> None:
+    epochs = [start + number for number in range(1, len(certificates) + 1)]
+    margins = [certificate.margin for certificate in certificates]
+    lower = [max(certificate.margin_lower, -10.0) for certificate in certificates]
+    colour = PHASE_COLOURS.get(phase, "0.3")
+    axes.plot(
+        epochs,
+        margins,
+        color=colour,
+        marker="o",
+        markersize=3,
+        label=_LABELS.get(phase, phase) if label else None,
+    )
+    axes.fill_between(epochs, lower, margins, color=colour, alpha=0.2, linewidth=0)
+
+
+def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> None:
+    every = [c for phases in histories.values() for certificates in phases.values() for c in certificates]
+    axes.axhline(0, color="black", linewidth=1.2, label="threshold: the best constant student")
+    if every:
+        safety = every[0].safety_margin
+        axes.axhline(safety, color="black", linewidth=0.8, linestyle="--", label=f"with safety margin {safety:g}")
+        information = max(certificate.teacher_information for certificate in every)
+        axes.axhline(information, color="0.5", linewidth=0.8, linestyle="-.", label="teacher information (the most)")
+    axes.set(title=title, xlabel="epoch (the rescue goes on from no_align)", ylabel="raw-witness margin (nats)")
+    axes.margins(x=0.02)
+    low, high = axes.get_ylim()
+    axes.axhspan(low, 0, color="#D55E00", alpha=0.06, linewidth=0)
+    axes.set_ylim(low, high)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure, atomically, in the format that the path's suffix names."""
+    content = BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=150)
+    return write_atomic(path, content.getvalue())

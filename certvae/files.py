@@ -1,0 +1,51 @@
+"""Writing files whole or not at all, and naming their contents by digest."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["sha256_array", "sha256_file", "write_atomic"]
+
+
+def write_atomic(path: str | Path, content: bytes | str) -> Path:
+    """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it into place.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OSError: if the folder cannot be written; an earlier file at ``path`` is then untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode() if isinstance(content, str) else content
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def sha256_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal text."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_array(*arrays: np.ndarray) -> str:
+    """SHA-256 over the types, shapes and bytes of arrays, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,38 @@
+"""The approximate posterior that an encoder gives: a diagonal Gaussian."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Posterior"]
+
+
+class Posterior(NamedTuple):
+    """Diagonal Gaussian ``q(z|x)``.
+
+    Attributes:
+        mean: shape ``(B, latent_dim)``.
+        log_variance: shape ``(B, latent_dim)``.
+    """
+
+    mean: Tensor
+    log_variance: Tensor
+
+    def sample(self, noise: Tensor | None = None) -> Tensor:
+        """A reparameterised draw ``mean + exp(log_variance / 2) * noise``; standard normal noise by default."""
+        if noise is None:
+            noise = torch.randn_like(self.mean)
+        return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean.dtype)
+
+    def log_density(self, latents: Tensor) -> Tensor:
+        """Log-density of each coordinate in nats, shape ``(B, latent_dim)``."""
+        scaled = (latents - self.mean) ** 2 * (-self.log_variance).exp()
+        return -0.5 * (scaled + self.log_variance + torch.log(torch.tensor(2 * torch.pi)))
+
+    def kl_to_standard_normal(self) -> Tensor:
+        r""":math:`KL(q \| N(0, 1))` of each coordinate in nats, shape ``(B, latent_dim)``.
+
+        Source: Kingma and Welling, 2014, appendix B, https://arxiv.org/abs/1312.6114.
+        """
+        return 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)

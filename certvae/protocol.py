@@ -1,0 +1,251 @@
+"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align`` and ``rescue``.
+
+Every phase is one run of the ordinary command line on a YAML that is written into its folder first, so that each can
+be run again by itself with ``certvae fit --config``.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from certvae.certificate import Certificate
+from certvae.files import write_atomic
+from certvae.summary import summarise
+from certvae.teachers import TargetTable, load_teacher
+
+__all__ = ["PHASES", "Protocol", "ProtocolError", "main", "run_protocol"]
+
+PHASES = ("full", "no_align", "rescue")
+
+
+class ProtocolError(RuntimeError):
+    """The protocol cannot go on."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What a protocol's YAML says, with the command line's changes.
+
+    Attributes:
+        dataset: name for tables and figures.
+        phases: path of the YAML of ``search`` and of each phase.
+        seeds: one search and three phases for each.
+        output_dir: where everything goes, ``seed<n>/<phase>`` for each phase.
+        moved_from: the folder that the YAMLs name; paths below it are moved to ``output_dir/seed<n>``.
+        targets: ``"mixture"``: the searched teacher answers; ``"table"``: fixed targets for each index.
+        teachers: given teacher files, one for each seed, instead of a search.
+        max_epochs: instead of the phases' own.
+        data_dir: instead of the YAMLs' own.
+    """
+
+    dataset: str
+    phases: dict[str, Path]
+    seeds: tuple[int, ...]
+    output_dir: Path
+    moved_from: str
+    targets: str = "mixture"
+    teachers: tuple[Path, ...] = ()
+    max_epochs: int | None = None
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        missing = [name for name in ("search", *PHASES) if name not in self.phases]
+        if missing:
+            raise ValueError(f"`phases` must name the YAML of {missing}.")
+        if self.targets not in ("mixture", "table"):
+            raise ValueError(f"`targets` must be 'mixture' or 'table', got {self.targets!r}.")
+        if not self.seeds:
+            raise ValueError("`seeds` must hold at least one seed.")
+        if self.teachers and len(self.teachers) != len(self.seeds):
+            raise ValueError(f"`teachers` must be one for each of {len(self.seeds)} seeds, got {len(self.teachers)}.")
+
+    @classmethod
+    def read(cls, path: str | Path, **changes: Any) -> "Protocol":
+        """Read a protocol's YAML; ``changes`` that are not None replace its values.
+
+        Raises:
+            ValueError: if a key is missing or unknown.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no protocol at {path}.")
+        values = yaml.safe_load(path.read_text())
+        known = {"dataset", "phases", "targets", "seeds", "output_dir"}
+        if not isinstance(values, dict) or set(values) - known or {"dataset", "phases", "output_dir"} - set(values):
+            raise ValueError(f"{path} must hold dataset, phases, output_dir and may hold targets, seeds.")
+        values["moved_from"] = str(values["output_dir"])
+        values["phases"] = {name: path.parent / file for name, file in values["phases"].items()}
+        values.update({key: value for key, value in changes.items() if value is not None})
+        values["output_dir"], values["seeds"] = Path(values["output_dir"]), tuple(values.get("seeds", (0,)))
+        return cls(**values)
+
+    def seed_dir(self, seed: int) -> Path:
+        """Where a seed's phases go."""
+        return self.output_dir / f"seed{seed}"
+
+    def config(self, phase: str, seed: int) -> dict[str, Any]:
+        """The complete configuration of a phase, as it is written into its folder."""
+        config = yaml.safe_load(self.phases[phase].read_text())
+        config = _move_paths(config, self.moved_from, str(self.seed_dir(seed)))
+        config["seed_everything"] = seed
+        trainer = config["trainer"]
+        trainer["enable_progress_bar"] = False
+        label = f"{self.dataset} seed {seed} {phase:<8}"
+        status = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": label}}
+        trainer["callbacks"] = [*trainer.get("callbacks", []), status]
+        arguments = config["data"].setdefault("init_args", {})
+        if self.data_dir is not None and "data_dir" in arguments:
+            arguments["data_dir"] = self.data_dir
+        if phase != "search":
+            trainer["max_epochs"] = self.max_epochs or trainer["max_epochs"]
+            config["model"]["init_args"]["teacher"] = str(self.teacher_path(seed))
+        return config
+
+    def searched_path(self, seed: int) -> Path:
+        """The teacher that was searched or given for a seed."""
+        if self.teachers:
+            return self.teachers[self.seeds.index(seed)]
+        return self.seed_dir(seed) / "search" / "teacher.safetensors"
+
+    def teacher_path(self, seed: int) -> Path:
+        """The file that the phases take their teacher from."""
+        if self.targets == "table":
+            return self.seed_dir(seed) / "search" / "targets.safetensors"
+        return self.searched_path(seed)
+
+
+def _move_paths(value: Any, old: str, new: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _move_paths(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_move_paths(item, old, new) for item in value]
+    if isinstance(value, str) and (value == old or value.startswith(old + "/")):
+        return new + value[len(old) :]
+    return value
+
+
+def run_protocol(protocol: Protocol) -> dict[str, Any]:
+    """Run what is not done yet, and write ``summary.json``, ``summary.csv`` and ``margin.png``.
+
+    Returns:
+        The summary.
+
+    Raises:
+        ProtocolError: if a folder holds a run with other settings, or a phase was interrupted.
+    """
+    _quiet()
+    for seed in protocol.seeds:
+        if not protocol.teachers:
+            _run_phase(protocol, "search", seed)
+        if protocol.targets == "table":
+            _write_targets(protocol, seed)
+        for phase in PHASES:
+            _run_phase(protocol, phase, seed)
+    return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path)
+
+
+def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
+    folder = protocol.seed_dir(seed) / phase
+    config = protocol.config(phase, seed)
+    content = yaml.safe_dump(config, sort_keys=False)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    _check_same_run(folder, content)
+    done = folder / "phase.json"
+    if done.is_file():
+        print(f"{protocol.dataset} seed {seed} {phase}: done before, kept.")
+        return
+    path = write_atomic(folder / "run.yaml", content)
+    started = time.perf_counter()
+    epochs = _fit(path, folder, certificate=phase != "search")
+    seconds = time.perf_counter() - started
+    values = {"config_sha256": digest, "seconds": round(seconds, 2), "epochs_run": epochs}
+    write_atomic(done, json.dumps(values, indent=2) + "\n")
+
+
+def _check_same_run(folder: Path, content: str) -> None:
+    path = folder / "run.yaml"
+    if path.is_file() and path.read_text() != content:
+        raise ProtocolError(
+            f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
+            "`--output_dir`, or delete that folder to run it anew."
+        )
+
+
+def _fit(path: Path, folder: Path, certificate: bool) -> int:
+    """Fit, going on from the last checkpoint if there is one, then certify on the kept rows; returns epochs run."""
+    from certvae.cli import run_lightning
+
+    last = folder / "checkpoints" / "last.ckpt"
+    resume = ["--ckpt_path", str(last)] if last.is_file() else []
+    cli = run_lightning(["fit", "--config", str(path), *resume])
+    if cli.trainer.interrupted:
+        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.")
+    epochs = cli.trainer.current_epoch
+    if certificate:
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+        Certificate.load(folder / "certificate_test.json")
+    return epochs
+
+
+def _write_targets(protocol: Protocol, seed: int) -> None:
+    """Turn a teacher into fixed targets for every row of the data."""
+    from certvae.cli import run_lightning
+
+    path = protocol.teacher_path(seed)
+    if path.is_file():
+        return
+    config = {key: value for key, value in protocol.config("full", seed).items() if key == "data"}
+    plain = write_atomic(protocol.seed_dir(seed) / "search" / "data.yaml", yaml.safe_dump(config))
+    data = run_lightning(["--config", str(plain), "--model=certvae.TeacherSearch"], run=False).datamodule
+    teacher = load_teacher(protocol.searched_path(seed))
+    data.prepare_data()
+    loaders = (data.loader(split) for split in ("train", "val", "test"))
+    TargetTable.from_teacher(teacher, loaders).save(path)
+    print(f"Fixed targets saved to {path}.")
+
+
+def _quiet() -> None:
+    """Leave the terminal to the status line: Lightning's hints do not apply to data in memory and short epochs."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
+    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """``certvae protocol FILE``: run a protocol and print its table."""
+    parser = argparse.ArgumentParser(prog="certvae protocol", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="the protocol's YAML, such as experiments/digits.yaml")
+    parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's seeds")
+    parser.add_argument(
+        "--teachers", type=Path, nargs="+", help="teacher files, one for each seed, instead of a search"
+    )
+    parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
+    parser.add_argument("--data_dir", help="where the data set is")
+    parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
+    given = parser.parse_args(args)
+    if given.max_epochs is not None and given.max_epochs < 1:
+        parser.error(f"--max_epochs must be at least 1, got {given.max_epochs}")
+    changes = {key: value for key, value in vars(given).items() if key != "file"}
+    changes["seeds"] = tuple(given.seeds) if given.seeds else None
+    changes["teachers"] = tuple(given.teachers) if given.teachers else None
+    protocol = Protocol.read(given.file, **changes)
+    summary = run_protocol(protocol)
+    from certvae.summary import summary_table
+
+    Console().print(summary_table(summary))
+    print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, margin.png")

@@ -1,0 +1,116 @@
+"""The summary of a protocol: a JSON file, a CSV file, a figure and a table for the terminal."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from certvae.callbacks.history import read_history
+from certvae.certificate import Certificate
+from certvae.figures import protocol_figure, save_figure
+from certvae.files import sha256_file, write_atomic
+from certvae.teachers import load_teacher
+
+__all__ = ["summarise", "summary_table"]
+
+_PHASES = ("full", "no_align", "rescue")
+
+
+def summarise(
+    dataset: str, output_dir: Path, seeds: Sequence[int], teacher_path: Callable[[int], Path]
+) -> dict[str, Any]:
+    """Collect what the phases left, and write ``summary.json``, ``summary.csv`` and ``margin.png``.
+
+    Args:
+        dataset: name for the table and the figure.
+        output_dir: folder of the protocol.
+        seeds: seeds that are complete.
+        teacher_path: teacher file of a seed.
+
+    Returns:
+        ``{"dataset", "seeds": {seed: {"teacher": {...}, "phases": {phase: {...}}}}}``.
+    """
+    folders = {str(seed): output_dir / f"seed{seed}" for seed in seeds}
+    summary = {
+        "dataset": dataset,
+        "seeds": {
+            str(seed): {"teacher": _teacher(teacher_path(seed)), "phases": _phases(folders[str(seed)])}
+            for seed in seeds
+        },
+    }
+    write_atomic(output_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_atomic(output_dir / "summary.csv", _csv(summary))
+    histories = {
+        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in _PHASES}
+        for seed, folder in folders.items()
+    }
+    save_figure(protocol_figure(histories, f"{dataset}: certified, collapsed, rescued"), output_dir / "margin.png")
+    return summary
+
+
+def _teacher(path: Path) -> dict[str, Any]:
+    return {**asdict(load_teacher(path).card), "sha256": sha256_file(path)}
+
+
+def _phases(folder: Path) -> dict[str, Any]:
+    phases = {}
+    for phase in _PHASES:
+        certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
+        run = json.loads((folder / phase / "phase.json").read_text())
+        timing = {
+            "seconds": run["seconds"],
+            "seconds_per_epoch": round(run["seconds"] / max(1, run["epochs_run"]), 2),
+        }
+        phases[phase] = {**certificate, **timing}
+    return phases
+
+
+def _csv(summary: dict[str, Any]) -> str:
+    rows = [
+        {"dataset": summary["dataset"], "seed": seed, "phase": phase, **_scalars(values)}
+        for seed, parts in summary["seeds"].items()
+        for phase, values in parts["phases"].items()
+    ]
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not isinstance(value, dict) and key != "schema"}
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The certificates of every seed and phase as a rich table."""
+    title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for name in ("seed", "phase", "status", "margin", ">=", "I_T", "channel", "rate", "I_S", "s/epoch"):
+        table.add_column(name, justify="left" if name in ("phase", "status") else "right", no_wrap=True)
+    colours = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
+    for seed, parts in summary["seeds"].items():
+        for phase, values in parts["phases"].items():
+            status = values["status"]
+            numbers = (
+                "margin",
+                "margin_lower",
+                "teacher_information",
+                "channel_margin",
+                "rate",
+                "witness_information",
+            )
+            cells = [_number(values[name]) for name in numbers]
+            coloured = f"[{colours.get(status, 'yellow')}]{status}[/]"
+            table.add_row(seed, phase, coloured, *cells, f"{values['seconds_per_epoch']:.1f}")
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,17 @@
+"""Teachers: fixed distributions over components, given an input."""
+
+from certvae.teachers.base import Teacher, TeacherCard, TeacherMismatchError
+from certvae.teachers.files import load_teacher
+from certvae.teachers.mixture import GaussianMixtureTeacher
+from certvae.teachers.network import NetworkTeacher
+from certvae.teachers.table import TargetTable
+
+__all__ = [
+    "GaussianMixtureTeacher",
+    "NetworkTeacher",
+    "TargetTable",
+    "Teacher",
+    "TeacherCard",
+    "TeacherMismatchError",
+    "load_teacher",
+]

@@ -1,0 +1,215 @@
+"""What every teacher is: a fixed distribution over K components, with a card that says what it was made from."""
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from certvae.sums import CertificateSums
+from certvae.witness import SimplexWitness
+
+__all__ = ["Teacher", "TeacherCard", "TeacherMismatchError"]
+
+T = TypeVar("T", bound="Teacher")
+VALUE_TOLERANCE = 0.01
+
+
+class TeacherMismatchError(ValueError):
+    """The teacher was made for other data than it was given."""
+
+
+@dataclass(frozen=True)
+class TeacherCard:
+    """What a teacher file says about its teacher.
+
+    Attributes:
+        num_components: K.
+        temperature: divisor of the log-posteriors; higher is softer.
+        floor: every probability is at least ``floor / K``.
+        seed: seed of the search, if there was one.
+        image_shape: shape of one input, without the batch axis; None fits any.
+        value_range: smallest and largest value that an input may have; None fits any.
+        fingerprint: digest of the data set that the teacher was made from; None fits any.
+        information_train: teacher information on training rows, nats; None until measured.
+        information_held_out: teacher information on held-out rows, nats.
+        energy: mean energy of the inverse code at witness scale 1 with the average as prior, nats. Divide by the
+            square of the scale.
+        largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
+            linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
+        choice: one sentence on why the search chose this teacher.
+    """
+
+    num_components: int
+    temperature: float = 1.0
+    floor: float = 0.0
+    seed: int | None = None
+    image_shape: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    fingerprint: str | None = None
+    information_train: float | None = None
+    information_held_out: float | None = None
+    energy: float | None = None
+    largest_eigenvalue: float | None = None
+    choice: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_components < 2:
+            raise ValueError(f"`num_components` must be at least 2, got {self.num_components}.")
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
+        if not 0 <= self.floor < 1:
+            raise ValueError(f"`floor` must be at least 0 and below 1, got {self.floor}.")
+
+
+class Teacher(nn.Module):
+    """A fixed distribution over components given an input.
+
+    Args:
+        card: what the teacher is; see :class:`TeacherCard`.
+        average: its mean over training rows, float64, shape ``(K,)``; None until :meth:`measure` was called.
+    """
+
+    kind: str
+
+    def __init__(self, card: TeacherCard, average: Tensor | None = None) -> None:
+        super().__init__()
+        self.card = card
+        self.average = average
+        self.requires_grad_(False)
+
+    @abstractmethod
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
+        """Teacher probabilities.
+
+        Args:
+            images: inputs, shape ``(B, *image_shape)``.
+            index: position of each row in its data set, shape ``(B,)``; only a :class:`TargetTable` needs it.
+
+        Returns:
+            Probabilities, float32 or wider, shape ``(B, K)``.
+        """
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that a file must hold to rebuild the teacher."""
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.card.num_components
+
+    def save(self, path: str | Path) -> Path:
+        """Write the teacher as a safetensors file with its card in the header, atomically."""
+        from certvae.teachers.files import save_teacher
+
+        return save_teacher(self, path)
+
+    def measured_average(self) -> Tensor:
+        """The teacher's mean over training rows.
+
+        Raises:
+            ValueError: if the teacher was never measured.
+        """
+        if self.average is None or self.card.information_train is None:
+            raise ValueError(
+                "this teacher was never measured on training rows; call teacher.measure(train_dataloader) once, "
+                "then save it."
+            )
+        return self.average
+
+    @torch.no_grad()
+    def measure(self: T, batches: Iterable[Any]) -> T:
+        """Record the average, the information and the energy on training rows; returns the teacher itself.
+
+        Args:
+            batches: batches ``(images, label, index)`` of training rows; uint8 images are scaled to [0, 1].
+        """
+        totals = CertificateSums.unpack(
+            torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64),
+            self.num_components,
+        )
+        log_sums = torch.zeros(self.num_components + 1, dtype=torch.float64)
+        for batch in batches:
+            probs = self(*inputs_and_index(batch)).double().cpu()
+            totals = totals + CertificateSums.from_rows(probs, torch.zeros_like(probs))
+            log_sums += log_ratio_sums(probs)
+        if totals.num_rows == 0:
+            raise ValueError("`batches` must hold at least one row, got none.")
+        self.average = totals.teacher_mean
+        energy = (
+            energy_from_sums(log_sums, totals.num_rows, self.average) if bool((log_sums.isfinite()).all()) else None
+        )
+        self.card = replace(self.card, information_train=totals.teacher_information(), energy=energy)
+        return self
+
+    def witness(self, latent_dim: int, scale: float = 2.0, prior: bool = True) -> SimplexWitness:
+        """The simplex witness that belongs to this teacher.
+
+        Args:
+            latent_dim: size of the latent, at least ``K - 1``.
+            scale: factor of the code.
+            prior: whether the zero code answers the teacher's average instead of the uniform distribution.
+        """
+        average = self.measured_average() if prior else None
+        return SimplexWitness(self.num_components, latent_dim, scale, average)
+
+    def check_data(self, image_shape: tuple[int, ...] | None = None, fingerprint: str | None = None) -> None:
+        """Reject data that this teacher was not made for.
+
+        Raises:
+            TeacherMismatchError: if shape or fingerprint are known on both sides and differ.
+        """
+        card = self.card
+        if card.image_shape and image_shape and tuple(card.image_shape) != tuple(image_shape):
+            raise TeacherMismatchError(
+                f"the teacher was made for inputs of shape {tuple(card.image_shape)}, got {tuple(image_shape)}. "
+                "Search a teacher on this data."
+            )
+        if card.fingerprint and fingerprint and card.fingerprint != fingerprint:
+            raise TeacherMismatchError(
+                f"the teacher was made from data with fingerprint {card.fingerprint[:12]}, got data with "
+                f"{fingerprint[:12]}. Search a teacher on this data."
+            )
+
+    def check_values(self, images: Tensor) -> None:
+        """Reject inputs of another shape or value range.
+
+        Raises:
+            TeacherMismatchError: naming what was expected and what came.
+        """
+        self.check_data(tuple(images.shape[1:]))
+        if self.card.value_range is None or images.numel() == 0:
+            return
+        low, high = self.card.value_range
+        seen = (float(images.min()), float(images.max()))
+        slack = VALUE_TOLERANCE * (high - low)
+        if seen[0] < low - slack or seen[1] > high + slack:
+            raise TeacherMismatchError(
+                f"the teacher was made for values in [{low:g}, {high:g}], got [{seen[0]:.3g}, {seen[1]:.3g}]. "
+                "Give the teacher the images before normalisation."
+            )
+
+
+def inputs_and_index(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Images as floats and, where the batch has a third entry, the rows' index."""
+    images, index = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[2] if len(batch) > 2 else None)
+    return (images.float() / 255 if images.dtype == torch.uint8 else images), index
+
+
+def log_ratio_sums(probs: Tensor) -> Tensor:
+    """``sum_i c(T_i)`` and ``sum_i |c(T_i)|^2`` over rows, shape ``(K + 1,)``; see :func:`energy_from_sums`."""
+    log_probs = probs.log()
+    ratios = log_probs - log_probs.mean(dim=1, keepdim=True)
+    return torch.cat([ratios.sum(dim=0), (ratios**2).sum()[None]])
+
+
+def energy_from_sums(log_sums: Tensor, rows: float, prior: Tensor) -> float:
+    r"""Mean energy :math:`E |c(T) - c(prior)|^2 / 2` in nats at witness scale 1, from :func:`log_ratio_sums`."""
+    log_prior = prior.log()
+    centre = (log_prior - log_prior.mean()).to(log_sums)
+    mean = log_sums / rows
+    return float(mean[-1] - 2 * mean[:-1] @ centre + centre @ centre) / 2

@@ -1,0 +1,112 @@
+"""Teacher files: safetensors, with the card and a digest of the tensors in the header. Loading runs no code."""
+
+import hashlib
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from certvae.files import write_atomic
+from certvae.teachers.base import Teacher, TeacherCard
+
+__all__ = ["load_teacher", "save_teacher"]
+
+SCHEMA = "certvae.teacher/1"
+
+
+def save_teacher(teacher: Teacher, path: str | Path) -> Path:
+    """Write a teacher; see :meth:`certvae.teachers.Teacher.save`."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in teacher.tensors().items()}
+    if teacher.average is not None:
+        tensors["average"] = teacher.average.cpu().contiguous()
+    header = {
+        "schema": SCHEMA,
+        "kind": teacher.kind,
+        "card": json.dumps(asdict(teacher.card)),
+        "sha256": _digest(tensors),
+    }
+    return write_atomic(path, save(tensors, metadata=header))
+
+
+def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
+    """Read a teacher file. No code in the file is run.
+
+    Args:
+        path: a safetensors file written by :meth:`certvae.teachers.Teacher.save`.
+        network: for a :class:`certvae.teachers.NetworkTeacher`, the module that takes the weights.
+
+    Returns:
+        The teacher, on the CPU.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a teacher, is damaged, or needs ``network``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no teacher at {path}. Run a search first: certvae fit --config .../search.yaml.")
+    header, tensors = _read(path)
+    card = _read_card(header, path)
+    if header.get("sha256") != _digest(tensors):
+        raise ValueError(f"{path} is damaged: its tensors do not have the digest that its header states.")
+    average = tensors.pop("average", None)
+    return _build(header["kind"], card, average, tensors, network, path)
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a safetensors file or is cut short: {error}.") from None
+    if header.get("schema") != SCHEMA:
+        raise ValueError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {header.get('schema')!r}.")
+    return header, tensors
+
+
+def _read_card(header: dict[str, str], path: Path) -> TeacherCard:
+    try:
+        values = json.loads(header["card"])
+        known = {item.name for item in fields(TeacherCard)}
+        values = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
+        }
+        return TeacherCard(**values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} has a faulty card in its header: {error}.") from None
+
+
+def _build(
+    kind: str,
+    card: TeacherCard,
+    average: Tensor | None,
+    tensors: dict[str, Tensor],
+    network: nn.Module | None,
+    path: Path,
+) -> Teacher:
+    from certvae.teachers.mixture import GaussianMixtureTeacher
+    from certvae.teachers.network import NetworkTeacher
+    from certvae.teachers.table import TargetTable
+
+    try:
+        if kind == NetworkTeacher.kind:
+            return NetworkTeacher.from_tensors(card, average, tensors, network)
+        makers: dict[str, Any] = {cls.kind: cls for cls in (GaussianMixtureTeacher, TargetTable)}
+        return makers[kind](card, average=average, **tensors)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold the tensors of a {kind!r} teacher: {error}.") from None
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

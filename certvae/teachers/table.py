@@ -1,0 +1,78 @@
+"""Fixed targets: one row of probabilities for each index of a data set."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certvae.information import as_probabilities
+from certvae.teachers.base import Teacher, TeacherCard, inputs_and_index
+
+__all__ = ["TargetTable"]
+
+
+class TargetTable(Teacher):
+    """Targets looked up by the rows' index; the input is not read.
+
+    Args:
+        card: what the targets are; the fingerprint ties them to one data set.
+        targets: probabilities, shape ``(N, K)``; rows without a target are NaN.
+        average: mean target over training rows, shape ``(K,)``.
+
+    Raises:
+        ValueError: if a row is neither a distribution nor all NaN.
+    """
+
+    kind = "target_table"
+    targets: Tensor
+
+    def __init__(self, card: TeacherCard, targets: Tensor, average: Tensor | None = None) -> None:
+        super().__init__(card, average)
+        if targets.ndim != 2 or targets.shape[1] != card.num_components:
+            raise ValueError(f"`targets` must have shape (N, {card.num_components}), got {tuple(targets.shape)}.")
+        present = ~targets.isnan().all(dim=1)
+        as_probabilities(targets[present], "targets")
+        self.register_buffer("targets", targets.float())
+
+    @classmethod
+    @torch.no_grad()
+    def from_teacher(cls, teacher: Teacher, loaders: Iterable[Iterable[Any]]) -> "TargetTable":
+        """Targets of a teacher for every row of some dataloaders.
+
+        Args:
+            teacher: the teacher whose answers are kept; its card and average are taken over.
+            loaders: dataloaders of batches ``(images, label, index)``.
+
+        Raises:
+            ValueError: if a batch carries no index.
+        """
+        pieces = [_targets_of(teacher, batch) for loader in loaders for batch in loader]
+        if not pieces:
+            raise ValueError("`loaders` must hold at least one row, got none.")
+        index = torch.cat([piece[0] for piece in pieces])
+        targets = torch.full((int(index.max()) + 1, teacher.num_components), torch.nan)
+        targets[index] = torch.cat([piece[1] for piece in pieces])
+        return cls(replace(teacher.card), targets, teacher.average)
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+        if index is None:
+            raise ValueError("a target table needs the rows' index; give batches (images, label, index).")
+        if index.numel() and int(index.max()) >= self.targets.shape[0]:
+            raise ValueError(f"index {int(index.max())} has no target; the table has {self.targets.shape[0]} rows.")
+        rows = self.targets[index.to(self.targets.device)]
+        if bool(rows.isnan().any()):
+            missing = index.to(rows.device)[rows.isnan().any(dim=1)][0]
+            raise ValueError(f"index {int(missing)} has no target; make the table from every split that is used.")
+        return rows.to(images.device)
+
+    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+        return {"targets": self.targets}
+
+
+def _targets_of(teacher: Teacher, batch: Any) -> tuple[Tensor, Tensor]:
+    images, index = inputs_and_index(batch)
+    if index is None:
+        raise ValueError("`loaders` must give batches (images, label, index); this batch has no index.")
+    return index.cpu(), teacher(images, index).float().cpu()

@@ -1,0 +1,199 @@
+"""The base of the DataModules: arrays in memory, splits that are disjoint by construction, floats on the device."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from certvae.files import sha256_array
+
+__all__ = ["DataError", "ImageArrays", "ImageDataModule", "RowDataset"]
+
+Batch = tuple[Tensor, Tensor, Tensor]
+
+
+class DataError(RuntimeError):
+    """Data files are missing, damaged, or not what they should be."""
+
+
+class ImageArrays(NamedTuple):
+    """A whole data set in memory.
+
+    Attributes:
+        images: uint8, shape ``(N, C, H, W)``; the training rows come first.
+        labels: int64, shape ``(N,)``.
+        num_train: how many rows are for training.
+        class_names: name of each label.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    num_train: int
+    class_names: tuple[str, ...]
+
+
+class RowDataset(Dataset[Batch]):
+    """Rows of the arrays; a batch is gathered at once, without Python work for each row.
+
+    Args:
+        images: uint8, shape ``(N, C, H, W)``.
+        labels: int64, shape ``(N,)``.
+        rows: which rows belong to this split; their positions in the whole set are the batches' ``index``.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
+        self.images, self.labels, self.rows = images, labels, rows
+
+    def __len__(self) -> int:
+        return self.rows.shape[0]
+
+    def __getitem__(self, position: int) -> Batch:
+        row = self.rows[position]
+        return self.images[row], self.labels[row], row
+
+    def __getitems__(self, positions: Sequence[int]) -> Batch:
+        rows = self.rows[torch.as_tensor(positions)]
+        return self.images[rows], self.labels[rows], rows
+
+
+def _as_is(batch: Any) -> Any:
+    """Collate function for batches that the data set already gathered."""
+    return batch
+
+
+class ImageDataModule(LightningDataModule):
+    """Batches ``(images, label, index)`` from arrays in memory.
+
+    Images are uint8 until they are on the device, then float32 in [0, 1]. ``index`` is the row's position in the
+    whole set, unique over all splits. The official training rows are all for training. The official test rows are
+    divided with a fixed seed: one part, ``val``, is watched during training; the other, ``test``, is kept for the
+    certificate that one publishes, so that neither training nor model selection has touched it.
+
+    Args:
+        batch_size: rows a batch.
+        certificate_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.
+        subset: for quick runs, at most this many rows of each split, drawn with the fixed seed.
+        split_seed: of the division.
+        num_workers: worker processes; 0 is fastest for arrays in memory.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        batch_size: int = 128,
+        certificate_fraction: float = 0.5,
+        subset: int | None = None,
+        split_seed: int = 0,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        if not 0 <= certificate_fraction < 1:
+            raise ValueError(f"`certificate_fraction` must be at least 0 and below 1, got {certificate_fraction}.")
+        if subset is not None and subset < 1:
+            raise ValueError(f"`subset` must be at least 1 or None, got {subset}.")
+        self.batch_size, self.certificate_fraction = batch_size, certificate_fraction
+        self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
+
+    @abstractmethod
+    def load(self) -> ImageArrays:
+        """Read the whole data set.
+
+        Raises:
+            DataError: if files are missing or damaged, naming them and what to do.
+        """
+
+    @cached_property
+    def arrays(self) -> ImageArrays:
+        """The whole data set, read once."""
+        return self.load()
+
+    @cached_property
+    def splits(self) -> dict[str, Tensor]:
+        """Rows of ``train``, ``val`` and ``test``: pieces of one sequence and one permutation, hence disjoint."""
+        arrays = self.arrays
+        held_out = np.arange(arrays.num_train, len(arrays.images))
+        order = np.random.default_rng(self.split_seed).permutation(held_out)
+        cut = len(order) - round(self.certificate_fraction * len(order))
+        rows = {
+            "train": np.arange(arrays.num_train),
+            "val": np.sort(order[:cut]),
+            "test": np.sort(order[cut:]),
+        }
+        return {name: torch.from_numpy(self._limit(values)) for name, values in rows.items()}
+
+    def _limit(self, rows: np.ndarray) -> np.ndarray:
+        if self.subset is None or self.subset >= len(rows):
+            return rows
+        return np.sort(np.random.default_rng(self.split_seed).permutation(rows)[: self.subset])
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """``(C, H, W)``."""
+        return tuple(self.arrays.images.shape[1:])
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label."""
+        return self.arrays.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of labels."""
+        return len(self.class_names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and labels; the same for every subset and split."""
+        return sha256_array(self.arrays.images, self.arrays.labels)
+
+    def setup(self, stage: str) -> None:  # noqa: D102
+        self._tensors = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
+
+    def dataset(self, split: str) -> RowDataset:
+        """The rows of ``"train"``, ``"val"`` or ``"test"``.
+
+        Raises:
+            DataError: if the split is empty.
+        """
+        if not hasattr(self, "_tensors"):
+            self.setup("fit")
+        rows = self.splits[split]
+        if len(rows) == 0:
+            raise DataError(
+                f"the split {split!r} is empty with certificate_fraction={self.certificate_fraction}; "
+                "give it a share of the held-out rows."
+            )
+        return RowDataset(*self._tensors, rows)
+
+    def loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
+        """A dataloader of uint8 batches; the DataModule makes them floats on the device."""
+        return DataLoader(
+            self.dataset(split), self.batch_size, shuffle, num_workers=self.num_workers, collate_fn=_as_is
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+        return self.loader("train", shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+        return self.loader("val")
+
+    def test_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+        return self.loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+        return self.loader("test")
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Turn uint8 images into float32 in [0, 1] where they are."""
+        images, labels, index = batch
+        return images.float() / 255, labels, index
