@@ -8,8 +8,12 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
+import torch
+
 from certvae.bounds import check_method, lower_bound
 from certvae.files import write_atomic
+from certvae.information import as_logits, as_probabilities, floor_log_probabilities
+from certvae.permutation import permutation_p_value
 from certvae.sums import CertificateSums
 
 __all__ = ["Certificate", "CertificateSettings", "Status", "certify"]
@@ -298,6 +302,8 @@ def certify(
     weights: Any = None,
     channel_logits: Any = None,
     rate: Any = None,
+    permutations: int = 0,
+    generator: torch.Generator | None = None,
 ) -> Certificate:
     """Certify that a witness is not constant in the input, from arrays or tensors of any float type.
 
@@ -315,6 +321,10 @@ def certify(
         weights: weight of each row, fixed independently of its values, shape ``(N,)``; 0 leaves a row out.
         channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
         rate: ``KL(q(z|x) || p(z))`` of each row in nats, shape ``(N,)``.
+        permutations: number of permutations of the test that fills in ``p_value``, 999 for instance; 0 makes no
+            test. It does not change the status. It uses the rows of positive weight, each once; see
+            :func:`certvae.permutation.permutation_p_value`.
+        generator: CPU generator of the permutations; default: the global random state.
 
     Returns:
         The certificate. With one row the bound is minus infinity.
@@ -322,6 +332,8 @@ def certify(
     Raises:
         ValueError: if an argument is not what this page says.
     """
+    if permutations < 0:
+        raise ValueError(f"`permutations` must be at least 0, got {permutations}. 0 makes no permutation test.")
     settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor)
     sums = CertificateSums.from_rows(
         teacher_probs,
@@ -332,4 +344,10 @@ def certify(
         witness_floor=settings.applied_floor,
         teacher_floor=teacher_floor,
     )
-    return certificate_from_sums(sums, settings)
+    p_value = None
+    if permutations and sums.num_rows:
+        teacher, witness = as_probabilities(teacher_probs), as_logits(witness_logits)
+        kept = slice(None) if weights is None else torch.as_tensor(weights).cpu() > 0
+        floored = floor_log_probabilities(witness, settings.applied_floor)
+        p_value = permutation_p_value(teacher[kept], floored[kept], permutations, generator)
+    return certificate_from_sums(sums, settings, p_value=p_value)

@@ -20,16 +20,24 @@ class Outcome:
 def user_errors() -> Iterator[Outcome]:
     """Print an error of ours in one line and set status 1; everything else, and Ctrl-C, passes through.
 
-    An error is ours if its class, or the code that raised it, belongs to this package.
+    An error is ours if code of this package raised it. Where a parser wrapped ours in its own, ours is printed.
     """
     outcome = Outcome()
     try:
         yield outcome
     except Exception as error:
-        if os.environ.get("CERTVAE_TRACEBACK") or not _is_ours(error):
+        ours = next((link for link in _chain(error) if _is_ours(link)), None)
+        if os.environ.get("CERTVAE_TRACEBACK") or ours is None:
             raise
-        print(f"certvae: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"certvae: {type(ours).__name__}: {ours}", file=sys.stderr)
         outcome.status = 1
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, outermost first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -79,8 +79,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: rows a batch.
         certificate_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.
         subset: for quick runs, at most this many rows of each split, drawn with the fixed seed.
-        split_seed: of the division.
-        num_workers: worker processes; 0 is fastest for arrays in memory.
+        split_seed: of the division, at least 0.
+        num_workers: worker processes, at least 0; 0 is fastest for arrays in memory.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -101,6 +101,10 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"`certificate_fraction` must be at least 0 and below 1, got {certificate_fraction}.")
         if subset is not None and subset < 1:
             raise ValueError(f"`subset` must be at least 1 or None, got {subset}.")
+        if split_seed < 0:
+            raise ValueError(f"`split_seed` must be at least 0, got {split_seed}.")
+        if num_workers < 0:
+            raise ValueError(f"`num_workers` must be at least 0, got {num_workers}.")
         self.batch_size, self.certificate_fraction = batch_size, certificate_fraction
         self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
 
@@ -177,8 +181,13 @@ class ImageDataModule(LightningDataModule):
 
     def loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         """A dataloader of uint8 batches; the DataModule makes them floats on the device."""
+        # By keyword, because Lightning passes `shuffle` again when it rebuilds a loader (predict, several processes).
         return DataLoader(
-            self.dataset(split), self.batch_size, shuffle, num_workers=self.num_workers, collate_fn=_as_is
+            self.dataset(split),
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            collate_fn=_as_is,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:  # noqa: D102

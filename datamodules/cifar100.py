@@ -1,11 +1,12 @@
 """CIFAR-100 from the official files, checked by their md5."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import check_md5
+from torchvision.datasets.utils import check_md5, download_and_extract_archive
 
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
 
@@ -23,7 +24,7 @@ class CIFAR100DataModule(ImageDataModule):
 
     def __init__(self, data_dir: str = "data", download: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.data_dir, self.download = data_dir, download
+        self.data_dir, self.download = os.path.expanduser(data_dir), download
 
     def prepare_data(self) -> None:
         """Download where asked for, and check the files.
@@ -33,7 +34,10 @@ class CIFAR100DataModule(ImageDataModule):
         """
         if self.download and self._faults():
             try:
-                CIFAR100(self.data_dir, download=True)
+                # CIFAR100(download=True) would not look at meta before it decides that nothing is to be fetched.
+                download_and_extract_archive(
+                    CIFAR100.url, self.data_dir, filename=CIFAR100.filename, md5=CIFAR100.tgz_md5
+                )
             except (OSError, RuntimeError) as error:
                 raise DataError(f"CIFAR-100 could not be downloaded ({error}). {self._cure()}") from None
         faults = self._faults()

@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import os
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -34,7 +36,7 @@ class TinyImageNetDataModule(ImageDataModule):
 
     Args:
         data_dir: folder that holds ``tiny-imagenet-200.zip`` or the folder ``tiny-imagenet-200``.
-        download: fetch the official zip if neither is there.
+        download: fetch the official zip if neither is there, or if the zip fails ``check_zip``.
         check_zip: check the official md5 of the zip, when it is read.
         cache_dir: where the decoded array is kept; default ``data_dir/certvae-cache``.
         kwargs: as for :class:`certvae.datamodules.ImageDataModule`.
@@ -49,8 +51,8 @@ class TinyImageNetDataModule(ImageDataModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.data_dir, self.download, self.check_zip = data_dir, download, check_zip
-        self.cache_dir = Path(cache_dir or Path(data_dir) / "certvae-cache")
+        self.data_dir, self.download, self.check_zip = os.path.expanduser(data_dir), download, check_zip
+        self.cache_dir = Path(cache_dir or Path(data_dir) / "certvae-cache").expanduser()
 
     @property
     def _zip(self) -> Path:
@@ -66,8 +68,8 @@ class TinyImageNetDataModule(ImageDataModule):
         Raises:
             DataError: naming a missing or damaged file.
         """
-        if self.download and not (self._folder.is_dir() or self._zip.is_file()):
-            try:
+        if self.download and not self._folder.is_dir() and (self.check_zip or not self._zip.is_file()):
+            try:  # does nothing if the zip has the md5, and replaces one that an earlier download left unfinished
                 download_url(URL, self.data_dir, self._zip.name, MD5)
             except (OSError, RuntimeError) as error:
                 raise DataError(f"Tiny-ImageNet could not be downloaded ({error}). {self._cure()}") from None
@@ -100,7 +102,7 @@ class TinyImageNetDataModule(ImageDataModule):
         if path.is_file():
             try:
                 cached = np.load(path, allow_pickle=False)
-            except (ValueError, EOFError, OSError) as error:
+            except Exception as error:  # numpy raises half a dozen types for a damaged header
                 raise DataError(f"the cache {path} is damaged ({error}); delete it, and it is made again.") from None
             if cached.shape == shape and cached.dtype == np.uint8:
                 return cached
@@ -141,7 +143,10 @@ class _Source:
 
         def read(name: str) -> bytes:
             with lock:  # a ZipFile has one file position
-                return archive.read(infos[name])
+                try:
+                    return archive.read(infos[name])
+                except (BadZipFile, EOFError, zlib.error) as error:
+                    raise DataError(f"{path}: the file {name} is damaged ({error}); fetch it again.") from None
 
         return cls(sorted(infos), read, lambda name: infos[name].file_size, str(path))
 
@@ -150,6 +155,8 @@ class _Source:
             return self.read(name).decode()
         except (KeyError, FileNotFoundError):
             raise DataError(f"{self.label} lacks {name}; fetch Tiny-ImageNet-200 again.") from None
+        except UnicodeDecodeError as error:
+            raise DataError(f"{self.label}: the file {name} is damaged ({error}); fetch it again.") from None
 
 
 def _training_files(source: _Source, wnids: list[str]) -> tuple[list[str], list[int]]:
@@ -169,11 +176,14 @@ def _validation_files(source: _Source, wnids: list[str]) -> tuple[list[str], lis
     present, number = set(source.names), {wnid: label for label, wnid in enumerate(wnids)}
     names, labels = [], []
     for line in source.text("val/val_annotations.txt").splitlines():
-        file, wnid = line.split("\t")[:2]
+        file, wnid, *_ = [*line.split("\t"), ""]
         name = f"val/images/{file}"
-        if name in present:
-            names.append(name)
-            labels.append(number[wnid])
+        if name not in present:
+            continue
+        if wnid not in number:
+            raise DataError(f"{source.label}: val/val_annotations.txt has no class of wnids.txt in the line {line!r}.")
+        names.append(name)
+        labels.append(number[wnid])
     if not names:
         raise DataError(f"{source.label} has none of the images that val/val_annotations.txt lists; fetch it again.")
     return names, labels
@@ -195,7 +205,7 @@ def _decode_one(data: bytes, name: str, label: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{label}: the image {name} is damaged ({error}); fetch it again.") from None
     if pixels.shape != (SIZE, SIZE, 3):
         raise DataError(

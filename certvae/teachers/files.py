@@ -24,13 +24,10 @@ def save_teacher(teacher: Teacher, path: str | Path) -> Path:
     tensors = {key: value.detach().cpu().contiguous() for key, value in teacher.tensors().items()}
     if teacher.average is not None:
         tensors["average"] = teacher.average.cpu().contiguous()
-    header = {
-        "schema": SCHEMA,
-        "kind": teacher.kind,
-        "card": json.dumps(asdict(teacher.card)),
-        "sha256": _digest(tensors),
-    }
-    return write_atomic(path, save(tensors, metadata=header))
+    header = {"schema": SCHEMA, "kind": teacher.kind, "card": asdict(teacher.card)}
+    header["sha256"] = _digest(header, tensors)
+    # One entry, because safetensors does not keep the order of several: equal teachers give equal bytes.
+    return write_atomic(path, save(tensors, metadata={"certvae": json.dumps(header)}))
 
 
 def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
@@ -52,27 +49,32 @@ def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
         raise FileNotFoundError(f"no teacher at {path}. Run a search first: certvae fit --config .../search.yaml.")
     header, tensors = _read(path)
     card = _read_card(header, path)
-    if header.get("sha256") != _digest(tensors):
-        raise ValueError(f"{path} is damaged: its tensors do not have the digest that its header states.")
+    if header.get("sha256") != _digest(header, tensors):
+        raise ValueError(f"{path} is damaged: its contents do not have the digest that its header states.")
     average = tensors.pop("average", None)
-    return _build(header["kind"], card, average, tensors, network, path)
+    return _build(header.get("kind", ""), card, average, tensors, network, path)
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file or is cut short: {error}.") from None
-    if header.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {header.get('schema')!r}.")
+    try:
+        header = json.loads(metadata["certvae"])
+        schema = header.get("schema")
+    except (KeyError, ValueError, AttributeError):
+        raise ValueError(f"{path} is not a teacher file: its header has no entry 'certvae'.") from None
+    if schema != SCHEMA:
+        raise ValueError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {schema!r}.")
     return header, tensors
 
 
-def _read_card(header: dict[str, str], path: Path) -> TeacherCard:
+def _read_card(header: dict[str, Any], path: Path) -> TeacherCard:
     try:
-        values = json.loads(header["card"])
+        values = header["card"]
         known = {item.name for item in fields(TeacherCard)}
         values = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
@@ -103,8 +105,9 @@ def _build(
         raise ValueError(f"{path} does not hold the tensors of a {kind!r} teacher: {error}.") from None
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    stated = {key: value for key, value in header.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())

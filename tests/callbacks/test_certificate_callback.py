@@ -1,0 +1,281 @@
+"""The callback: its numbers are the one-shot certificate's, and it changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.utils.data import DataLoader, TensorDataset
+
+from certvae import Certificate, Status, certify
+from certvae.callbacks import CertificateCallback
+from certvae.callbacks.certificate import LOGGED
+from certvae.callbacks.history import append_history, read_history
+from certvae.datamodules import DigitsDataModule
+from certvae.noise import row_normal
+from tests.runs import digits_teacher, small_vae, trainer
+
+
+def fit(folder: Path, callback: CertificateCallback, epochs: int = 2, **arguments: Any) -> tuple[Any, Any]:
+    model = small_vae(digits_teacher(), alignment_weight=20.0)
+    runner = trainer(folder, max_epochs=epochs, callbacks=[callback], **arguments)
+    runner.fit(model, datamodule=DigitsDataModule(batch_size=64))
+    return runner, model
+
+
+def test_numbers_are_the_one_shot_certificate_of_the_validation_rows(tmp_path: Path) -> None:
+    callback = CertificateCallback(channel_samples=3)
+    runner, model = fit(tmp_path, callback)
+    data = DigitsDataModule()
+    images = torch.from_numpy(data.arrays.images[data.splits["val"].numpy()]).float() / 255
+    with torch.no_grad():
+        posterior = model.eval()(images)
+        noise = row_normal(torch.arange(300), 3 * 6).float().view(300, 3, 6)
+        draws = [model.witness(posterior.sample(noise[:, draw])) for draw in range(3)]
+        rate = posterior.kl_to_standard_normal().sum(dim=1)
+        expected = certify(
+            model.teacher(images), model.witness(posterior.mean), channel_logits=torch.stack(draws), rate=rate
+        )
+    for name in LOGGED:
+        logged = runner.callback_metrics[f"certificate/{name}"]
+        assert float(logged) == pytest.approx(float(getattr(expected, name)), abs=1e-5), name
+    assert callback.certificate is not None
+    assert callback.certificate.num_samples == 300
+    assert callback.certificate.status is expected.status
+
+
+def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, monitor="certificate/margin_lower", mode="max", filename="best")
+    stopping = EarlyStopping("certificate/margin", mode="max", patience=5)
+    callback = CertificateCallback()
+    runner = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[callback, checkpoint, stopping])
+    runner.fit(small_vae(digits_teacher(), alignment_weight=20.0), datamodule=DigitsDataModule())
+    assert runner.callback_metrics["certificate/margin"].dtype == torch.float64
+    assert callback.certificate is not None
+    assert float(runner.callback_metrics["certificate/margin"]) == callback.certificate.margin
+    assert checkpoint.best_model_score is not None
+
+
+def test_weights_are_bit_equal_with_and_without_it(tmp_path: Path) -> None:
+    models = []
+    for callbacks in ([], [CertificateCallback(channel_samples=4, save_dir=tmp_path)]):
+        model = small_vae(digits_teacher(), alignment_weight=20.0)
+        trainer(tmp_path, max_epochs=3, callbacks=callbacks).fit(model, datamodule=DigitsDataModule())
+        models.append(model.state_dict())
+    assert all(torch.equal(value, models[1][key]) for key, value in models[0].items())
+
+
+def test_full_alignment_is_certified_and_a_collapsed_code_is_not(tmp_path: Path) -> None:
+    for weight, beta, status in ((200.0, 20.0, Status.CERTIFIED), (0.0, 40.0, Status.NOT_CERTIFIED)):
+        callback = CertificateCallback()
+        model = small_vae(digits_teacher(), alignment_weight=weight, beta=beta)
+        trainer(tmp_path, max_epochs=12, callbacks=[callback]).fit(model, datamodule=DigitsDataModule())
+        assert callback.certificate is not None
+        assert callback.certificate.status is status, str(callback.certificate)
+
+
+@pytest.mark.parametrize("limit", [{"limit_val_batches": 2}, {"limit_val_batches": 0.4}, {"fast_dev_run": True}])
+def test_a_set_cut_short_is_partial(tmp_path: Path, limit: dict[str, Any]) -> None:
+    callback = CertificateCallback()
+    fit(tmp_path, callback, epochs=1, **limit)
+    assert callback.certificate is not None
+    assert callback.certificate.status is Status.PARTIAL
+    assert callback.best_margin is None
+
+
+def test_the_sanity_check_is_skipped(tmp_path: Path) -> None:
+    callback = CertificateCallback(save_dir=tmp_path)
+    fit(tmp_path, callback, epochs=2, num_sanity_val_steps=2)
+    epochs = [item.provenance["epoch"] for item in read_history(tmp_path / "certificates_val.jsonl")]
+    assert epochs == [0, 1]
+    assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
+
+
+def test_bf16_and_autocast_meet_no_dtype_error(tmp_path: Path) -> None:
+    callback = CertificateCallback()
+    fit(tmp_path, callback, precision="bf16-mixed")
+    assert callback.certificate is not None
+    assert callback.certificate.num_samples == 300
+
+
+def test_one_line_is_printed_when_the_status_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, CertificateCallback(), epochs=4)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "CERTIFIED" in line]
+    assert 1 <= len(lines) <= 2
+    assert "margin" in lines[0]
+
+
+def test_state_survives_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+    first = CertificateCallback(safety_margin=0.01)
+    runner = trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[first, checkpoint])
+    runner.fit(small_vae(digits_teacher(), alignment_weight=200.0), datamodule=DigitsDataModule())
+    assert first.first_certified_epoch is not None
+    second = CertificateCallback(safety_margin=0.01)
+    runner = trainer(tmp_path, max_epochs=4, enable_checkpointing=True, callbacks=[second, checkpoint])
+    model = small_vae(digits_teacher(), alignment_weight=200.0)
+    runner.fit(model, datamodule=DigitsDataModule(), ckpt_path=tmp_path / "last.ckpt")
+    assert second.first_certified_epoch == first.first_certified_epoch
+    assert first.best_margin is not None
+    assert second.best_margin is not None
+    assert second.best_margin >= first.best_margin
+
+
+def test_trainer_test_writes_a_certificate_of_the_test_rows(tmp_path: Path) -> None:
+    callback = CertificateCallback(save_dir=tmp_path)
+    runner, model = fit(tmp_path, callback)
+    results = runner.test(model, datamodule=DigitsDataModule(), verbose=False)
+    certificate = Certificate.load(tmp_path / "certificate_test.json")
+    assert certificate.margin == results[0]["test_certificate/margin"]
+    assert certificate.provenance["stage"] == "test"
+
+
+def test_validate_alone_works(tmp_path: Path) -> None:
+    callback = CertificateCallback()
+    trainer(tmp_path, callbacks=[callback]).validate(small_vae(digits_teacher()), DigitsDataModule(), verbose=False)
+    assert callback.certificate is not None
+
+
+class ForeignEncoder(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.body = kind, nn.Linear(64, 12)
+
+    def forward(self, images: Tensor) -> Any:
+        mean, log_variance = self.body(images.flatten(1)).chunk(2, dim=1)
+        if self.kind == "mean":
+            return mean
+        return (mean, log_variance) if self.kind == "pair" else Normal(mean, (log_variance / 2).exp())
+
+
+class ForeignVAE(LightningModule):
+    """A VAE that knows nothing of certificates, with batches ``(images, labels)``."""
+
+    def __init__(self, kind: str = "pair") -> None:
+        super().__init__()
+        self.encoder, self.decoder = ForeignEncoder(kind), nn.Linear(6, 64)
+
+    def step(self, batch: Any) -> Tensor:
+        images = batch[0].flatten(1)
+        code = self.encoder(images)
+        mean = code if isinstance(code, Tensor) else (code.mean if isinstance(code, Normal) else code[0])
+        return ((self.decoder(mean) - images) ** 2).mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.step(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.step(batch))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def plain_loader(rows: int = 90) -> DataLoader[Any]:
+    images = torch.from_numpy(DigitsDataModule().arrays.images[:rows]).float() / 255
+    return DataLoader(TensorDataset(images, torch.zeros(rows)), batch_size=32)
+
+
+@pytest.mark.parametrize("kind", ["mean", "pair", "distribution"])
+def test_a_foreign_vae_is_measured_through_a_hook(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(0)
+    model, callback = ForeignVAE(kind), CertificateCallback(teacher=digits_teacher(), latents="encoder")
+    trainer(tmp_path, callbacks=[callback]).fit(model, plain_loader(), plain_loader())
+    images = torch.cat([batch[0] for batch in plain_loader()])
+    teacher = digits_teacher()
+    with torch.no_grad():
+        mean = model.encoder.body(images.flatten(1))[:, :6]
+    expected = certify(teacher(images), teacher.witness(6)(mean))
+    assert callback.certificate is not None
+    assert callback.certificate.margin == pytest.approx(expected.margin, abs=1e-5)
+    assert (callback.certificate.channel_margin is None) == (kind == "mean")
+    assert not model.encoder._forward_hooks
+
+
+def test_a_foreign_vae_is_measured_through_a_function(tmp_path: Path) -> None:
+    def code(module: Any, batch: Any) -> Any:
+        return module.encoder(batch[0].flatten(1))
+
+    callback = CertificateCallback(teacher=digits_teacher(), latents=code, images=lambda batch: batch[0])
+    trainer(tmp_path, callbacks=[callback]).fit(ForeignVAE(), plain_loader(), plain_loader())
+    assert callback.certificate is not None
+    assert callback.certificate.num_samples == 90
+
+
+def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
+    class Failing(ForeignVAE):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            raise RuntimeError("their own error")
+
+    model = Failing()
+    with pytest.raises(RuntimeError, match="their own error"):
+        trainer(tmp_path, callbacks=[CertificateCallback(digits_teacher(), "encoder")]).fit(
+            model, plain_loader(), plain_loader()
+        )
+    assert not model.encoder._forward_hooks
+
+
+def test_what_cannot_work_says_why(tmp_path: Path) -> None:
+    def run(callback: CertificateCallback, model: LightningModule, *loaders: Any) -> None:
+        trainer(tmp_path, callbacks=[callback]).fit(model, *(loaders or (plain_loader(), plain_loader())))
+
+    with pytest.raises(ValueError, match="`teacher` must be a teacher or the path of its file"):
+        run(CertificateCallback(), ForeignVAE())
+    with pytest.raises(
+        ValueError, match=r"`latents='encoder.bodi'` names no submodule. The nearest are \['encoder.body'"
+    ):
+        run(CertificateCallback(digits_teacher(), "encoder.bodi"), ForeignVAE())
+    with pytest.raises(ValueError, match="without `latents` the module's step must return a dict"):
+        run(CertificateCallback(digits_teacher()), ForeignVAE())
+    with pytest.raises(TypeError, match="`latents` must give a mean tensor"):
+        run(CertificateCallback(digits_teacher(), lambda module, batch: "code"), ForeignVAE())
+    with pytest.raises(ValueError, match=r"`latents` must have shape \(B, latent_dim\)"):
+        run(CertificateCallback(digits_teacher(), lambda module, batch: batch[0]), ForeignVAE())
+    with pytest.raises(ValueError, match="`latents` gave 3 rows for a batch of 32 inputs"):
+        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.zeros(3, 6)), ForeignVAE())
+    model = ForeignVAE()
+    model.unused = nn.Linear(1, 1)
+    with pytest.raises(ValueError, match="was not called during this step"):
+        run(CertificateCallback(digits_teacher(), "unused"), model)
+    with pytest.raises(ValueError, match="`latent_dim` must be at least num_components - 1 = 8, got 6"):
+        run(CertificateCallback(digits_teacher(9), "encoder"), ForeignVAE())
+
+
+def test_an_empty_or_missing_validation_set_is_refused(tmp_path: Path) -> None:
+    callback = CertificateCallback(digits_teacher(), "encoder")
+    for loader in (None, DataLoader(TensorDataset(torch.empty(0, 1, 8, 8), torch.empty(0)))):
+        with pytest.raises(ValueError, match="the validation set is empty or missing"):
+            trainer(tmp_path, callbacks=[callback]).fit(ForeignVAE(), plain_loader(), loader)
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="`channel_samples` must be at least 0"):
+        CertificateCallback(channel_samples=-1)
+    with pytest.raises(ValueError, match="`confidence` must be between 0 and 1"):
+        CertificateCallback(confidence=2)
+
+
+def test_images_in_another_range_are_refused(tmp_path: Path) -> None:
+    images = torch.randn(40, 1, 8, 8)
+    loader = DataLoader(TensorDataset(images, torch.zeros(40)), batch_size=20)
+    with pytest.raises(ValueError, match=r"made for values in \[0, 1\]"):
+        trainer(tmp_path, callbacks=[CertificateCallback(digits_teacher(), "encoder")]).fit(
+            ForeignVAE(), plain_loader(), loader
+        )
+
+
+def test_a_history_cut_short_or_repeated_reads_as_measured_last(tmp_path: Path) -> None:
+    path = tmp_path / "certificates_val.jsonl"
+    probs = torch.full((4, 2), 0.5)
+    for epoch, scale in ((0, 1.0), (1, 1.0), (1, 2.0)):
+        certificate = certify(probs, scale * torch.eye(2).repeat(2, 1))
+        certificate.provenance = {"epoch": epoch}
+        append_history(path, certificate)
+    path.write_text(path.read_text() + '{"schema": "certv')
+    history = read_history(path)
+    assert len(history) == 2
+    assert history[1].alignment_loss > history[0].alignment_loss

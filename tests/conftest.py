@@ -1,0 +1,31 @@
+"""Shared inputs of the tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+torch.set_num_threads(1)  # the networks of the tests are small; more threads only wait for each other
+
+
+def random_probs(rows: int, components: int, seed: int, sharpness: float = 2.0) -> Tensor:
+    """Random rows of probabilities, float64, shape ``(rows, components)``."""
+    generator = torch.Generator().manual_seed(seed)
+    return (sharpness * torch.randn(rows, components, generator=generator, dtype=torch.float64)).softmax(dim=1)
+
+
+def random_logits(rows: int, components: int, seed: int, scale: float = 2.0) -> Tensor:
+    """Random logits, float64, shape ``(rows, components)``."""
+    generator = torch.Generator().manual_seed(seed + 10_000)
+    return scale * torch.randn(rows, components, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the real data sets; skips where it is not given."""
+    folder = os.environ.get("CERTVAE_DATA_DIR")
+    if not folder:
+        pytest.skip("CERTVAE_DATA_DIR is not set, so there are no real CIFAR-100 and Tiny-ImageNet files to test on")
+    return Path(folder)
