@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.callbacks.history import append_history
 from certvae.callbacks.rows import RowPositions, is_cut_short
-from certvae.certificate import Certificate, CertificateSettings
+from certvae.certificate import Certificate
+from certvae.leaks import check_witness
 from certvae.metric import CertificateMetric
 from certvae.noise import row_normal
 from certvae.posterior import Posterior
 from certvae.teachers import Teacher, load_teacher
+from certvae.verdict import CertificateSettings
 from certvae.witness import SimplexWitness
 
 __all__ = ["LOGGED", "CertificateCallback"]
@@ -50,9 +52,13 @@ class CertificateCallback(Callback):
             ``witness``, else the teacher's simplex witness.
         witness_scale: scale of that simplex witness.
         safety_margin: nats by which the lower bound must exceed the threshold.
-        confidence: probability with which the lower bound holds, for one look.
+        confidence: probability with which the lower bound holds.
         method: the bound; see :mod:`certvae.bounds`.
-        channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out.
+        channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out. The margins of the
+            draws are averaged: each draw is a code that the decoder could have received, and the average of their
+            margins stays below the rate, which the margin of an averaged witness need not.
+        spending: share the error probability among all looks (:func:`certvae.bounds.spending`): 'certified at some
+            epoch' then holds with ``confidence`` over the whole run, however long.
         save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
             ``certificates_val.jsonl``, one line an epoch; default: nothing is written.
         seed: of the draws. Each row has its own random numbers, whatever process it is on.
@@ -61,6 +67,7 @@ class CertificateCallback(Callback):
         certificate: the latest certificate.
         first_certified_epoch: first epoch with status ``CERTIFIED``; kept in checkpoints.
         best_margin: highest margin of a complete validation set; kept in checkpoints.
+        looks: validation epochs measured so far; kept in checkpoints.
 
     Raises:
         ValueError: if an argument is out of its range, or there is no teacher.
@@ -77,6 +84,7 @@ class CertificateCallback(Callback):
         confidence: float = 0.95,
         method: str = "normal",
         channel_samples: int = 1,
+        spending: bool = False,
         save_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
@@ -87,11 +95,13 @@ class CertificateCallback(Callback):
         self.witness, self.witness_scale = witness, witness_scale
         self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
         self.channel_samples, self.save_dir, self.seed = channel_samples, save_dir, seed
+        self.spending = spending
         if method in ("plugin", "normal"):  # the rigorous ones need the teacher's floor, known in `setup`
             CertificateSettings(safety_margin, confidence, method)
         self.certificate: Certificate | None = None
         self.first_certified_epoch: int | None = None
         self.best_margin: float | None = None
+        self.looks = 0
         self._capture = LatentCapture(latents)
         self._teacher: Teacher | None = None
         self._witness: nn.Module | None = None
@@ -117,13 +127,15 @@ class CertificateCallback(Callback):
         data = getattr(trainer, "datamodule", None)
         self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
         self._witness = self.witness or _own_witness(pl_module, self._teacher)
-        self._settings()
+        self._new_metric()
 
-    def _settings(self) -> CertificateMetric:
+    def _new_metric(self, look: int | None = None) -> CertificateMetric:
         assert self._teacher is not None
         card = self._teacher.card
         floor = card.floor if self.method in ("hoeffding", "bernstein") else 0.0
-        return CertificateMetric(card.num_components, self.safety_margin, self.confidence, self.method, floor)
+        return CertificateMetric(
+            card.num_components, self.safety_margin, self.confidence, self.method, floor, look=look
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
@@ -139,17 +151,21 @@ class CertificateCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if not trainer.sanity_checking:
-            self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
+            self.looks += 1
+            look = self.looks if self.spending else None
+            self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any) -> None:
+    def _start(
+        self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any, look: int | None = None
+    ) -> None:
         assert self._teacher is not None
         loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
         # MPS has no float64, so the sums stay on the CPU there.
         device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
-        self._metric = self._settings().to(device)
+        self._metric = self._new_metric(look).to(device)
         self._metric.partial = is_cut_short(counts[0], loader)
         self._teacher.to(device)
         self._positions = RowPositions(loader, trainer)
@@ -189,10 +205,11 @@ class CertificateCallback(Callback):
         images = self._images(batch)
         if images.shape[0] != captured.mean.shape[0]:
             raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {images.shape[0]} inputs.")
-        if self._first_batch:
-            self._teacher.check_values(images)
-            self._first_batch = False
         witness = self._witness_for(captured.mean)
+        if self._first_batch:
+            self._first_batch = False
+            self._teacher.check_values(images)
+            self._metric.leaks = check_witness(witness, captured.mean)
         positions, weights = self._positions.next(images.shape[0])
         self._metric.update(
             self._teacher(images, _index(batch)),
@@ -241,7 +258,10 @@ class CertificateCallback(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
         assert self._metric is not None
         self._capture.detach()
-        certificate = self._metric.compute()  # a collective: every rank must reach this line
+        # Leak findings of any rank count for all; both lines are collectives that every rank must reach.
+        if trainer.strategy.reduce_boolean_decision(bool(self._metric.leaks), all=False) and not self._metric.leaks:
+            self._metric.leaks = ["found on another process"]
+        certificate = self._metric.compute()
         certificate.provenance = self._provenance(trainer, stage)
         prefix = "certificate" if stage == "val" else "test_certificate"
         for name in LOGGED:
@@ -284,11 +304,16 @@ class CertificateCallback(Callback):
         self._capture.detach()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {"first_certified_epoch": self.first_certified_epoch, "best_margin": self.best_margin}
+        return {
+            "first_certified_epoch": self.first_certified_epoch,
+            "best_margin": self.best_margin,
+            "looks": self.looks,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
+        self.looks = state_dict["looks"]
 
 
 def _own_witness(pl_module: LightningModule, teacher: Teacher) -> nn.Module | None:

@@ -19,7 +19,17 @@ import math
 from statistics import NormalDist
 from typing import Literal, get_args
 
-__all__ = ["METHODS", "Method", "bernstein", "check_method", "hoeffding", "lower_bound", "normal", "plugin"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "bernstein",
+    "check_method",
+    "hoeffding",
+    "lower_bound",
+    "normal",
+    "plugin",
+    "spending",
+]
 
 Method = Literal["plugin", "normal", "hoeffding", "bernstein"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -138,6 +148,26 @@ def bernstein(
     curvature = (teacher_log_range - 1 + math.exp(-teacher_log_range)) / teacher_log_range**2
     known = deviation * math.sqrt(2 * log_term / size) + 7 * score_range * log_term / (3 * (size - 1))
     return margin - known - log_term / (2 * curvature * (size - 1))
+
+
+def spending(alpha: float, look: int) -> float:
+    r"""Error probability that look ``t`` may spend, :math:`\alpha_t = 6 \alpha / (\pi^2 t^2)`.
+
+    Looking every epoch is repeated testing. The shares add up to :math:`\alpha` over all looks, however many, so by
+    the union bound 'the lower bound held at every look', and hence 'certified at some epoch' where it was said, is
+    true with probability at least :math:`1 - \alpha`. No independence of the looks is needed, but each look's rows
+    must not have trained the model that it looks at. Source: Basel's series; Robbins, 1970, for such mixtures.
+
+    Args:
+        alpha: error probability of the whole run, in (0, 1).
+        look: number of the look, from 1.
+
+    Raises:
+        ValueError: if ``look`` is below 1.
+    """
+    if look < 1:
+        raise ValueError(f"`look` must be at least 1, got {look}.")
+    return 6 * alpha / (math.pi * look) ** 2
 
 
 def lower_bound(

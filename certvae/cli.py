@@ -1,7 +1,11 @@
 """The command line: Lightning's fit, validate, test and predict, and the commands of this project."""
 
+import logging
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.cli import LightningCLI
@@ -12,15 +16,17 @@ USAGE = """usage: certvae COMMAND ...
 
   fit | validate | test | predict   run a model from a YAML:   certvae fit --config experiments/digits/full.yaml
   protocol                          search, full, no_align, rescue for each seed, then a table, a summary and a figure
+  certify                           certificate.json from a checkpoint, a teacher and a YAML, on rows kept for it
+  verify                            recompute a certificate.json; exit status 0 only if it holds
 
 certvae COMMAND --help tells the options of each."""
 
 
-def run_lightning(args: Sequence[str] | None = None, run: bool = True) -> LightningCLI:
+def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool = True) -> LightningCLI:
     """Lightning's command line in subclass mode: any model and any DataModule by ``class_path``.
 
     Args:
-        args: arguments; default: those of the process.
+        args: arguments, or a configuration as a dict; default: those of the process.
         run: whether to run the subcommand, or only to build trainer, model and data.
     """
     return LightningCLI(
@@ -29,18 +35,36 @@ def run_lightning(args: Sequence[str] | None = None, run: bool = True) -> Lightn
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_kwargs={"overwrite": True},
-        args=None if args is None else list(args),
+        args=list(args) if isinstance(args, tuple) else args,  # type: ignore[arg-type]
         run=run,
     )
 
 
-def _protocol(args: Sequence[str]) -> None:
-    from certvae.protocol import main as run_protocol
+def _command(name: str, args: Sequence[str]) -> int:
+    """Run a command of this project; its module is imported only now."""
+    _quiet()
+    module = import_module(f"certvae.{_COMMANDS[name]}")
+    return int(module.main(args) or 0)
 
-    run_protocol(args)
+
+def _quiet() -> None:
+    """Leave the terminal to our own lines: Lightning's hints do not apply to the runs that these commands make."""
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in _HINTS:
+        warnings.filterwarnings("ignore", f"(?s).*{text}.*")
 
 
-_COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"protocol": _protocol}
+_HINTS = (
+    "does not have many workers",
+    "smaller than the logging interval",
+    "LeafSpec",
+    "exists and is not empty",
+    "LightningCLI's args parameter",
+    "tensorboardX",
+    "deprecated in v4",
+)
+_COMMANDS = {"protocol": "protocol", "certify": "publish", "verify": "verify"}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -56,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 0
     with user_errors() as outcome:
         if given[0] in _COMMANDS:
-            _COMMANDS[given[0]](given[1:])
+            outcome.status = _command(given[0], given[1:])
         else:
             run_lightning(args)
     return outcome.status

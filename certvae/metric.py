@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from certvae.certificate import Certificate, CertificateSettings, certificate_from_sums
+from certvae.certificate import Certificate
 from certvae.sums import CertificateSums
+from certvae.verdict import CertificateSettings, certificate_from_sums
 
 __all__ = ["CertificateMetric"]
 
@@ -25,10 +26,12 @@ class CertificateMetric(Metric):
         method: the bound; see :mod:`certvae.bounds`.
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
         witness_floor: share of the uniform distribution mixed into the witness.
+        look: number of this look, if the error is spent over looks.
         kwargs: passed to :class:`torchmetrics.Metric`.
 
     Attributes:
         partial: set it when the rows are only a part of their set; the status is then ``PARTIAL``.
+        leaks: what leak tests found; the status is then ``LEAKING``.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -55,14 +58,16 @@ class CertificateMetric(Metric):
         method: str = "normal",
         teacher_floor: float = 0.0,
         witness_floor: float | None = None,
+        look: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if num_components < 2:
             raise ValueError(f"`num_components` must be at least 2, got {num_components}.")
         self.num_components = num_components
-        self.settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor)
+        self.settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor, look)
         self.partial = False
+        self.leaks: list[str] = []
         zeros = torch.zeros(CertificateSums.packed_size(num_components), dtype=torch.float64)
         self.add_state("packed", default=zeros, dist_reduce_fx="sum")
 
@@ -73,9 +78,10 @@ class CertificateMetric(Metric):
         weights: Tensor | None = None,
         *,
         channel_logits: Tensor | None = None,
+        calibrated_logits: Tensor | None = None,
         rate: Tensor | None = None,
     ) -> None:
-        """Add rows; arguments as in :func:`certvae.certify`.
+        """Add rows; arguments as in :meth:`certvae.sums.CertificateSums.from_rows`.
 
         Raises:
             ValueError: if the rows do not have ``num_components`` components, or are not what they should be.
@@ -89,6 +95,7 @@ class CertificateMetric(Metric):
             witness_logits,
             weights,
             channel_logits=channel_logits,
+            calibrated_logits=calibrated_logits,
             rate=rate,
             witness_floor=self.settings.applied_floor,
             teacher_floor=self.settings.teacher_floor,
@@ -101,7 +108,7 @@ class CertificateMetric(Metric):
         Raises:
             ValueError: if no row was counted.
         """
-        return certificate_from_sums(self.sums(), self.settings, partial=self.partial)
+        return certificate_from_sums(self.sums(), self.settings, partial=self.partial, leaks=self.leaks)
 
     def sums(self) -> CertificateSums:
         """The additive sums so far."""

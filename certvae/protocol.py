@@ -7,9 +7,8 @@ be run again by itself with ``certvae fit --config``.
 import argparse
 import hashlib
 import json
-import logging
+import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,7 +142,6 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
     Raises:
         ProtocolError: if a folder holds a run with other settings, or a phase was interrupted.
     """
-    _quiet()
     for seed in protocol.seeds:
         if not protocol.teachers:
             _run_phase(protocol, "search", seed)
@@ -214,18 +212,6 @@ def _write_targets(protocol: Protocol, seed: int) -> None:
     print(f"Fixed targets saved to {path}.")
 
 
-def _quiet() -> None:
-    """Leave the terminal to the status line: Lightning's hints do not apply to data in memory and short epochs."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for text in (".*does not have many workers.*", ".*smaller than the logging interval.*"):
-        warnings.filterwarnings("ignore", text)
-    warnings.filterwarnings("ignore", ".*LeafSpec.*")
-    warnings.filterwarnings("ignore", ".*Experiment logs directory.*")
-    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-
-
 def main(args: Sequence[str] | None = None) -> None:
     """``certvae protocol FILE``: run a protocol and print its table."""
     parser = argparse.ArgumentParser(prog="certvae protocol", description=__doc__.splitlines()[0])
@@ -247,5 +233,5 @@ def main(args: Sequence[str] | None = None) -> None:
     summary = run_protocol(protocol)
     from certvae.summary import summary_table
 
-    Console().print(summary_table(summary))
+    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
     print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, margin.png")

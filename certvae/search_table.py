@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from certvae.files import write_atomic
@@ -119,7 +118,7 @@ def write_table(rows: Sequence[CandidateRow], path: Path) -> Path:
 def rich_table(rows: Sequence[CandidateRow], most: int = 12) -> Table:
     """The candidates with the most held-out information, the chosen one among them, as a rich table."""
     table = Table(
-        title=f"Candidate teachers ({len(rows)} tried; nats)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+        title=f"Candidate teachers ({len(rows)} tried; nats)", box=None, padding=(0, 1, 0, 0), title_justify="left"
     )
     for name in ("K", "cov", "start", "temp", "I held-out", "I train", "energy", "use", "drift", ""):
         table.add_column(name, justify="left" if name in ("cov", "") else "right", no_wrap=True)

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from certvae.callbacks.history import read_history
@@ -91,8 +90,8 @@ def _scalars(values: dict[str, Any]) -> dict[str, Any]:
 def summary_table(summary: dict[str, Any]) -> Table:
     """The certificates of every seed and phase as a rich table."""
     title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
-    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for name in ("seed", "phase", "status", "margin", ">=", "I_T", "channel", "rate", "I_S", "s/epoch"):
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    for name in ("seed", "phase", "status", "margin", ">=", "I_T", "channel", "rate", "I_S", "s/ep"):
         table.add_column(name, justify="left" if name in ("phase", "status") else "right", no_wrap=True)
     colours = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
     for seed, parts in summary["seeds"].items():

@@ -1,0 +1,70 @@
+"""Tests that a witness sees the latent and nothing else.
+
+A function of a row's code alone gives the same answer whenever it is asked (*repeatable*, which dropout is not), does
+not change with the other rows (*row independence*, which batch norm lacks), and when codes change places its answers
+change places with them (*order*). A side door to the image, or to the position of a row, fails the last one.
+Each test is exact up to rounding; none needs a confidence level.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["check_witness", "shuffled_margin_leaks"]
+
+TOLERANCE = 1e-4  # of log-probabilities: float32 rounding differs between batch sizes, a leak is far larger
+
+Witness = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def check_witness(witness: Witness, latents: Tensor) -> list[str]:
+    """Find out whether a witness is a function of each row's code alone.
+
+    Args:
+        witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``. If it is a module, its mode is looked at too.
+        latents: codes of one batch, shape ``(B, latent_dim)``.
+
+    Returns:
+        One sentence for each test that failed; empty for a sound witness.
+    """
+    findings = []
+    if isinstance(witness, nn.Module) and any(module.training for module in witness.modules() if _has_mode(module)):
+        findings.append("eval mode: a part of the witness that acts differently in training is in train mode")
+    answers = _answers(witness, latents)
+    if _differ(answers, _answers(witness, latents)):
+        findings.append("repeatable: the witness gives two answers for the same codes")
+        return findings
+    half = (len(latents) + 1) // 2
+    if len(latents) > 1 and _differ(answers[:half], _answers(witness, latents[:half])):
+        findings.append("row independence: a row's answer changes with the other rows of the batch")
+    order = torch.arange(len(latents), device=latents.device).roll(1)
+    if _differ(answers[order], _answers(witness, latents[order])):
+        findings.append("order: answers do not follow their codes, so the witness sees more than the code")
+    return findings
+
+
+def shuffled_margin_leaks(lower_bound: float) -> list[str]:
+    """Judge the margin that remains when codes are shuffled across inputs.
+
+    Args:
+        lower_bound: its lower bound in nats; a witness of the code alone cannot have a positive one, except by chance
+            with the bound's error probability.
+    """
+    if lower_bound > 0:
+        return [f"shuffled codes: a margin of at least {lower_bound:.4f} nats stays when codes change places"]
+    return []
+
+
+def _has_mode(module: nn.Module) -> bool:
+    kinds = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+    return isinstance(module, kinds)
+
+
+def _answers(witness: Witness, latents: Tensor) -> Tensor:
+    return witness(latents).double().log_softmax(dim=-1)
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    return one.shape != other.shape or not bool(((one - other).abs() <= TOLERANCE * (1 + one.abs())).all())

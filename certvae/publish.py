@@ -1,0 +1,215 @@
+"""``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched."""
+
+import argparse
+import hashlib
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import Tensor, nn
+
+from certvae.bounds import METHODS
+from certvae.calibration import Calibration, fit_calibration
+from certvae.certificate import Certificate
+from certvae.files import sha256_file
+from certvae.leaks import check_witness, shuffled_margin_leaks
+from certvae.measure import Measurement, evenly_spaced, measure_rows
+from certvae.noise import row_uniform
+from certvae.permutation import permutation_p_value
+from certvae.sums import CertificateSums
+from certvae.teachers import Teacher, load_teacher
+from certvae.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_sums, certify
+from certvae.weights import load_weights
+from certvae.witness import SimplexWitness
+
+__all__ = ["PublishOptions", "main", "publish", "state_sha256"]
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What decides a published certificate, beside model, teacher and data; all of it is kept in the provenance.
+
+    Attributes:
+        split: ``"test"``, the rows kept for this, or ``"val"``.
+        safety_margin: nats by which the lower bound must exceed the threshold.
+        confidence: probability with which the lower bound holds.
+        method: the bound.
+        permutations: of the permutation test; 0 makes none.
+        channel_samples: draws of the latent for each row.
+        calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
+        seed: of draws and permutations.
+        latents: dotted path of the submodule that gives the code, if the model's ``forward`` does not.
+    """
+
+    split: str = "test"
+    safety_margin: float = 0.05
+    confidence: float = 0.95
+    method: str = "normal"
+    permutations: int = 999
+    channel_samples: int = 4
+    calibration_rows: int = 4000
+    seed: int = 0
+    latents: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "val"):
+            raise ValueError(f"`split` must be 'test' or 'val', got {self.split!r}.")
+        for name in ("permutations", "channel_samples", "calibration_rows"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+
+
+def publish(checkpoint: Path, teacher_path: Path, config: Path, options: PublishOptions) -> Certificate:
+    """Make a certificate from a checkpoint, a teacher and the data of a run's YAML.
+
+    Args:
+        checkpoint: a checkpoint that Lightning wrote; its weights are read without running code.
+        teacher_path: the teacher's file.
+        config: the run's YAML, of which ``model`` and ``data`` are used.
+        options: everything else.
+
+    Returns:
+        The certificate, with hashes of everything that it was made from in its provenance.
+    """
+    teacher = load_teacher(teacher_path)
+    model, data = build(config, teacher_path)
+    load_weights(model, checkpoint)
+    teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+    held_out = measure_rows(model, teacher, _loader(data, options.split), data, options.latents)
+    witness = _witness(model, teacher, held_out)
+    calibration = _calibrate(model, data, teacher, witness, options)
+    certificate = _certificate(held_out, teacher, witness, calibration, options)
+    certificate.provenance = {
+        "teacher_sha256": sha256_file(teacher_path),
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "weights_sha256": state_sha256(model),
+        "rows_sha256": held_out.rows_sha256,
+        "options": asdict(options),
+        "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
+        "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
+        "looks": 1,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": version("pytorch-lightning"),
+        },
+    }
+    return certificate
+
+
+def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and the data that a run's YAML names, with another teacher file and fresh weights."""
+    from certvae.cli import run_lightning
+
+    values = yaml.safe_load(Path(config).read_text())
+    if not isinstance(values, dict) or not {"model", "data"} <= set(values):
+        raise ValueError(f"{config} must hold `model` and `data`, as a run's YAML does.")
+    arguments = values["model"].setdefault("init_args", {})
+    if "teacher" in arguments:
+        arguments["teacher"] = str(teacher_path)
+    arguments.pop("init_weights_from", None)
+    trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    parts = {"model": values["model"], "data": values["data"]}
+    cli = run_lightning({"seed_everything": 0, "trainer": trainer, **parts}, run=False)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("test")
+    return cli.model, cli.datamodule
+
+
+def _loader(data: LightningDataModule, split: str) -> Any:
+    return data.test_dataloader() if split == "test" else data.val_dataloader()
+
+
+def _witness(model: LightningModule, teacher: Teacher, measured: Measurement) -> nn.Module:
+    own = getattr(model, "witness", None)
+    return own if isinstance(own, nn.Module) else teacher.witness(measured.mean.shape[1])
+
+
+def _calibrate(
+    model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: PublishOptions
+) -> Calibration | None:
+    """Fit the calibrated witness on training rows, which are never rows of the certificate."""
+    if options.calibration_rows == 0 or options.channel_samples == 0:
+        return None
+    data.setup("fit")
+    loader = evenly_spaced(data.train_dataloader(), options.calibration_rows)
+    rows = measure_rows(model, teacher, loader, data, options.latents)
+    draws = rows.draws(options.channel_samples, options.seed + 1)
+    return None if draws is None else fit_calibration(rows.teacher_probs, torch.stack([witness(z) for z in draws]))
+
+
+def _certificate(
+    rows: Measurement, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: PublishOptions
+) -> Certificate:
+    rigorous = options.method in ("hoeffding", "bernstein")
+    floor = teacher.card.floor if rigorous else 0.0
+    settings = CertificateSettings(options.safety_margin, options.confidence, options.method, floor)
+    logits = witness(rows.mean)
+    draws = rows.draws(options.channel_samples, options.seed)
+    channel = None if draws is None else torch.stack([witness(draw) for draw in draws])
+    sums = CertificateSums.from_rows(
+        rows.teacher_probs,
+        logits,
+        channel_logits=channel,
+        calibrated_logits=None if channel is None or calibration is None else calibration(channel),
+        rate=rows.rate,
+        witness_floor=settings.applied_floor,
+        teacher_floor=floor,
+    )
+    leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
+    return certificate_from_sums(sums, settings, p_value=_p_value(rows, logits, options), leaks=leaks)
+
+
+def _p_value(rows: Measurement, logits: Tensor, options: PublishOptions) -> float | None:
+    if options.permutations == 0:
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+    return permutation_p_value(rows.teacher_probs, logits, options.permutations, generator)
+
+
+def _shuffled_leaks(rows: Measurement, witness: nn.Module, seed: int) -> list[str]:
+    """Whether a margin stays when codes are dealt to other inputs."""
+    order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 2)[:, 0].argsort()
+    shuffled = certify(rows.teacher_probs, witness(rows.mean[order]), confidence=1 - LEAK_LEVEL)
+    return shuffled_margin_leaks(shuffled.margin_lower)
+
+
+def state_sha256(module: nn.Module) -> str:
+    """SHA-256 of all weights and buffers of a module, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The three files that a certificate is made from."""
+    parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
+    parser.add_argument("--teacher", type=Path, required=required, help="teacher file")
+    parser.add_argument("--config", type=Path, required=required, help="the run's YAML")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """``certvae certify``: make a certificate, print it, and save it."""
+    parser = argparse.ArgumentParser(prog="certvae certify", description=__doc__)
+    add_inputs(parser)
+    parser.add_argument("--output", type=Path, default=Path("certificate.json"))
+    parser.add_argument("--split", default="test", choices=("test", "val"), help="the rows to certify on")
+    parser.add_argument("--method", default="normal", choices=METHODS)
+    parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
+    for name in ("safety_margin", "confidence"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(PublishOptions, name))
+    for name in ("permutations", "channel_samples", "calibration_rows", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(PublishOptions, name))
+    given = vars(parser.parse_args(args))
+    checkpoint, teacher, config, output = (given.pop(name) for name in ("ckpt", "teacher", "config", "output"))
+    certificate = publish(checkpoint, teacher, config, PublishOptions(**given))
+    print(f"{certificate}\nSaved to {certificate.save(output)}.")
+    return 0
