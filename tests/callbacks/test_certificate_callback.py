@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae import Certificate, Status, certify
+from certvae import Certificate, CertificateMetric, Status, certify
+from certvae.bounds import spending
 from certvae.callbacks import CertificateCallback
 from certvae.callbacks.certificate import LOGGED
 from certvae.callbacks.history import append_history, read_history
@@ -279,3 +280,33 @@ def test_a_history_cut_short_or_repeated_reads_as_measured_last(tmp_path: Path) 
     history = read_history(path)
     assert len(history) == 2
     assert history[1].alignment_loss > history[0].alignment_loss
+
+
+def test_spent_looks_shrink_the_bound_and_are_kept_in_checkpoints(tmp_path: Path) -> None:
+    """Look t has the error 6 alpha / (pi t)^2; a resumed run goes on counting."""
+    checkpoint = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
+    callback = CertificateCallback(spending=True, save_dir=tmp_path)
+    runner = trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[callback, checkpoint])
+    runner.fit(small_vae(digits_teacher(), alignment_weight=20.0), datamodule=DigitsDataModule())
+    again = CertificateCallback(spending=True, save_dir=tmp_path)
+    runner = trainer(tmp_path, max_epochs=5, enable_checkpointing=True, callbacks=[again, checkpoint])
+    model = small_vae(digits_teacher(), alignment_weight=20.0)
+    runner.fit(model, datamodule=DigitsDataModule(), ckpt_path=tmp_path / "last.ckpt")
+    assert (callback.looks, again.looks) == (3, 5)
+    history = read_history(tmp_path / "certificates_val.jsonl")
+    assert [item.look for item in history] == [1, 2, 3, 4, 5]
+    assert {item.confidence for item in history} == {0.95}
+
+
+def test_shares_of_all_looks_add_up_to_the_error() -> None:
+    assert sum(spending(0.05, look) for look in range(1, 200_000)) == pytest.approx(0.05, rel=1e-4)
+    with pytest.raises(ValueError, match="`look` must be at least 1"):
+        spending(0.05, 0)
+
+
+def test_the_bound_at_a_look_is_the_bound_at_its_share() -> None:
+    teacher, look = torch.softmax(3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), dim=1), 7
+    metric = CertificateMetric(3, look=look)
+    metric.update(teacher, teacher.log())
+    single = certify(teacher, teacher.log(), confidence=1 - spending(0.05, look))
+    assert metric.compute().margin_lower == pytest.approx(single.margin_lower, abs=1e-12)
