@@ -12,6 +12,10 @@ The plug-in margin :math:`\hat M` uses :math:`\hat T`, which depends on every ro
 of independent variables with expectation :math:`M`, and bounds for such means hold for it, although the
 threshold is estimated from the same rows.
 
+Every bound assumes that teacher and witness were fixed before these rows were seen: a witness fitted on them, or chosen
+among several on them, makes the :math:`g_i` dependent. The lower bounds of one certificate (mean path, channel,
+calibrated channel) hold at the stated confidence each, not all at once.
+
 All values are in nats; every bound needs the additive sums only.
 """
 
@@ -71,7 +75,8 @@ def normal(margin: float, deviation: float, size: float, alpha: float) -> float:
     Assumes independent rows and a large ``n``. Delta method: :math:`g_i - M` is the influence function of the
     plug-in margin, because the derivative of :math:`H(\bar T)` in the direction of a row is
     :math:`-\sum_k (T_{ik} - \bar T_k) \log \bar T_k` (van der Vaart, 1998, *Asymptotic Statistics*, chapter 20).
-    Not rigorous at finite ``n``.
+    Not rigorous at finite ``n``: where errors are rare and gross (a witness that is confidently wrong on 1 % of the
+    rows), a sample without such a row puts the bound above the margin. A witness floor limits how gross they are.
 
     Args:
         margin: plug-in margin.
@@ -181,7 +186,15 @@ def lower_bound(
     teacher_floor: float = 0.0,
     witness_floor: float = 0.0,
 ) -> float:
-    """The bound called ``method``, from the numbers that the additive sums give; see each function."""
+    """The bound called ``method``, from the numbers that the additive sums give; see each function.
+
+    Raises:
+        ValueError: if the method is unknown or lacks its floors, or ``alpha`` or ``size`` is out of its range.
+    """
+    if not 0 < alpha < 1:
+        raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
+    if not size > 0:
+        raise ValueError(f"`size` must be positive, got {size}.")
     check_method(method, teacher_floor, witness_floor)
     if method == "plugin":
         return plugin(margin)

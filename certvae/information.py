@@ -14,6 +14,7 @@ from torch import Tensor
 __all__ = [
     "alignment_loss",
     "as_logits",
+    "as_pair",
     "as_probabilities",
     "best_constant_student",
     "constant_student_loss",
@@ -190,7 +191,7 @@ def alignment_loss(teacher_probs: Any, witness_logits: Any) -> Tensor:
     Returns:
         Scalar in nats, at least 0.
     """
-    probs, log_witness = _pair(teacher_probs, witness_logits)
+    probs, log_witness = as_pair(teacher_probs, witness_logits)
     return kl_divergence(probs, log_witness).mean()
 
 
@@ -227,8 +228,14 @@ def witness_information(witness_logits: Any) -> Tensor:
     return entropy(probs.mean(dim=0)) - entropy(probs).mean()
 
 
-def _pair(teacher_probs: Any, witness_logits: Any) -> tuple[Tensor, Tensor]:
-    probs, log_witness = as_probabilities(teacher_probs), as_logits(witness_logits)
+def as_pair(teacher_probs: Any, witness_logits: Any) -> tuple[Tensor, Tensor]:
+    """Check teacher and witness together; returns probabilities and log-probabilities, both float64 ``(N, K)``.
+
+    Raises:
+        ValueError: if either is not what it should be, or their shapes differ.
+    """
+    probs = as_probabilities(teacher_probs)
+    log_witness = as_logits(witness_logits).to(probs.device)
     if probs.shape != log_witness.shape:
         raise ValueError(
             "`teacher_probs` and `witness_logits` must have the same shape (N, K), got "

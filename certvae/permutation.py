@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.information import as_logits, as_probabilities
+from certvae.information import as_pair
 
 __all__ = ["permutation_p_value"]
 
@@ -58,7 +58,9 @@ def permutation_p_value(
     """
     if permutations < 1:
         raise ValueError(f"`permutations` must be at least 1, got {permutations}. 999 resolves p = 0.001.")
-    teacher, log_witness = _pair(teacher_probs, witness_logits)
+    teacher, log_witness = as_pair(teacher_probs, witness_logits)
+    if len(teacher) == 0:
+        raise ValueError("`teacher_probs` must hold at least one row, got none.")
     seen = _score(teacher, log_witness)
     threshold = seen - _ROUNDING * seen.abs()  # every term has one sign, so the sum measures the rounding
     at_least = 0
@@ -70,16 +72,3 @@ def permutation_p_value(
 
 def _score(teacher: Tensor, log_witness: Tensor) -> Tensor:
     return torch.dot(teacher.flatten(), log_witness.flatten())
-
-
-def _pair(teacher_probs: Any, witness_logits: Any) -> tuple[Tensor, Tensor]:
-    teacher = as_probabilities(teacher_probs)
-    log_witness = as_logits(witness_logits).to(teacher.device)
-    if teacher.shape != log_witness.shape:
-        raise ValueError(
-            "`teacher_probs` and `witness_logits` must have the same shape (N, K), got "
-            f"{tuple(teacher.shape)} and {tuple(log_witness.shape)}."
-        )
-    if len(teacher) == 0:
-        raise ValueError("`teacher_probs` must hold at least one row, got none.")
-    return teacher, log_witness

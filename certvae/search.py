@@ -97,6 +97,8 @@ class TeacherSearch(LightningModule):
         _check_grid(components, covariances, temperatures, floor, initialisations, pca_passes, em_iterations)
         self.save_hyperparameters(ignore=["bounds"])
         self.automatic_optimization = False
+        # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
+        self.anchor = torch.nn.Parameter(torch.zeros(()))
         self.temperatures, self.floor = [float(value) for value in temperatures], floor
         self.pca_dim, self.pca_passes, self.em_iterations = pca_dim, pca_passes, em_iterations
         self.tolerance, self.relative_variance_floor = tolerance, relative_variance_floor

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import torch
+from scipy.stats import t as student_t
 
 from certvae.bounds import check_method, lower_bound, spending
 from certvae.certificate import Certificate, Status
@@ -17,6 +17,7 @@ from certvae.sums import CertificateSums
 __all__ = ["CertificateSettings", "certificate_from_sums", "certify", "verdict"]
 
 LEAK_LEVEL = 1e-4  # one-sided error probability of calling a sound witness leaking
+ROUNDING = 1e-9  # nats: sums in float64 put the margin of a constant witness this close to its threshold
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,13 @@ def _exceeds_rate(sums: CertificateSums) -> list[str]:
     """Whether a channel margin is above the rate beyond sampling error, which no sound witness can reach."""
     if not sums.has("rate") or sums.effective_size < 2:
         return []
+    quantile = float(student_t.ppf(1 - LEAK_LEVEL, sums.effective_size - 1))
     findings = []
     for score in ("channel", "calibrated"):
         if sums.has(score):
             excess = sums.influence(score) - sums.rate_coefficients()
-            error = NormalDist().inv_cdf(1 - LEAK_LEVEL) * sums.standard_deviation(excess)
-            if sums.mean(excess) - error / math.sqrt(sums.effective_size) > 1e-9:
+            error = quantile * sums.standard_deviation(excess) / math.sqrt(sums.effective_size)
+            if sums.mean(excess) - error > ROUNDING:
                 findings.append(f"rate: the {score} margin exceeds the rate by {sums.mean(excess):.4f} nats")
     return findings
 
@@ -162,9 +164,10 @@ def verdict(certificate: Certificate) -> Status:
     """The status that follows from the numbers of a complete set."""
     if certificate.leaks:
         return Status.LEAKING
-    if certificate.teacher_information <= certificate.safety_margin:
+    threshold = certificate.safety_margin + ROUNDING
+    if certificate.teacher_information <= threshold:
         return Status.VACUOUS
-    return Status.CERTIFIED if certificate.margin_lower > certificate.safety_margin else Status.NOT_CERTIFIED
+    return Status.CERTIFIED if certificate.margin_lower > threshold else Status.NOT_CERTIFIED
 
 
 def certify(

@@ -30,7 +30,7 @@ def test_a_constant_witness_is_never_certified() -> None:
     best = teacher.mean(dim=0).log().expand(300, -1)
     for logits in (best, torch.zeros(300, 5), random_logits(1, 5, seed=1).expand(300, -1)):
         for method in ("plugin", "normal"):
-            certificate = certify(teacher, logits, safety_margin=1e-12, method=method)
+            certificate = certify(teacher, logits, safety_margin=0, method=method)
             assert certificate.status is Status.NOT_CERTIFIED
 
 
@@ -41,6 +41,31 @@ def test_a_random_witness_that_ignores_the_input_is_not_certified() -> None:
 def test_a_constant_teacher_is_vacuous() -> None:
     teacher = random_probs(1, 5, seed=0).expand(300, -1)
     assert certify(teacher, teacher.log()).status is Status.VACUOUS
+
+
+def test_rounding_never_certifies_at_safety_margin_zero() -> None:
+    """A constant witness that answers the sample's own average has margin 0 up to rounding of either sign."""
+    for seed in range(200):
+        teacher = random_probs(7 + seed % 5, 3, seed)
+        constant = teacher.mean(dim=0).log().expand_as(teacher)
+        for method in ("plugin", "normal"):
+            assert certify(teacher, constant, safety_margin=0, method=method).status is Status.NOT_CERTIFIED
+        same = teacher[:1].expand(9, -1)
+        assert certify(same, same.log(), safety_margin=0).status is Status.VACUOUS
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 20])
+def test_few_rows_seldom_accuse_a_sound_witness_of_leaking(rows: int) -> None:
+    """A channel margin that equals the rate on average: the error probability is 1e-4, so 0 or 1 of 2,000."""
+    generator = torch.Generator().manual_seed(rows)
+    accused = 0
+    for seed in range(2000):
+        teacher = random_probs(rows, 3, seed)
+        channel = teacher.log()[None]
+        scores = (teacher * (channel[0].log_softmax(dim=1) - teacher.mean(dim=0).log())).sum(dim=1)
+        rate = scores + 0.1 * torch.randn(rows, generator=generator, dtype=torch.float64)
+        accused += certify(teacher, teacher.log(), channel_logits=channel, rate=rate).status is Status.LEAKING
+    assert accused <= 2
 
 
 def test_a_channel_margin_beyond_the_rate_is_leaking() -> None:
