@@ -1,7 +1,6 @@
 """The search for a teacher, as a LightningModule that streams the data and keeps additive sums only."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from pytorch_lightning import LightningModule
 from rich.console import Console
 from torch import Tensor
 
+from certvae.candidates import Candidate, measured_row, teacher_sums
 from certvae.em import COVARIANCES, MixtureEM
-from certvae.information import entropy, kl_divergence
-from certvae.noise import row_uniform
 from certvae.pca import StreamingPCA
+from certvae.row_sample import RowSample
 from certvae.search_table import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
-from certvae.teachers.base import TeacherCard, energy_from_sums, inputs_and_index, log_ratio_sums
+from certvae.teachers.base import TeacherCard, inputs_and_index
 from certvae.teachers.mixture import GaussianMixtureTeacher, soften
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
@@ -32,14 +31,6 @@ class _Phase(StrEnum):
     EM = "mixtures"
     EVALUATE = "evaluation"
     DONE = "done"
-
-
-@dataclass
-class _Candidate:
-    components: int
-    covariance: str
-    initialisation: int
-    mixture: MixtureEM | None = None
 
 
 class TeacherSearch(LightningModule):
@@ -108,7 +99,7 @@ class TeacherSearch(LightningModule):
         self.rows: list[CandidateRow] = []
         self.teacher: GaussianMixtureTeacher | None = None
         self._candidates = [
-            _Candidate(k, covariance, start)
+            Candidate(k, covariance, start)
             for k in components
             for covariance in covariances
             for start in range(initialisations)
@@ -116,7 +107,7 @@ class TeacherSearch(LightningModule):
         self._phase, self._passes = _Phase.PCA, 0
         self._pca: StreamingPCA | None = None
         self._image_shape: tuple[int, ...] = ()
-        self._sample = _RowSample(sample_size, self.seed)
+        self._sample = RowSample(sample_size, self.seed)
         self._train_sums: list[Tensor] = []
         self._held_out_sums: list[Tensor] = []
 
@@ -153,7 +144,7 @@ class TeacherSearch(LightningModule):
             self._sample.add(features, index)
         elif self._phase is _Phase.EM:
             for candidate in self._candidates:
-                _mixture(candidate).accumulate(features)
+                candidate.fitted.accumulate(features)
         elif self._phase is _Phase.EVALUATE:
             self._measure(features, self._train_sums)
 
@@ -169,7 +160,7 @@ class TeacherSearch(LightningModule):
 
     def _measure(self, features: Tensor, sums: list[Tensor]) -> None:
         added = [
-            _teacher_sums(soften(_mixture(candidate).log_joint(features), temperature, self.floor))
+            teacher_sums(soften(candidate.fitted.log_joint(features), temperature, self.floor))
             for candidate in self._candidates
             for temperature in self.temperatures
         ]
@@ -208,7 +199,7 @@ class TeacherSearch(LightningModule):
         self._phase, self._passes = _Phase.EM, 0
 
     def _end_em_iteration(self) -> None:
-        mixtures = [_mixture(candidate) for candidate in self._candidates]
+        mixtures = [candidate.fitted for candidate in self._candidates]
         sizes = [mixture.sums.numel() for mixture in mixtures]
         totals = self._reduce(torch.cat([mixture.sums for mixture in mixtures])).split(sizes)
         for mixture, total in zip(mixtures, totals, strict=True):
@@ -224,7 +215,7 @@ class TeacherSearch(LightningModule):
         train, held_out = self._reduce_all(self._train_sums), self._reduce_all(self._held_out_sums)
         grid = [(candidate, value) for candidate in self._candidates for value in self.temperatures]
         rows = [
-            _row(candidate, temperature, sums, other, self.witness_scale)
+            measured_row(candidate, temperature, sums, other, self.witness_scale)
             for (candidate, temperature), sums, other in zip(grid, train, held_out, strict=True)
         ]
         self.rows, best = choose(rows, self.bounds)
@@ -245,10 +236,10 @@ class TeacherSearch(LightningModule):
         return list(self._reduce(torch.cat(sums)).split([part.numel() for part in sums]))
 
     def _finish(
-        self, candidate: _Candidate, temperature: float, row: CandidateRow, sums: Tensor, directory: Path
+        self, candidate: Candidate, temperature: float, row: CandidateRow, sums: Tensor, directory: Path
     ) -> None:
         assert self._pca is not None
-        mixture = _mixture(candidate)
+        mixture = candidate.fitted
         eigenvalue = float(self._pca.eigenvalues[0])
         card = TeacherCard(
             candidate.components,
@@ -287,72 +278,6 @@ class TeacherSearch(LightningModule):
             raise TeacherSearchError(
                 f"the search ended in the phase '{self._phase}', before a teacher was chosen. Set `max_epochs: -1`."
             )
-
-
-class _RowSample:
-    """The rows with the smallest hash of their index: a sample that no order of the rows changes."""
-
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.seen = size, seed, 0
-        self.keys = torch.empty(0, dtype=torch.float64)
-        self.rows = torch.empty(0, 0, dtype=torch.float64)
-
-    def add(self, features: Tensor, index: Tensor | None) -> None:
-        count = features.shape[0]
-        positions = torch.arange(self.seen, self.seen + count) if index is None else index.cpu()
-        self.seen += count
-        keys = row_uniform(positions, 1, self.seed)[:, 0]
-        rows = features.cpu()
-        self._keep(torch.cat([self.keys, keys]), torch.cat([self.rows, rows]) if self.rows.numel() else rows)
-
-    def _keep(self, keys: Tensor, rows: Tensor) -> None:
-        order = keys.argsort(stable=True)[: self.size]
-        self.keys, self.rows = keys[order], rows[order]
-
-    def gather(self, all_gather: Callable[[Tensor], Any]) -> Tensor:
-        """The sample over all processes, the same on each; duplicates of a row are dropped."""
-        padding = self.size - self.keys.numel()
-        keys = torch.nn.functional.pad(self.keys, (0, padding), value=torch.inf)
-        rows = torch.nn.functional.pad(self.rows, (0, 0, 0, padding))
-        keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).reshape(-1, rows.shape[1]).cpu()
-        self._keep(keys[keys.isfinite()], rows[keys.isfinite()])
-        fresh = torch.cat([torch.ones(1, dtype=torch.bool), self.keys[1:] != self.keys[:-1]])
-        return self.rows[fresh]
-
-
-def _mixture(candidate: _Candidate) -> MixtureEM:
-    assert candidate.mixture is not None
-    return candidate.mixture
-
-
-def _teacher_sums(probs: Tensor) -> Tensor:
-    """Rows, ``sum T``, ``sum H(T)``, ``sum c(T)`` and ``sum |c(T)|^2``, shape ``(2 K + 3,)``."""
-    count = torch.tensor([float(probs.shape[0])], dtype=torch.float64, device=probs.device)
-    return torch.cat([count, probs.sum(dim=0), entropy(probs).sum()[None], log_ratio_sums(probs)])
-
-
-def _information(sums: Tensor, components: int) -> tuple[float, Tensor]:
-    average = sums[1 : components + 1] / sums[0]
-    return float(entropy(average) - sums[components + 1] / sums[0]), average
-
-
-def _row(candidate: _Candidate, temperature: float, train: Tensor, held_out: Tensor, scale: float) -> CandidateRow:
-    components = candidate.components
-    information, average = _information(train, components)
-    information_held_out, average_held_out = _information(held_out, components)
-    return CandidateRow(
-        components,
-        candidate.covariance,
-        candidate.initialisation,
-        temperature,
-        _mixture(candidate).log_likelihood,
-        information,
-        information_held_out,
-        energy_from_sums(train[components + 2 :], float(train[0]), average) / scale**2,
-        float(average.min()),
-        float(average.max()),
-        float(kl_divergence(average_held_out, average.log())),
-    )
 
 
 def _check_grid(
