@@ -185,9 +185,12 @@ def _fit(path: Path, folder: Path, certificate: bool) -> int:
 
     last = folder / "checkpoints" / "last.ckpt"
     resume = ["--ckpt_path", str(last)] if last.is_file() else []
-    cli = run_lightning(["fit", "--config", str(path), *resume])
-    if cli.trainer.interrupted:
-        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.")
+    try:
+        cli = run_lightning(["fit", "--config", str(path), *resume])
+    except SystemExit as stop:  # Lightning's answer to Ctrl-C
+        if stop.code != 1:
+            raise
+        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.") from None
     epochs = cli.trainer.current_epoch
     if certificate:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
