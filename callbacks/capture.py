@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, Normal
 from torch.utils.hooks import RemovableHandle
 
 from certvae.posterior import Posterior
@@ -33,16 +33,17 @@ def read_latents(value: Any) -> Captured:
     """Understand what an encoder gave.
 
     Args:
-        value: a mean ``(B, latent_dim)``; a pair of mean and log-variance; or a ``torch.distributions`` object with
-            mean and variance.
+        value: a mean ``(B, latent_dim)``; a pair of mean and log-variance; or a ``torch.distributions`` object. Of one
+            that is not a diagonal Gaussian only the mean is taken: its rate and its draws are not known here.
 
     Raises:
         TypeError: if it is none of these.
     """
+    if isinstance(value, Distribution):
+        gaussian = value.base_dist if isinstance(value, Independent) else value
+        value = (value.mean, 2 * value.stddev.log()) if isinstance(gaussian, Normal) else value.mean
     if isinstance(value, Tensor):
         return Captured(_rows(value), None, None)
-    if isinstance(value, Distribution):
-        value = (value.mean, value.variance.log())
     if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(part, Tensor) for part in value):
         posterior = Posterior(_rows(value[0]), _rows(value[1]))
         return Captured(*posterior, posterior.kl_to_standard_normal().sum(dim=1))
@@ -57,6 +58,8 @@ def _rows(values: Tensor) -> Tensor:
     wide = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     if wide.ndim != 2:
         raise ValueError(f"`latents` must have shape (B, latent_dim), got {tuple(wide.shape)}; flatten or pool them.")
+    if not bool(wide.isfinite().all()):
+        raise ValueError("`latents` hold NaN or infinite values: the model has diverged.")
     return wide
 
 
@@ -90,6 +93,11 @@ class LatentCapture:
         self._handle = submodule.register_forward_hook(self._catch)
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._caught is not None:
+            raise ValueError(
+                f"`latents={self.source!r}` was called twice in one step; give a function (pl_module, batch) -> code "
+                "that says which call is meant."
+            )
         self._caught = output
 
     def detach(self) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.callbacks.history import append_history
-from certvae.callbacks.rows import RowPositions, is_cut_short
 from certvae.certificate import Certificate
 from certvae.leaks import check_witness
 from certvae.metric import CertificateMetric
 from certvae.noise import row_normal
 from certvae.posterior import Posterior
+from certvae.rows import RowPositions, first_loader, is_cut_short
 from certvae.teachers import Teacher, load_teacher
 from certvae.verdict import CertificateSettings
 from certvae.witness import SimplexWitness
@@ -96,8 +96,8 @@ class CertificateCallback(Callback):
         self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
         self.channel_samples, self.save_dir, self.seed = channel_samples, save_dir, seed
         self.spending = spending
-        if method in ("plugin", "normal"):  # the rigorous ones need the teacher's floor, known in `setup`
-            CertificateSettings(safety_margin, confidence, method)
+        # The teacher's floor, which the rigorous methods need, is known in `setup` only.
+        CertificateSettings(safety_margin, confidence, method, teacher_floor=0.5)
         self.certificate: Certificate | None = None
         self.first_certified_epoch: int | None = None
         self.best_margin: float | None = None
@@ -162,12 +162,14 @@ class CertificateCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any, look: int | None = None
     ) -> None:
         assert self._teacher is not None
-        loader = loaders[0] if isinstance(loaders, list | tuple) else loaders
+        loader = first_loader(loaders)
         # MPS has no float64, so the sums stay on the CPU there.
         device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
         self._metric = self._new_metric(look).to(device)
         self._metric.partial = is_cut_short(counts[0], loader)
         self._teacher.to(device)
+        if self.witness is not None:
+            self.witness.to(pl_module.device).eval()
         self._positions = RowPositions(loader, trainer)
         self._first_batch = True
         self._capture.attach(pl_module)
@@ -222,7 +224,11 @@ class CertificateCallback(Callback):
     def _images(self, batch: Any) -> Tensor:
         if callable(self.images):
             return self.images(batch)
-        return batch if isinstance(batch, Tensor) else batch[self.images]
+        try:
+            return batch if isinstance(batch, Tensor) else batch[self.images]
+        except (KeyError, IndexError, TypeError):
+            keys = list(batch) if isinstance(batch, dict) else type(batch).__name__
+            raise ValueError(f"`images={self.images!r}` is not in the batch, which has {keys}.") from None
 
     def _witness_for(self, codes: Tensor) -> nn.Module:
         assert self._teacher is not None
@@ -319,9 +325,9 @@ class CertificateCallback(Callback):
 def _own_witness(pl_module: LightningModule, teacher: Teacher) -> nn.Module | None:
     """The module's witness, unless it belongs to a teacher with other components."""
     witness = getattr(pl_module, "witness", None)
-    if isinstance(witness, SimplexWitness) and witness.num_components == teacher.num_components:
-        return witness
-    return None
+    if isinstance(witness, SimplexWitness) and witness.num_components != teacher.num_components:
+        return None
+    return witness if isinstance(witness, nn.Module) else None
 
 
 def _name(source: LatentSource | None) -> str:

@@ -12,7 +12,8 @@ def append_history(path: Path, certificate: Certificate) -> None:
     """Append a certificate as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        file.write(json.dumps(certificate.to_dict(), allow_nan=False) + "\n")
+        # The newline first: a line that a kill cut short then does not swallow this one.
+        file.write("\n" + json.dumps(certificate.to_dict(), allow_nan=False))
 
 
 def read_history(path: Path) -> list[Certificate]:

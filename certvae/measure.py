@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from certvae.callbacks.capture import Captured, LatentCapture, read_latents
 from certvae.noise import row_normal
@@ -93,8 +93,17 @@ def measure_rows(
 
 
 def evenly_spaced(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
-    """A loader, in order, of at most ``rows`` rows spread evenly over a loader's data set."""
-    dataset: Any = loader.dataset
+    """A loader, in order, of at most ``rows`` rows spread evenly over a loader's data set.
+
+    Raises:
+        ValueError: if the loader's sampler leaves rows out, or the data set has no length.
+    """
+    dataset: Any = getattr(loader, "dataset", None)
+    if not isinstance(getattr(loader, "sampler", None), RandomSampler | SequentialSampler) or loader.batch_size is None:
+        raise ValueError(
+            "`calibration_rows` above 0 needs a plain training DataLoader, whose sampler visits every row of its data "
+            "set, so that no held-out row is used; set `calibration_rows` to 0."
+        )
     count = len(dataset)
     positions = [position * count // rows for position in range(rows)] if rows < count else list(range(count))
     return DataLoader(Subset(dataset, positions), loader.batch_size, shuffle=False, collate_fn=loader.collate_fn)

@@ -110,6 +110,11 @@ class CertificateMetric(Metric):
         """
         return certificate_from_sums(self.sums(), self.settings, partial=self.partial, leaks=self.leaks)
 
+    def reset(self) -> None:
+        """Forget all rows, and what was found of them."""
+        super().reset()
+        self.partial, self.leaks = False, []
+
     def sums(self) -> CertificateSums:
         """The additive sums so far."""
         return CertificateSums.unpack(self.packed, self.num_components)

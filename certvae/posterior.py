@@ -25,11 +25,6 @@ class Posterior(NamedTuple):
             noise = torch.randn_like(self.mean)
         return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean.dtype)
 
-    def log_density(self, latents: Tensor) -> Tensor:
-        """Log-density of each coordinate in nats, shape ``(B, latent_dim)``."""
-        scaled = (latents - self.mean) ** 2 * (-self.log_variance).exp()
-        return -0.5 * (scaled + self.log_variance + torch.log(torch.tensor(2 * torch.pi)))
-
     def kl_to_standard_normal(self) -> Tensor:
         r""":math:`KL(q \| N(0, 1))` of each coordinate in nats, shape ``(B, latent_dim)``.
 

@@ -5,7 +5,6 @@ be run again by itself with ``certvae fit --config``.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import time
@@ -18,7 +17,7 @@ import yaml
 from rich.console import Console
 
 from certvae.certificate import Certificate
-from certvae.files import write_atomic
+from certvae.files import sha256_file, write_atomic
 from certvae.summary import summarise
 from certvae.teachers import TargetTable, load_teacher
 
@@ -156,7 +155,8 @@ def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
     folder = protocol.seed_dir(seed) / phase
     config = protocol.config(phase, seed)
     content = yaml.safe_dump(config, sort_keys=False)
-    digest = hashlib.sha256(content.encode()).hexdigest()
+    if phase != "search":
+        content = f"# teacher: SHA-256 {sha256_file(protocol.searched_path(seed))}\n{content}"
     _check_same_run(folder, content)
     done = folder / "phase.json"
     if done.is_file():
@@ -166,7 +166,7 @@ def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
     started = time.perf_counter()
     epochs = _fit(path, folder, certificate=phase != "search")
     seconds = time.perf_counter() - started
-    values = {"config_sha256": digest, "seconds": round(seconds, 2), "epochs_run": epochs}
+    values = {"seconds": round(seconds, 2), "epochs_run": epochs}
     write_atomic(done, json.dumps(values, indent=2) + "\n")
 
 
@@ -202,8 +202,9 @@ def _write_targets(protocol: Protocol, seed: int) -> None:
     """Turn a teacher into fixed targets for every row of the data."""
     from certvae.cli import run_lightning
 
-    path = protocol.teacher_path(seed)
-    if path.is_file():
+    path, source = protocol.teacher_path(seed), sha256_file(protocol.searched_path(seed))
+    made_from = path.with_suffix(".source")
+    if path.is_file() and made_from.is_file() and made_from.read_text().strip() == source:
         return
     config = {key: value for key, value in protocol.config("full", seed).items() if key == "data"}
     plain = write_atomic(protocol.seed_dir(seed) / "search" / "data.yaml", yaml.safe_dump(config))
@@ -212,6 +213,7 @@ def _write_targets(protocol: Protocol, seed: int) -> None:
     data.prepare_data()
     loaders = (data.loader(split) for split in ("train", "val", "test"))
     TargetTable.from_teacher(teacher, loaders).save(path)
+    write_atomic(made_from, source + "\n")
     print(f"Fixed targets saved to {path}.")
 
 

@@ -14,8 +14,9 @@ from certvae.candidates import Candidate, measured_row, teacher_sums
 from certvae.em import COVARIANCES, MixtureEM
 from certvae.pca import StreamingPCA
 from certvae.row_sample import RowSample
+from certvae.rows import RowPositions, first_loader, is_cut_short
 from certvae.search_table import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
-from certvae.teachers.base import TeacherCard, inputs_and_index
+from certvae.teachers.base import TeacherCard, flat_float64, inputs_and_index
 from certvae.teachers.mixture import GaussianMixtureTeacher, soften
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
@@ -107,6 +108,8 @@ class TeacherSearch(LightningModule):
         self._phase, self._passes = _Phase.PCA, 0
         self._pca: StreamingPCA | None = None
         self._image_shape: tuple[int, ...] = ()
+        self._positions: RowPositions | None = None
+        self._rows_outside = 0.0
         self._sample = RowSample(sample_size, self.seed)
         self._train_sums: list[Tensor] = []
         self._held_out_sums: list[Tensor] = []
@@ -125,19 +128,22 @@ class TeacherSearch(LightningModule):
 
     def on_fit_start(self) -> None:  # noqa: D102
         limit = self.trainer.max_epochs
+        if self.trainer.check_val_every_n_epoch != 1:
+            raise ValueError(f"`check_val_every_n_epoch` must be 1, got {self.trainer.check_val_every_n_epoch}.")
         if not self._trying and limit is not None and 0 <= limit < self.max_passes:
             raise ValueError(
                 f"`max_epochs` must be -1 or at least {self.max_passes}, the passes of this search, got {limit}."
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        images, index = inputs_and_index(batch)
-        rows = images.flatten(start_dim=1).double()
+        images, index = self._counted(batch)
+        rows = flat_float64(images)
         if self._pca is None:
             self._start_pca(images, rows)
         assert self._pca is not None
         if self._phase is _Phase.PCA:
             self._pca.accumulate(rows)
+            self._rows_outside += float(((rows < 0) | (rows > 1)).any(dim=1).sum())
             return
         features = self._pca.project(rows)
         if self._phase is _Phase.START:
@@ -150,8 +156,26 @@ class TeacherSearch(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
         if self._phase is _Phase.EVALUATE and self._pca is not None:
-            images, _ = inputs_and_index(batch)
-            self._measure(self._pca.project(images.flatten(start_dim=1).double()), self._held_out_sums)
+            images, _ = self._counted(batch)
+            self._measure(self._pca.project(flat_float64(images)), self._held_out_sums)
+
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        loader = first_loader(self.trainer.train_dataloader)
+        self._positions = RowPositions(loader, self.trainer)
+        if not self._trying and is_cut_short(self.trainer.num_training_batches, loader):
+            raise ValueError(
+                "`limit_train_batches` would fit the teacher to a part of the data; use the data's `subset`."
+            )
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._positions = RowPositions(first_loader(self.trainer.val_dataloaders), self.trainer)
+
+    def _counted(self, batch: Any) -> tuple[Tensor, Tensor | None]:
+        """Inputs and index of a batch, without the rows that a sampler repeated as padding."""
+        images, index = inputs_and_index(batch)
+        assert self._positions is not None
+        keep = (self._positions.next(images.shape[0])[1] > 0).to(images.device)
+        return images[keep], None if index is None else index[keep]
 
     def _start_pca(self, images: Tensor, rows: Tensor) -> None:
         self._image_shape = tuple(images.shape[1:])
@@ -173,6 +197,8 @@ class TeacherSearch(LightningModule):
             _Phase.EM: self._end_em_iteration,
             _Phase.EVALUATE: self._end_evaluation,
         }
+        if self._phase is _Phase.DONE:  # `min_epochs` keeps the trainer going
+            return
         self._passes += 1
         advance[self._phase]()
 
@@ -193,9 +219,10 @@ class TeacherSearch(LightningModule):
         sample = self._sample.gather(self.all_gather)
         variance_floor = self.relative_variance_floor * float(self._pca.eigenvalues.mean())
         for number, candidate in enumerate(self._candidates):
-            candidate.mixture = MixtureEM.from_sample(
+            start = MixtureEM.from_sample(
                 sample, candidate.components, candidate.covariance, self.seed + 7919 * number, variance_floor
             )
+            candidate.mixture = start.to(self._pca.mean.device)
         self._phase, self._passes = _Phase.EM, 0
 
     def _end_em_iteration(self) -> None:
@@ -241,13 +268,14 @@ class TeacherSearch(LightningModule):
         assert self._pca is not None
         mixture = candidate.fitted
         eigenvalue = float(self._pca.eigenvalues[0])
+        outside = float(self._reduce(torch.tensor(self._rows_outside, dtype=torch.float64))) > 0
         card = TeacherCard(
             candidate.components,
             temperature,
             self.floor,
             self.seed,
             self._image_shape,
-            (0.0, 1.0),
+            None if outside else (0.0, 1.0),
             getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None),
             row.information_train,
             row.information_held_out,

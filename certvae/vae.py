@@ -76,7 +76,9 @@ class VAE(LightningModule):
     ) -> None:
         super().__init__()
         _check_arguments(alignment_weight, alignment_path, observation_std, teacher)
-        self.save_hyperparameters(ignore=["encoder", "decoder", "teacher", "witness", "objective", "prior"])
+        self.save_hyperparameters(
+            ignore=["encoder", "decoder", "teacher", "witness", "objective", "prior", "init_weights_from"]
+        )
         self.encoder, self.decoder = encoder, decoder
         self.objective = objective or ELBO()
         self.prior = prior or StandardNormal()
@@ -98,7 +100,7 @@ class VAE(LightningModule):
 
     def forward(self, images: Tensor) -> Posterior:
         """Posterior of images, in float32 or wider."""
-        mean, log_variance = self.encoder(images)
+        mean, log_variance = self.encoder(images.to(self.dtype))
         return Posterior(_widen(mean), _widen(log_variance))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
@@ -112,7 +114,8 @@ class VAE(LightningModule):
     def on_fit_start(self) -> None:  # noqa: D102
         if self.teacher is None or self.alignment_weight == 0:
             return
-        self.teacher.to(self.device)
+        # MPS has no float64, so the teacher answers from the CPU there.
+        self.teacher.to("cpu" if self.device.type == "mps" else self.device)
         self.teacher.measured_average()
         information = self.teacher.card.information_train or 0.0
         if information <= 1e-6:
@@ -131,6 +134,8 @@ class VAE(LightningModule):
         )
         loss = self.objective(distortion, kl, self.current_epoch).mean()
         if self.alignment_weight > 0:
+            if batch_idx == 0 and self.teacher is not None:
+                self.teacher.check_values(images)
             codes = posterior.mean if self.alignment_path == "mean" else latents
             alignment = self.alignment(images, index, codes).mean()
             self._log("train/alignment_loss", alignment, images)
@@ -164,7 +169,7 @@ class VAE(LightningModule):
 
     def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
         r""":math:`|x - \hat x(z)|^2` of each row, a sum over its values, shape ``(B,)``."""
-        difference = _widen(self.decoder(latents)) - images
+        difference = _widen(self.decoder(latents.to(self.dtype))) - images
         return (difference**2).flatten(start_dim=1).sum(dim=1)
 
     def distortion(self, squared_error: Tensor) -> Tensor:
@@ -175,7 +180,7 @@ class VAE(LightningModule):
         """Alignment loss ``KL(T || S)`` of each row in nats, shape ``(B,)``."""
         assert self.teacher is not None
         assert self.witness is not None
-        targets = self.teacher(images, index).to(codes.dtype)
+        targets = self.teacher(images, index).to(codes.dtype).to(codes.device)
         return kl_divergence(targets, self.witness(codes).log_softmax(dim=1))
 
     def _check_finite(self, loss: Tensor, batch_idx: int) -> None:

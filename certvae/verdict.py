@@ -76,7 +76,6 @@ def certificate_from_sums(
     partial: bool = False,
     p_value: float | None = None,
     leaks: Sequence[str] = (),
-    provenance: dict[str, Any] | None = None,
 ) -> Certificate:
     """Turn additive sums into a certificate.
 
@@ -86,7 +85,6 @@ def certificate_from_sums(
         partial: whether the set was cut short.
         p_value: of a permutation test made on the rows.
         leaks: what the leak tests found.
-        provenance: what was measured.
 
     Raises:
         ValueError: if no row was counted, or a rigorous method got unequal weights.
@@ -122,7 +120,6 @@ def certificate_from_sums(
         witness_floor=settings.applied_floor,
         look=settings.look,
         leaks=found,
-        provenance=provenance or {},
     )
     if not partial:
         certificate.status = verdict(certificate)

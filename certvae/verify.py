@@ -12,11 +12,13 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
-from certvae.bounds import check_method, hoeffding, score_range
+from certvae.bounds import bernstein, check_method, hoeffding, score_range
 from certvae.certificate import Certificate, Status
 from certvae.files import sha256_file
 from certvae.publish import PublishOptions, add_inputs, publish
+from certvae.teachers import TeacherMismatchError
 from certvae.verdict import CertificateSettings, verdict
+from certvae.weights import WeightsMismatchError
 
 __all__ = ["Refusal", "VerificationError", "check_claims", "main", "verify"]
 
@@ -61,6 +63,7 @@ def check_claims(certificate: Certificate) -> None:
         VerificationError: naming the first contradiction.
     """
     c = certificate
+    _check_types(c)
     try:
         settings = CertificateSettings(
             c.safety_margin, c.confidence, c.method, c.teacher_floor, c.witness_floor, c.look
@@ -74,6 +77,37 @@ def check_claims(certificate: Certificate) -> None:
             raise VerificationError(Refusal.CLAIMS, f"it contradicts itself: {claim} does not hold.")
 
 
+def _check_types(c: Certificate) -> None:
+    """Every field has its type; JSON could hold anything."""
+    for name, value in vars(c).items():
+        kinds = _KINDS.get(name, (float, int))
+        optional = value is None and name in _OPTIONAL
+        if not optional and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise VerificationError(Refusal.CLAIMS, f"`{name}` is {value!r}, which is not of its type.")
+    if not 2 <= c.num_components <= 10**9 or not all(isinstance(finding, str) for finding in c.leaks):
+        raise VerificationError(Refusal.CLAIMS, "`num_components` or `leaks` is not what it should be.")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "status": (Status,),
+    "method": (str,),
+    "num_samples": (int,),
+    "num_components": (int,),
+    "look": (int,),
+    "leaks": (list,),
+    "provenance": (dict,),
+}
+_OPTIONAL = {
+    "p_value",
+    "channel_margin",
+    "channel_margin_lower",
+    "calibrated_channel_margin",
+    "calibrated_channel_margin_lower",
+    "rate",
+    "look",
+}
+
+
 def _claims(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bool]]:
     most, slack = math.log(c.num_components), 1e-9
     claims = [
@@ -82,7 +116,7 @@ def _claims(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bo
         ("0 <= witness_information <= log K", -slack <= c.witness_information <= most + slack),
         ("alignment_loss >= 0", c.alignment_loss >= -slack),
         ("margin = teacher_information - alignment_loss", _close(c.margin, c.teacher_information - c.alignment_loss)),
-        ("margin_lower <= margin", c.margin_lower <= c.margin + slack),
+        ("margin_lower <= margin", settings.alpha > 0.5 or c.margin_lower <= c.margin + slack),
         ("p_value in (0, 1]", c.p_value is None or 0 < c.p_value <= 1),
         ("rate >= 0", c.rate is None or c.rate >= -slack),
         ("status follows from the numbers", c.status is Status.PARTIAL or c.status is verdict(c)),
@@ -97,8 +131,13 @@ def _claims(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bo
             claims.append(("channel bound <= channel margin <= I_T", lower <= margin <= c.teacher_information + slack))
     if c.method == "plugin":
         claims.append(("margin_lower = margin", c.margin_lower == c.margin))
-    if c.method == "hoeffding":
+    if c.method in ("hoeffding", "bernstein"):
         width = score_range(c.num_components, c.teacher_floor, c.witness_floor)
+    if c.method == "bernstein":
+        most_range = math.log(c.num_components / c.teacher_floor)
+        best = bernstein(c.margin, 0.0, width, most_range, c.num_samples, settings.alpha)
+        claims.append(("margin_lower is at most Bernstein's bound at variance 0", c.margin_lower <= best + slack))
+    if c.method == "hoeffding":
         bound = hoeffding(c.margin, width, c.num_samples, settings.alpha)
         claims.append(("margin_lower is Hoeffding's bound", _close(c.margin_lower, bound)))
     return claims
@@ -119,13 +158,23 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
     """
     check_claims(certificate)
     stated = certificate.provenance
-    _compare(stated, "teacher_sha256", sha256_file(teacher), Refusal.TEACHER, f"the teacher {teacher}")
-    _compare(stated, "checkpoint_sha256", sha256_file(checkpoint), Refusal.CHECKPOINT, f"the checkpoint {checkpoint}")
+    for path, key, refusal in (
+        (teacher, "teacher_sha256", Refusal.TEACHER),
+        (checkpoint, "checkpoint_sha256", Refusal.CHECKPOINT),
+    ):
+        if not path.is_file():
+            raise VerificationError(refusal, f"there is no file {path}.")
+        _compare(stated, key, sha256_file(path), refusal, f"the file {path}")
     try:
         options = PublishOptions(**stated["options"])
     except (KeyError, TypeError, ValueError) as error:
         raise VerificationError(Refusal.CLAIMS, f"its provenance states no usable options: {error}") from None
-    fresh = publish(checkpoint, teacher, config, options)
+    try:
+        fresh = publish(checkpoint, teacher, config, options)
+    except TeacherMismatchError as error:
+        raise VerificationError(Refusal.ROWS, str(error)) from None
+    except WeightsMismatchError as error:
+        raise VerificationError(Refusal.CHECKPOINT, str(error)) from None
     _compare(stated, "weights_sha256", fresh.provenance["weights_sha256"], Refusal.CHECKPOINT, "the model's weights")
     _compare(stated, "rows_sha256", fresh.provenance["rows_sha256"], Refusal.ROWS, "the evaluated rows")
     _compare_numbers(certificate, fresh)

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["load_weights", "read_checkpoint"]
+__all__ = ["WeightsMismatchError", "load_weights", "read_checkpoint"]
+
+
+class WeightsMismatchError(ValueError):
+    """A checkpoint's weights do not fit the model."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -22,11 +26,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no checkpoint at {path}.")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} is not a checkpoint that can be read without running code: {first_line}") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise ValueError(f"{path} holds no `state_dict`; give a checkpoint that Lightning wrote.")
+    weights = checkpoint["state_dict"]
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{path} holds a `state_dict` that is not tensors by name.")
     return checkpoint
 
 
@@ -44,7 +59,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     ]
     missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unexpected or shapes:
-        raise ValueError(
+        raise WeightsMismatchError(
             f"`init_weights_from={path}` does not fit this model; missing keys: {missing}, unexpected keys: "
             f"{unexpected}, other shapes: {shapes}. Use the networks that the checkpoint was trained with."
         )

@@ -162,10 +162,10 @@ class SimplexWitness(nn.Module):
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.device, like.dtype)
         if key not in self._cache:
-            self._cache[key] = (
-                self._basis.to(like.dtype).to(like.device),
-                self._log_prior.to(like.dtype).to(like.device),
-            )
+            with torch.inference_mode(False):  # Lightning's `validate` would leave tensors that cannot be trained with
+                constants = (self._basis, self._log_prior)
+                basis, log_prior = (value.to(like.dtype).to(like.device) for value in constants)
+            self._cache[key] = (basis, log_prior)
         return self._cache[key]
 
     def extra_repr(self) -> str:  # noqa: D102

@@ -111,6 +111,9 @@ def test_a_partial_set_is_never_certified() -> None:
     teacher = random_probs(200, 3, seed=1)
     metric.update(teacher, teacher.log())
     assert metric.compute().status is Status.PARTIAL
+    metric.reset()
+    metric.update(teacher, teacher.log())
+    assert metric.compute().status is Status.CERTIFIED
 
 
 def test_half_precision_sums_do_not_follow_the_module() -> None:

@@ -16,6 +16,7 @@ from certvae import Certificate
 from certvae.callbacks.history import read_history
 from certvae.cli import main
 from certvae.protocol import PHASES, Protocol, ProtocolError, run_protocol
+from tests.runs import digits_teacher
 from tests.test_cli import EXPERIMENTS
 
 DIGITS = str(EXPERIMENTS / "digits.yaml")
@@ -82,16 +83,26 @@ def test_a_killed_protocol_goes_on_and_loses_no_epoch(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-m", "certvae.cli", *arguments], stdout=subprocess.DEVNULL)
     history = tmp_path / "seed0" / "full" / "certificates_val.jsonl"
     deadline = time.monotonic() + 120
-    while not (history.is_file() and len(history.read_text().splitlines()) >= 5) and time.monotonic() < deadline:
+    while not (history.is_file() and history.read_text().count("schema") >= 5) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    seen = len(history.read_text().splitlines())
+    seen = history.read_text().count("schema")
     assert 5 <= seen < 30
     assert main(arguments) == 0
-    lines = history.read_text().splitlines()
-    assert len(lines) <= 30 + 1, "at most the epoch that was cut short is run twice"
+    assert history.read_text().count("schema") <= 30 + 1, "at most the epoch that was cut short is run twice"
     assert [item.provenance["epoch"] for item in read_history(history)] == list(range(30))
+
+
+def test_another_teacher_for_a_finished_run_is_refused(demo: Path, tmp_path: Path) -> None:
+    """Also where the file has the same name: its contents count."""
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes((demo / "seed0" / "search" / "teacher.safetensors").read_bytes())
+    options = {"teachers": (teacher,), "max_epochs": 1, "output_dir": str(tmp_path / "runs"), "targets": "table"}
+    run_protocol(Protocol.read(DIGITS, **options))
+    digits_teacher(10).save(teacher)
+    with pytest.raises(ProtocolError, match="holds a run with other settings"):
+        run_protocol(Protocol.read(DIGITS, **options))
 
 
 def test_fixed_targets_and_given_teachers(demo: Path, tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from certvae import Certificate, Status
 from certvae.certificate import digest
 from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
+from certvae.measure import evenly_spaced
 from certvae.publish import PublishOptions, publish
 from certvae.verify import Refusal, VerificationError, check_claims, verify
 from tests.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
@@ -194,12 +196,37 @@ def test_claims_that_contradict_each_other_are_noticed(run: dict[str, Path]) -> 
         ({"confidence": 2.0}, "`confidence` must be between 0 and 1"),
         ({"leaks": ["order"]}, "status follows"),
         ({"channel_margin": 99.0}, "channel margin <= I_T"),
+        ({"look": "a"}, "`look` is 'a', which is not of its type"),
+        ({"provenance": None}, "`provenance` is None"),
+        ({"leaks": [None]}, "`leaks` is not what it should be"),
+        ({"p_value": True}, "`p_value` is True"),
+        ({"num_components": 10**400}, "`num_components`"),
     ):
         forged = Certificate.from_dict(
             {**certificate.to_dict(), **{k: str(v) if k == "status" else v for k, v in changes.items()}}
         )
         with pytest.raises(VerificationError, match=message):
             check_claims(forged)
+
+
+def test_no_rigorous_bound_without_a_width_is_believed(run: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "certificate.json"
+    assert main(["certify", *arguments(run), "--method=bernstein", "--permutations=0", f"--output={path}"]) == 0
+    values = Certificate.load(path).to_dict()
+    forged = Certificate.from_dict({**values, "margin_lower": values["margin"]})
+    with pytest.raises(VerificationError, match="Bernstein's bound at variance 0"):
+        check_claims(forged)
+
+
+def test_calibration_takes_no_row_that_a_sampler_leaves_out() -> None:
+    loader = DataLoader(DigitsDataModule().dataset("train"), sampler=SubsetRandomSampler(range(80)))
+    with pytest.raises(ValueError, match="needs a plain training DataLoader"):
+        evenly_spaced(loader, 10)
+
+
+def test_missing_files_have_the_status_of_what_is_missing(run: dict[str, Path], tmp_path: Path) -> None:
+    assert status_of({**run, "ckpt": tmp_path / "none.ckpt"}) == Refusal.CHECKPOINT
+    assert status_of({**run, "teacher": tmp_path / "none.safetensors"}) == Refusal.TEACHER
 
 
 def test_files_that_are_no_certificate_have_their_own_status(tmp_path: Path, run: dict[str, Path]) -> None:

@@ -219,6 +219,15 @@ def test_too_few_epochs_are_refused_before_the_first(tmp_path: Path) -> None:
         trainer.fit(TeacherSearch(em_iterations=15, output_dir=str(tmp_path)), datamodule=DigitsDataModule())
 
 
+def test_a_search_on_a_part_of_the_data_or_without_each_validation_is_refused(tmp_path: Path) -> None:
+    for options, message in (
+        ({"limit_train_batches": 1}, "`limit_train_batches` would fit"),
+        ({"check_val_every_n_epoch": 2}, "`check_val_every_n_epoch` must be 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            quiet(tmp_path, **options).fit(TeacherSearch(output_dir=str(tmp_path)), datamodule=DigitsDataModule())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

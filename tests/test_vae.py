@@ -71,6 +71,19 @@ def test_a_teacher_for_other_data_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).fit(small_vae(teacher), datamodule=DigitsDataModule())
 
 
+class Normalised(DigitsDataModule):
+    """Images standardised on the way, as many pipelines do."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels, index = super().on_after_batch_transfer(batch, dataloader_idx)
+        return (images - 0.5) / 0.2, labels, index
+
+
+def test_images_in_another_range_than_the_teachers_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TeacherMismatchError, match=r"made for values in \[0, 1\], got \[-2.5, 2.5\]"):
+        trainer(tmp_path).fit(small_vae(digits_teacher(), alignment_weight=1.0), datamodule=Normalised())
+
+
 def test_a_latent_too_small_for_the_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="`latent_dim` must be at least num_components - 1 = 4, got 3"):
         small_vae(digits_teacher(), latent_dim=3)
@@ -115,6 +128,12 @@ def test_init_weights_from_takes_weights_and_no_hyper_parameter(tmp_path: Path) 
     assert all(torch.equal(value, stored[key]) for key, value in rescued.state_dict().items())
 
 
+def test_a_path_to_weights_does_not_spoil_the_next_checkpoint(tmp_path: Path) -> None:
+    first = saved_by(small_vae(), tmp_path / "a")
+    second = saved_by(small_vae(init_weights_from=first), tmp_path / "b")
+    assert "init_weights_from" not in read_checkpoint(second)["hyper_parameters"]
+
+
 def test_init_weights_from_other_networks_lists_the_keys(tmp_path: Path) -> None:
     path = saved_by(small_vae(), tmp_path)
     with pytest.raises(ValueError, match=r"other shapes: \['decoder.body.0.weight: \(32, 9\) here, \(32, 6\) there'"):
@@ -133,6 +152,12 @@ def test_init_weights_from_a_foreign_pickle_runs_no_code(tmp_path: Path) -> None
     with pytest.raises(ValueError, match="without running code"):
         small_vae(init_weights_from=tmp_path / "evil.ckpt")
     assert not (tmp_path / "ran").exists()
+    (tmp_path / "noise.ckpt").write_bytes(bytes(range(256)))
+    with pytest.raises(ValueError, match="without running code"):
+        small_vae(init_weights_from=tmp_path / "noise.ckpt")
+    torch.save({"state_dict": {"a": "b"}}, tmp_path / "words.ckpt")
+    with pytest.raises(ValueError, match="is not tensors by name"):
+        small_vae(init_weights_from=tmp_path / "words.ckpt")
     torch.save({"weights": 1}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match="holds no `state_dict`"):
         small_vae(init_weights_from=tmp_path / "other.ckpt")

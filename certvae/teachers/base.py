@@ -164,9 +164,10 @@ class Teacher(nn.Module):
             TeacherMismatchError: if shape or fingerprint are known on both sides and differ.
         """
         card = self.card
-        if card.image_shape and image_shape and tuple(card.image_shape) != tuple(image_shape):
+        known = isinstance(image_shape, tuple | list)
+        if card.image_shape and known and tuple(card.image_shape) != tuple(image_shape or ()):
             raise TeacherMismatchError(
-                f"the teacher was made for inputs of shape {tuple(card.image_shape)}, got {tuple(image_shape)}. "
+                f"the teacher was made for inputs of shape {tuple(card.image_shape)}, got {tuple(image_shape or ())}. "
                 "Search a teacher on this data."
             )
         if card.fingerprint and fingerprint and card.fingerprint != fingerprint:
@@ -197,7 +198,14 @@ class Teacher(nn.Module):
 def inputs_and_index(batch: Any) -> tuple[Tensor, Tensor | None]:
     """Images as floats and, where the batch has a third entry, the rows' index."""
     images, index = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[2] if len(batch) > 2 else None)
+    if not isinstance(index, Tensor) or index.is_floating_point():
+        index = None
     return (images.float() / 255 if images.dtype == torch.uint8 else images), index
+
+
+def flat_float64(images: Tensor) -> Tensor:
+    """Rows of values in float64, shape ``(B, D)``; on the CPU where the device has no float64."""
+    return (images.cpu() if images.device.type == "mps" else images).flatten(start_dim=1).double()
 
 
 def log_ratio_sums(probs: Tensor) -> Tensor:

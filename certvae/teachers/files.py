@@ -21,7 +21,7 @@ SCHEMA = "certvae.teacher/1"
 
 def save_teacher(teacher: Teacher, path: str | Path) -> Path:
     """Write a teacher; see :meth:`certvae.teachers.Teacher.save`."""
-    tensors = {key: value.detach().cpu().contiguous() for key, value in teacher.tensors().items()}
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in teacher.tensors().items()}
     if teacher.average is not None:
         tensors["average"] = teacher.average.cpu().contiguous()
     header = {"schema": SCHEMA, "kind": teacher.kind, "card": asdict(teacher.card)}

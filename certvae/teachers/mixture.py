@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.base import Teacher, TeacherCard, flat_float64
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 
@@ -81,7 +81,7 @@ class GaussianMixtureTeacher(Teacher):
 
     def features(self, images: Tensor) -> Tensor:
         """Principal components of inputs, shape ``(B, d)``."""
-        flat = images.flatten(start_dim=1).to(self.center.dtype)
+        flat = flat_float64(images)
         if flat.shape[1] != self.center.shape[0]:
             raise ValueError(f"`images` must have {self.center.shape[0]} values a row, got {flat.shape[1]}.")
         return (flat - self.center) @ self.projection

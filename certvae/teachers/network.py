@@ -55,7 +55,7 @@ class NetworkTeacher(Teacher):
                 "load_teacher(path, network=...)."
             )
         try:
-            network.load_state_dict(tensors)
+            network.load_state_dict({key.removeprefix("network."): value for key, value in tensors.items()})
         except RuntimeError as error:
             raise ValueError(f"`network` does not take the file's weights: {error}") from None
         teacher = cls(network, card.num_components)
@@ -69,7 +69,7 @@ class NetworkTeacher(Teacher):
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            logits = self.network(images)
+            logits = self.network(images.to(next(self.network.parameters(), images).device))
         if logits.ndim != 2 or logits.shape[1] != self.num_components:
             raise ValueError(
                 f"`network` must give logits of shape (B, {self.num_components}), got {tuple(logits.shape)}."
@@ -77,4 +77,4 @@ class NetworkTeacher(Teacher):
         return soften(logits.float(), self.card.temperature, self.card.floor)
 
     def tensors(self) -> dict[str, Tensor]:  # noqa: D102
-        return dict(self.network.state_dict())
+        return {f"network.{key}": value for key, value in self.network.state_dict().items()}

@@ -59,8 +59,9 @@ class TargetTable(Teacher):
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
         if index is None:
             raise ValueError("a target table needs the rows' index; give batches (images, label, index).")
-        if index.numel() and int(index.max()) >= self.targets.shape[0]:
-            raise ValueError(f"index {int(index.max())} has no target; the table has {self.targets.shape[0]} rows.")
+        outside = (index < 0) | (index >= self.targets.shape[0])
+        if bool(outside.any()):
+            raise ValueError(f"index {int(index[outside][0])} has no target; the table has {len(self.targets)} rows.")
         rows = self.targets[index.to(self.targets.device)]
         if bool(rows.isnan().any()):
             missing = index.to(rows.device)[rows.isnan().any(dim=1)][0]

@@ -8,12 +8,13 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.distributions import Normal
+from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from certvae import Certificate, CertificateMetric, Status, certify
 from certvae.bounds import spending
 from certvae.callbacks import CertificateCallback
+from certvae.callbacks.capture import read_latents
 from certvae.callbacks.certificate import LOGGED
 from certvae.callbacks.history import append_history, read_history
 from certvae.datamodules import DigitsDataModule
@@ -93,7 +94,7 @@ def test_the_sanity_check_is_skipped(tmp_path: Path) -> None:
     fit(tmp_path, callback, epochs=2, num_sanity_val_steps=2)
     epochs = [item.provenance["epoch"] for item in read_history(tmp_path / "certificates_val.jsonl")]
     assert epochs == [0, 1]
-    assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "certificates_val.jsonl").read_text().count("schema") == 2
 
 
 def test_bf16_and_autocast_meet_no_dtype_error(tmp_path: Path) -> None:
@@ -207,6 +208,56 @@ def test_a_foreign_vae_is_measured_through_a_function(tmp_path: Path) -> None:
     assert callback.certificate.num_samples == 90
 
 
+class CallsTwice(ForeignVAE):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.step(batch)
+        self.step(batch)
+
+
+def test_an_encoder_called_twice_in_a_step_is_not_guessed_at(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, callbacks=[CertificateCallback(digits_teacher(), "encoder")])
+    with pytest.raises(ValueError, match="was called twice in one step"):
+        runner.fit(CallsTwice(), plain_loader(), plain_loader())
+
+
+def test_validate_before_fit_leaves_tensors_that_can_be_trained_with(tmp_path: Path) -> None:
+    model = small_vae(digits_teacher(), alignment_weight=1.0)
+    runner = trainer(tmp_path, callbacks=[CertificateCallback()])
+    runner.validate(model, DigitsDataModule(), verbose=False)
+    runner.fit(model, datamodule=DigitsDataModule())
+
+
+def test_bf16_true_meets_no_dtype_error(tmp_path: Path) -> None:
+    callback = CertificateCallback()
+    fit(tmp_path, callback, precision="bf16-true")
+    assert callback.certificate is not None
+    assert callback.certificate.num_samples == 300
+
+
+@pytest.mark.parametrize("collection", [list, dict])
+def test_several_validation_loaders_the_first_counts(tmp_path: Path, collection: type) -> None:
+    both = [plain_loader(90), plain_loader(40)]
+    loaders = both if collection is list else {"a": both[0], "b": both[1]}
+    for limit, status in ((1.0, None), (2, Status.PARTIAL)):
+        callback = CertificateCallback(digits_teacher(), lambda module, batch: module.encoder(batch[0].flatten(1)))
+        model = ForeignVAE()
+        model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None  # type: ignore[method-assign, assignment]
+        trainer(tmp_path, callbacks=[callback], limit_val_batches=limit).fit(model, plain_loader(), loaders)
+        assert callback.certificate is not None
+        assert callback.certificate.num_samples == (90 if status is None else 64)
+        assert status is None or callback.certificate.status is status
+
+
+def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
+    mean, scale = torch.zeros(3, 2), torch.ones(3, 2)
+    assert read_latents(Laplace(mean, scale)).rate is None
+    assert read_latents(MultivariateNormal(mean, torch.eye(2))).rate is None
+    gaussian = read_latents(Independent(Normal(mean, 2 * scale), 1))
+    assert gaussian.rate is not None
+    expected = kl_divergence(Normal(mean, 2 * scale), Normal(mean, scale)).sum(dim=1)
+    assert torch.allclose(gaussian.rate, expected)
+
+
 def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
     class Failing(ForeignVAE):
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -236,6 +287,10 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         run(CertificateCallback(digits_teacher(), lambda module, batch: "code"), ForeignVAE())
     with pytest.raises(ValueError, match=r"`latents` must have shape \(B, latent_dim\)"):
         run(CertificateCallback(digits_teacher(), lambda module, batch: batch[0]), ForeignVAE())
+    with pytest.raises(ValueError, match="`latents` hold NaN"):
+        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.full((32, 6), torch.nan)), ForeignVAE())
+    with pytest.raises(ValueError, match="`images='picture'` is not in the batch"):
+        run(CertificateCallback(digits_teacher(), "encoder", images="picture"), ForeignVAE())
     with pytest.raises(ValueError, match="`latents` gave 3 rows for a batch of 32 inputs"):
         run(CertificateCallback(digits_teacher(), lambda module, batch: torch.zeros(3, 6)), ForeignVAE())
     model = ForeignVAE()
@@ -258,6 +313,8 @@ def test_bad_arguments_are_refused() -> None:
         CertificateCallback(channel_samples=-1)
     with pytest.raises(ValueError, match="`confidence` must be between 0 and 1"):
         CertificateCallback(confidence=2)
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        CertificateCallback(method="foo")
 
 
 def test_images_in_another_range_are_refused(tmp_path: Path) -> None:
@@ -276,9 +333,11 @@ def test_a_history_cut_short_or_repeated_reads_as_measured_last(tmp_path: Path) 
         certificate = certify(probs, scale * torch.eye(2).repeat(2, 1))
         certificate.provenance = {"epoch": epoch}
         append_history(path, certificate)
-    path.write_text(path.read_text() + '{"schema": "certv')
+    path.write_text(path.read_text() + '\n{"schema": "certv')
+    certificate.provenance = {"epoch": 2}
+    append_history(path, certificate)
     history = read_history(path)
-    assert len(history) == 2
+    assert len(history) == 3
     assert history[1].alignment_loss > history[0].alignment_loss
 
 

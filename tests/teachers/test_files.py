@@ -62,6 +62,8 @@ def test_a_table_refuses_rows_without_a_target() -> None:
         table(images)
     with pytest.raises(ValueError, match="index 2 has no target"):
         table(images, torch.tensor([2]))
+    with pytest.raises(ValueError, match="index -1 has no target"):
+        table(images, torch.tensor([-1]))
     with pytest.raises(ValueError, match="index 9 has no target; the table has 4 rows"):
         table(images, torch.tensor([9]))
     with pytest.raises(ValueError, match="must hold non-negative rows that sum to 1"):
