@@ -43,7 +43,7 @@ def test_training_loss_is_the_formula_with_per_row_sums(path: Any) -> None:
         code = mean[i] if path == "mean" else z[i]
         align = (target * (target.log() - witness(code).log_softmax(dim=0))).sum()
         expected += (error + 3 * rate + 7 * align).item() / len(images)
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_fixed_teacher_is_in_no_checkpoint_and_never_trained() -> None:
