@@ -8,17 +8,18 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from certvae.bounds import RIGOROUS
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.callbacks.history import append_history
-from certvae.certificate import Certificate
+from certvae.certificate import Certificate, Status
 from certvae.leaks import check_witness
 from certvae.metric import CertificateMetric
-from certvae.noise import row_normal
 from certvae.posterior import Posterior
 from certvae.rows import RowPositions, first_loader, is_cut_short
 from certvae.teachers import Teacher, load_teacher
+from certvae.teachers.base import index_of
 from certvae.verdict import CertificateSettings
-from certvae.witness import SimplexWitness
+from certvae.witness import SimplexWitness, own_witness
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
@@ -126,13 +127,13 @@ class CertificateCallback(Callback):
         self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
         data = getattr(trainer, "datamodule", None)
         self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
-        self._witness = self.witness or _own_witness(pl_module, self._teacher)
-        self._new_metric()
+        self._witness = self.witness or own_witness(pl_module, self._teacher.num_components)
+        self._new_metric()  # rejects settings that the teacher's floor does not allow, before the first epoch
 
     def _new_metric(self, look: int | None = None) -> CertificateMetric:
         assert self._teacher is not None
         card = self._teacher.card
-        floor = card.floor if self.method in ("hoeffding", "bernstein") else 0.0
+        floor = card.floor if self.method in RIGOROUS else 0.0
         return CertificateMetric(
             card.num_components, self.safety_margin, self.confidence, self.method, floor, look=look
         )
@@ -214,7 +215,7 @@ class CertificateCallback(Callback):
             self._metric.leaks = check_witness(witness, captured.mean)
         positions, weights = self._positions.next(images.shape[0])
         self._metric.update(
-            self._teacher(images, _index(batch)),
+            self._teacher(images, index_of(batch)),
             witness(captured.mean),
             weights,
             channel_logits=self._channel_logits(witness, captured, positions),
@@ -240,10 +241,7 @@ class CertificateCallback(Callback):
         if captured.log_variance is None or self.channel_samples == 0:
             return None
         posterior = Posterior(captured.mean, captured.log_variance)
-        rows, dim = captured.mean.shape
-        noise = row_normal(positions, self.channel_samples * dim, self.seed).to(captured.mean)
-        draws = noise.view(rows, self.channel_samples, dim).unbind(dim=1)
-        return torch.stack([witness(posterior.sample(draw)) for draw in draws])
+        return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.sanity_checking:
@@ -251,15 +249,12 @@ class CertificateCallback(Callback):
         certificate = self._finish(trainer, pl_module, "val")
         if certificate.certified and self.first_certified_epoch is None:
             self.first_certified_epoch = trainer.current_epoch
-        if not self._partial and (self.best_margin is None or certificate.margin > self.best_margin):
+        complete = certificate.status is not Status.PARTIAL
+        if complete and (self.best_margin is None or certificate.margin > self.best_margin):
             self.best_margin = certificate.margin
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._finish(trainer, pl_module, "test")
-
-    @property
-    def _partial(self) -> bool:
-        return self._metric is not None and self._metric.partial
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
         assert self._metric is not None
@@ -322,21 +317,5 @@ class CertificateCallback(Callback):
         self.looks = state_dict["looks"]
 
 
-def _own_witness(pl_module: LightningModule, teacher: Teacher) -> nn.Module | None:
-    """The module's witness, unless it belongs to a teacher with other components."""
-    witness = getattr(pl_module, "witness", None)
-    if isinstance(witness, SimplexWitness) and witness.num_components != teacher.num_components:
-        return None
-    return witness if isinstance(witness, nn.Module) else None
-
-
 def _name(source: LatentSource | None) -> str:
     return source if isinstance(source, str) else getattr(source, "__qualname__", str(source))
-
-
-def _index(batch: Any) -> Tensor | None:
-    if isinstance(batch, dict):
-        return batch.get("index")
-    if isinstance(batch, tuple | list) and len(batch) > 2 and isinstance(batch[2], Tensor):
-        return batch[2] if not batch[2].is_floating_point() else None
-    return None

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 __all__ = [
     "METHODS",
+    "RIGOROUS",
     "Method",
     "bernstein",
     "check_method",
@@ -37,6 +38,7 @@ __all__ = [
 
 Method = Literal["plugin", "normal", "hoeffding", "bernstein"]
 METHODS: tuple[str, ...] = get_args(Method)
+RIGOROUS = ("hoeffding", "bernstein")  # they need floors, and equal weights
 
 
 def check_method(method: str, teacher_floor: float, witness_floor: float) -> None:
@@ -47,7 +49,7 @@ def check_method(method: str, teacher_floor: float, witness_floor: float) -> Non
     """
     if method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
-    if method in ("hoeffding", "bernstein") and not (teacher_floor > 0 and witness_floor > 0):
+    if method in RIGOROUS and not (teacher_floor > 0 and witness_floor > 0):
         raise ValueError(
             f"`method={method!r}` needs bounded log-probabilities: `teacher_floor` and `witness_floor` must be "
             f"above 0, got {teacher_floor} and {witness_floor}. A searched teacher states its floor; for another "

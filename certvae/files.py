@@ -3,11 +3,14 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
-__all__ = ["sha256_array", "sha256_file", "write_atomic"]
+__all__ = ["sha256_array", "sha256_file", "sha256_tensors", "write_atomic"]
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
@@ -48,4 +51,13 @@ def sha256_array(*arrays: np.ndarray) -> str:
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def sha256_tensors(tensors: Mapping[str, Tensor], heading: bytes = b"") -> str:
+    """SHA-256 over a heading and the names, types, shapes and bytes of tensors, sorted by name, as hexadecimal text."""
+    digest = hashlib.sha256(heading)
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
 from certvae.callbacks.capture import Captured, LatentCapture, read_latents
-from certvae.noise import row_normal
 from certvae.posterior import Posterior
 from certvae.teachers import Teacher
 from certvae.teachers.base import inputs_and_index
@@ -41,10 +40,7 @@ class Measurement:
         """Draws of the latent, shape ``(samples, N, latent_dim)``; None without a posterior variance."""
         if self.log_variance is None or samples == 0:
             return None
-        rows, dim = self.mean.shape
-        noise = row_normal(torch.arange(rows), samples * dim, seed).view(rows, samples, dim).transpose(0, 1)
-        posterior = Posterior(self.mean, self.log_variance)
-        return torch.stack([posterior.sample(draw) for draw in noise])
+        return Posterior(self.mean, self.log_variance).row_draws(torch.arange(len(self.mean)), samples, seed)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from certvae.noise import row_normal
+
 __all__ = ["Posterior"]
 
 
@@ -24,6 +26,18 @@ class Posterior(NamedTuple):
         if noise is None:
             noise = torch.randn_like(self.mean)
         return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean.dtype)
+
+    def row_draws(self, keys: Tensor, samples: int, seed: int) -> Tensor:
+        """Draws whose noise belongs to the rows (:mod:`certvae.noise`), shape ``(samples, B, latent_dim)``.
+
+        Args:
+            keys: one integer a row, int64, shape ``(B,)``.
+            samples: draws a row, at least 1.
+            seed: another seed gives other draws.
+        """
+        rows, dim = self.mean.shape
+        noise = row_normal(keys, samples * dim, seed).to(self.mean).view(rows, samples, dim)
+        return torch.stack([self.sample(draw) for draw in noise.unbind(dim=1)])
 
     def kl_to_standard_normal(self) -> Tensor:
         r""":math:`KL(q \| N(0, 1))` of each coordinate in nats, shape ``(B, latent_dim)``.

@@ -18,12 +18,10 @@ from rich.console import Console
 
 from certvae.certificate import Certificate
 from certvae.files import sha256_file, write_atomic
-from certvae.summary import summarise
+from certvae.summary import PHASES, summarise, summary_table
 from certvae.teachers import TargetTable, load_teacher
 
 __all__ = ["PHASES", "Protocol", "ProtocolError", "main", "run_protocol"]
-
-PHASES = ("full", "no_align", "rescue")
 
 
 class ProtocolError(RuntimeError):
@@ -236,7 +234,5 @@ def main(args: Sequence[str] | None = None) -> None:
     changes["teachers"] = tuple(given.teachers) if given.teachers else None
     protocol = Protocol.read(given.file, **changes)
     summary = run_protocol(protocol)
-    from certvae.summary import summary_table
-
     Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
     print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, margin.png")

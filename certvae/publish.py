@@ -1,7 +1,6 @@
 """``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched."""
 
 import argparse
-import hashlib
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,10 @@ import yaml
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from certvae.bounds import METHODS
+from certvae.bounds import METHODS, RIGOROUS
 from certvae.calibration import Calibration, fit_calibration
 from certvae.certificate import Certificate
-from certvae.files import sha256_file
+from certvae.files import sha256_file, sha256_tensors
 from certvae.leaks import check_witness, shuffled_margin_leaks
 from certvae.measure import Measurement, evenly_spaced, measure_rows
 from certvae.noise import row_uniform
@@ -26,10 +25,10 @@ from certvae.sums import CertificateSums
 from certvae.teachers import Teacher, load_teacher
 from certvae.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_sums, certify
 from certvae.weights import load_weights
-from certvae.witness import SimplexWitness
+from certvae.witness import SimplexWitness, own_witness
 
 FEW_ROWS = 50
-__all__ = ["PublishOptions", "main", "publish", "state_sha256"]
+__all__ = ["PublishOptions", "main", "publish"]
 
 
 @dataclass(frozen=True)
@@ -83,13 +82,13 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
     load_weights(model, checkpoint)
     teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
     held_out = measure_rows(model, teacher, _loader(data, options.split), data, options.latents)
-    witness = _witness(model, teacher, held_out)
+    witness = own_witness(model, teacher.num_components) or teacher.witness(held_out.mean.shape[1])
     calibration = _calibrate(model, data, teacher, witness, options)
     certificate = _certificate(held_out, teacher, witness, calibration, options)
     certificate.provenance = {
         "teacher_sha256": sha256_file(teacher_path),
         "checkpoint_sha256": sha256_file(checkpoint),
-        "weights_sha256": state_sha256(model),
+        "weights_sha256": sha256_tensors(model.state_dict()),
         "rows_sha256": held_out.rows_sha256,
         "options": asdict(options),
         "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
@@ -127,11 +126,6 @@ def _loader(data: LightningDataModule, split: str) -> Any:
     return data.test_dataloader() if split == "test" else data.val_dataloader()
 
 
-def _witness(model: LightningModule, teacher: Teacher, measured: Measurement) -> nn.Module:
-    own = getattr(model, "witness", None)
-    return own if isinstance(own, nn.Module) else teacher.witness(measured.mean.shape[1])
-
-
 def _calibrate(
     model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: PublishOptions
 ) -> Calibration | None:
@@ -148,8 +142,7 @@ def _calibrate(
 def _certificate(
     rows: Measurement, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: PublishOptions
 ) -> Certificate:
-    rigorous = options.method in ("hoeffding", "bernstein")
-    floor = teacher.card.floor if rigorous else 0.0
+    floor = teacher.card.floor if options.method in RIGOROUS else 0.0
     settings = CertificateSettings(options.safety_margin, options.confidence, options.method, floor)
     logits = witness(rows.mean)
     draws = rows.draws(options.channel_samples, options.seed)
@@ -181,15 +174,6 @@ def _shuffled_leaks(rows: Measurement, witness: nn.Module, seed: int) -> list[st
     order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 2)[:, 0].argsort()
     shuffled = certify(rows.teacher_probs, witness(rows.mean[order]), confidence=1 - LEAK_LEVEL)
     return shuffled_margin_leaks(shuffled.margin_lower)
-
-
-def state_sha256(module: nn.Module) -> str:
-    """SHA-256 of all weights and buffers of a module, by name."""
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -16,9 +16,9 @@ from certvae.figures import protocol_figure, save_figure
 from certvae.files import sha256_file, write_atomic
 from certvae.teachers import load_teacher
 
-__all__ = ["summarise", "summary_table"]
+__all__ = ["PHASES", "summarise", "summary_table"]
 
-_PHASES = ("full", "no_align", "rescue")
+PHASES = ("full", "no_align", "rescue")
 
 
 def summarise(
@@ -46,7 +46,7 @@ def summarise(
     write_atomic(output_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_atomic(output_dir / "summary.csv", _csv(summary))
     histories = {
-        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in _PHASES}
+        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in PHASES}
         for seed, folder in folders.items()
     }
     save_figure(protocol_figure(histories, f"{dataset}: certified, collapsed, rescued"), output_dir / "margin.png")
@@ -59,7 +59,7 @@ def _teacher(path: Path) -> dict[str, Any]:
 
 def _phases(folder: Path) -> dict[str, Any]:
     phases = {}
-    for phase in _PHASES:
+    for phase in PHASES:
         certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
         run = json.loads((folder / phase / "phase.json").read_text())
         timing = {

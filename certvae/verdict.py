@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from certvae.bounds import check_method, lower_bound, spending
+from certvae.bounds import RIGOROUS, check_method, lower_bound, spending
 from certvae.certificate import Certificate, Status
 from certvae.information import as_logits, as_probabilities, floor_log_probabilities
 from certvae.permutation import permutation_p_value
@@ -51,7 +51,7 @@ class CertificateSettings:
         if not 0 < self.confidence < 1:
             raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {self.confidence}.")
         if self.witness_floor is None:
-            object.__setattr__(self, "witness_floor", 1e-3 if self.method in ("hoeffding", "bernstein") else 0.0)
+            object.__setattr__(self, "witness_floor", 1e-3 if self.method in RIGOROUS else 0.0)
         for name in ("teacher_floor", "witness_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
@@ -91,7 +91,7 @@ def certificate_from_sums(
     """
     if sums.num_rows == 0:
         raise ValueError("a certificate needs at least one row with positive weight, got none.")
-    if settings.method in ("hoeffding", "bernstein") and not sums.equal_weights:
+    if settings.method in RIGOROUS and not sums.equal_weights:
         raise ValueError(f"`method={settings.method!r}` needs weights that are 0 or one common value.")
     information = sums.teacher_information()
     margin, lower = _margin_and_bound(sums, settings, "mean")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from certvae.information import as_probabilities
 
-__all__ = ["SimplexWitness", "centred", "centred_log", "simplex_basis"]
+__all__ = ["SimplexWitness", "centred", "centred_log", "own_witness", "simplex_basis"]
 
 
 def simplex_basis(num_components: int) -> Tensor:
@@ -170,6 +170,14 @@ class SimplexWitness(nn.Module):
 
     def extra_repr(self) -> str:  # noqa: D102
         return f"num_components={self.num_components}, latent_dim={self.latent_dim}, scale={self.scale:g}"
+
+
+def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
+    """The module's attribute ``witness``, unless it belongs to a teacher with other components."""
+    witness = getattr(module, "witness", None)
+    if isinstance(witness, SimplexWitness) and witness.num_components != num_components:
+        return None
+    return witness if isinstance(witness, nn.Module) else None
 
 
 def _log_prior(prior: Tensor | list[float] | None, num_components: int) -> Tensor:

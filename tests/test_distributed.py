@@ -10,23 +10,11 @@ from pytorch_lightning import Trainer
 from certvae import Certificate, TeacherSearch, load_teacher
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.runs import digits_teacher, small_vae
+from tests.runs import digits_teacher, small_vae, trainer
 
 
 def spread(folder: Path, devices: int, **arguments: Any) -> Trainer:
-    strategy = "ddp_spawn" if devices > 1 else "auto"
-    return Trainer(
-        accelerator="cpu",
-        devices=devices,
-        strategy=strategy,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **arguments,
-    )
+    return trainer(folder, devices=devices, strategy="ddp_spawn" if devices > 1 else "auto", **arguments)
 
 
 def certificate(folder: Path, devices: int, rows: int) -> Certificate:

@@ -18,6 +18,7 @@ from certvae.em import MixtureEM
 from certvae.pca import StreamingPCA
 from certvae.search import TeacherSearchError
 from certvae.search_table import CandidateRow, SearchBounds, choose
+from tests.runs import trainer
 from tests.teachers.test_mixture import digits
 
 
@@ -28,17 +29,7 @@ def streamed(rows: np.ndarray, target: Any, batch: int) -> None:
 
 
 def quiet(tmp_path: Path, **arguments: Any) -> Trainer:
-    return Trainer(
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=tmp_path,
-        **arguments,
-    )
+    return trainer(tmp_path, **{"max_epochs": -1, **arguments})
 
 
 def search(tmp_path: Path, batch_size: int = 512, **arguments: Any) -> TeacherSearch:
@@ -214,9 +205,10 @@ def test_no_teacher_within_the_bounds_says_so_and_leaves_the_table(tmp_path: Pat
 
 
 def test_too_few_epochs_are_refused_before_the_first(tmp_path: Path) -> None:
-    trainer = Trainer(max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(ValueError, match="`max_epochs` must be -1 or at least 23"):
-        trainer.fit(TeacherSearch(em_iterations=15, output_dir=str(tmp_path)), datamodule=DigitsDataModule())
+        quiet(tmp_path, max_epochs=3).fit(
+            TeacherSearch(em_iterations=15, output_dir=str(tmp_path)), datamodule=DigitsDataModule()
+        )
 
 
 def test_a_search_on_a_part_of_the_data_or_without_each_validation_is_refused(tmp_path: Path) -> None:

@@ -195,12 +195,18 @@ class Teacher(nn.Module):
             )
 
 
+def index_of(batch: Any) -> Tensor | None:
+    """The rows' index: the entry ``"index"`` or the third entry of a batch, where that holds integers."""
+    index = batch.get("index") if isinstance(batch, dict) else None
+    if isinstance(batch, tuple | list) and len(batch) > 2:
+        index = batch[2]
+    return index if isinstance(index, Tensor) and not index.is_floating_point() else None
+
+
 def inputs_and_index(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images as floats and, where the batch has a third entry, the rows' index."""
-    images, index = (batch, None) if isinstance(batch, Tensor) else (batch[0], batch[2] if len(batch) > 2 else None)
-    if not isinstance(index, Tensor) or index.is_floating_point():
-        index = None
-    return (images.float() / 255 if images.dtype == torch.uint8 else images), index
+    """Images as floats and, where the batch has one, the rows' index."""
+    images = batch if isinstance(batch, Tensor) else batch[0]
+    return (images.float() / 255 if images.dtype == torch.uint8 else images), index_of(batch)
 
 
 def flat_float64(images: Tensor) -> Tensor:

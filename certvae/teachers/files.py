@@ -1,17 +1,15 @@
 """Teacher files: safetensors, with the card and a digest of the tensors in the header. Loading runs no code."""
 
-import hashlib
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certvae.files import write_atomic
+from certvae.files import sha256_tensors, write_atomic
 from certvae.teachers.base import Teacher, TeacherCard
 
 __all__ = ["load_teacher", "save_teacher"]
@@ -107,9 +105,4 @@ def _build(
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     stated = {key: value for key, value in header.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(stated, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return sha256_tensors(tensors, json.dumps(stated, sort_keys=True).encode())
