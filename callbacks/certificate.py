@@ -1,5 +1,6 @@
 """The callback that measures the certificate of a VAE on every validation epoch."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,18 +9,14 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from certvae.bounds import RIGOROUS
-from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
+from certvae.callbacks.capture import LatentSource
 from certvae.callbacks.history import append_history
+from certvae.callbacks.measurement import Measurement, new_metric
+from certvae.callbacks.source import CodeSource, choose_loader
 from certvae.certificate import Certificate, Status
-from certvae.leaks import check_witness
-from certvae.metric import CertificateMetric
-from certvae.posterior import Posterior
-from certvae.rows import RowPositions, first_loader, is_cut_short
-from certvae.teachers import Teacher, load_teacher
-from certvae.teachers.base import index_of
+from certvae.teachers import Teacher
 from certvae.verdict import CertificateSettings
-from certvae.witness import SimplexWitness, own_witness
+from certvae.witness import SimplexWitness
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
@@ -46,9 +43,11 @@ class CertificateCallback(Callback):
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
         latents: where the code is; default: ``outputs["posterior"]`` of the module's step. A dotted submodule path
-            (its output is caught by a hook: a mean, a ``(mean, log_variance)`` pair or a distribution), or a function
-            ``(pl_module, batch) -> ...``.
-        images: where the input stands in the batch: a position or a key, or a function of the batch.
+            (its output is caught by a hook: a mean, a ``(mean, log_variance)`` pair or a distribution), with
+            ``":chunk"`` or the name of a part behind it; a :class:`certvae.callbacks.Latents`, which also says what
+            becomes of spatial codes and of several calls; or a function ``(pl_module, batch) -> ...``.
+        images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
+            the batch.
         witness: a module from the code, and nothing else, to logits ``(B, K)``; default: the module's attribute
             ``witness``, else the teacher's simplex witness.
         witness_scale: scale of that simplex witness.
@@ -60,6 +59,9 @@ class CertificateCallback(Callback):
             margins stays below the rate, which the margin of an averaged witness need not.
         spending: share the error probability among all looks (:func:`certvae.bounds.spending`): 'certified at some
             epoch' then holds with ``confidence`` over the whole run, however long.
+        dataloader: which of several validation (or test) dataloaders is measured: its position or its name.
+        name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
+            a different one for each.
         save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
             ``certificates_val.jsonl``, one line an epoch; default: nothing is written.
         seed: of the draws. Each row has its own random numbers, whatever process it is on.
@@ -69,6 +71,7 @@ class CertificateCallback(Callback):
         first_certified_epoch: first epoch with status ``CERTIFIED``; kept in checkpoints.
         best_margin: highest margin of a complete validation set; kept in checkpoints.
         looks: validation epochs measured so far; kept in checkpoints.
+        source: where codes, inputs, teacher and witness come from.
 
     Raises:
         ValueError: if an argument is out of its range, or there is no teacher.
@@ -86,65 +89,53 @@ class CertificateCallback(Callback):
         method: str = "normal",
         channel_samples: int = 1,
         spending: bool = False,
+        dataloader: int | str = 0,
+        name: str = "certificate",
         save_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if channel_samples < 0:
             raise ValueError(f"`channel_samples` must be at least 0, got {channel_samples}.")
-        self.teacher, self.latents, self.images = teacher, latents, images
-        self.witness, self.witness_scale = witness, witness_scale
-        self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
-        self.channel_samples, self.save_dir, self.seed = channel_samples, save_dir, seed
-        self.spending = spending
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
         # The teacher's floor, which the rigorous methods need, is known in `setup` only.
         CertificateSettings(safety_margin, confidence, method, teacher_floor=0.5)
+        self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
+        self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
+        self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
+        self.source = CodeSource(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
         self.first_certified_epoch: int | None = None
         self.best_margin: float | None = None
         self.looks = 0
-        self._capture = LatentCapture(latents)
-        self._teacher: Teacher | None = None
-        self._witness: nn.Module | None = None
-        self._metric: CertificateMetric | None = None
-        self._positions: RowPositions | None = None
-        self._first_batch = True
+        self._measurement: Measurement | None = None
+        self._loader_position = 0
 
     @property
     def state_key(self) -> str:  # noqa: D102
-        teacher = str(self.teacher) if isinstance(self.teacher, str | Path) else type(self.teacher).__name__
-        return f"{type(self).__qualname__}(teacher={teacher!r}, latents={_name(self.latents)!r})"
+        return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find teacher and witness.
 
         Raises:
-            ValueError: if there is no teacher, or it does not fit the data.
+            ValueError: if there is no teacher, it does not fit the data, or its floor does not allow the method.
         """
-        given = self.teacher if self.teacher is not None else getattr(pl_module, "teacher", None)
-        if given is None:
-            raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
-        self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
-        data = getattr(trainer, "datamodule", None)
-        self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
-        self._witness = self.witness or own_witness(pl_module, self._teacher.num_components)
-        self._new_metric()  # rejects settings that the teacher's floor does not allow, before the first epoch
-
-    def _new_metric(self, look: int | None = None) -> CertificateMetric:
-        assert self._teacher is not None
-        card = self._teacher.card
-        floor = card.floor if self.method in RIGOROUS else 0.0
-        return CertificateMetric(
-            card.num_components, self.safety_margin, self.confidence, self.method, floor, look=look
-        )
+        self.source.setup(trainer, pl_module)
+        new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
 
         Raises:
-            ValueError: if the validation set is empty or missing.
+            ValueError: if the validation set is empty or missing, or lacks the dataloader asked for.
         """
-        if not trainer.enable_validation or sum(trainer.num_val_batches) == 0:
+        counts = trainer.num_val_batches if trainer.enable_validation else []
+        if sum(counts):
+            position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
+            counts = [counts[position]]
+        if not sum(counts):
             raise ValueError(
                 "CertificateCallback measures on validation rows, but the validation set is empty or missing. Give a "
                 "`val_dataloader` with rows, and a `validation_step`."
@@ -162,18 +153,28 @@ class CertificateCallback(Callback):
     def _start(
         self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any, look: int | None = None
     ) -> None:
-        assert self._teacher is not None
-        loader = first_loader(loaders)
-        # MPS has no float64, so the sums stay on the CPU there.
-        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
-        self._metric = self._new_metric(look).to(device)
-        self._metric.partial = is_cut_short(counts[0], loader)
-        self._teacher.to(device)
-        if self.witness is not None:
-            self.witness.to(pl_module.device).eval()
-        self._positions = RowPositions(loader, trainer)
-        self._first_batch = True
-        self._capture.attach(pl_module)
+        self._loader_position, loader = choose_loader(loaders, self.dataloader)
+        self._measurement = Measurement(
+            self.source,
+            new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method, look),
+            trainer,
+            pl_module,
+            loader,
+            counts[self._loader_position],
+            self.channel_samples,
+            self.seed,
+        )
+
+    def on_validation_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if not trainer.sanity_checking:
+            self.source.capture.listen(dataloader_idx == self._loader_position)
+
+    def on_test_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.source.capture.listen(dataloader_idx == self._loader_position)
 
     def on_validation_batch_end(  # noqa: D102
         self,
@@ -184,8 +185,8 @@ class CertificateCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.sanity_checking and dataloader_idx == 0:
-            self._update(pl_module, outputs, batch)
+        if not trainer.sanity_checking:
+            self._update(pl_module, outputs, batch, dataloader_idx)
 
     def on_test_batch_end(  # noqa: D102
         self,
@@ -196,52 +197,12 @@ class CertificateCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if dataloader_idx == 0:
-            self._update(pl_module, outputs, batch)
+        self._update(pl_module, outputs, batch, dataloader_idx)
 
-    @torch.no_grad()
-    def _update(self, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
-        assert self._teacher is not None
-        assert self._metric is not None
-        assert self._positions is not None
-        captured = self._capture.read(pl_module, batch, outputs)
-        images = self._images(batch)
-        if images.shape[0] != captured.mean.shape[0]:
-            raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {images.shape[0]} inputs.")
-        witness = self._witness_for(captured.mean)
-        if self._first_batch:
-            self._first_batch = False
-            self._teacher.check_values(images)
-            self._metric.leaks = check_witness(witness, captured.mean)
-        positions, weights = self._positions.next(images.shape[0])
-        self._metric.update(
-            self._teacher(images, index_of(batch)),
-            witness(captured.mean),
-            weights,
-            channel_logits=self._channel_logits(witness, captured, positions),
-            rate=captured.rate,
-        )
-
-    def _images(self, batch: Any) -> Tensor:
-        if callable(self.images):
-            return self.images(batch)
-        try:
-            return batch if isinstance(batch, Tensor) else batch[self.images]
-        except (KeyError, IndexError, TypeError):
-            keys = list(batch) if isinstance(batch, dict) else type(batch).__name__
-            raise ValueError(f"`images={self.images!r}` is not in the batch, which has {keys}.") from None
-
-    def _witness_for(self, codes: Tensor) -> nn.Module:
-        assert self._teacher is not None
-        if self._witness is None:
-            self._witness = self._teacher.witness(codes.shape[1], self.witness_scale)
-        return self._witness
-
-    def _channel_logits(self, witness: nn.Module, captured: Captured, positions: Tensor) -> Tensor | None:
-        if captured.log_variance is None or self.channel_samples == 0:
-            return None
-        posterior = Posterior(captured.mean, captured.log_variance)
-        return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
+    def _update(self, pl_module: LightningModule, outputs: Any, batch: Any, dataloader_idx: int) -> None:
+        assert self._measurement is not None
+        if dataloader_idx == self._loader_position:
+            self._measurement.update(pl_module, batch, outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.sanity_checking:
@@ -257,52 +218,52 @@ class CertificateCallback(Callback):
         self._finish(trainer, pl_module, "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
-        assert self._metric is not None
-        self._capture.detach()
-        # Leak findings of any rank count for all; both lines are collectives that every rank must reach.
-        if trainer.strategy.reduce_boolean_decision(bool(self._metric.leaks), all=False) and not self._metric.leaks:
-            self._metric.leaks = ["found on another process"]
-        certificate = self._metric.compute()
-        certificate.provenance = self._provenance(trainer, stage)
-        prefix = "certificate" if stage == "val" else "test_certificate"
+        assert self._measurement is not None
+        certificate = self._measurement.finish(trainer)
+        certificate.provenance |= self._provenance(trainer, stage)
+        self._log(pl_module, certificate, stage, self._measurement.metric.packed.device)
+        self._announce(trainer, pl_module, certificate, stage)
+        if self.save_dir is not None and trainer.is_global_zero:
+            certificate.save(Path(self.save_dir) / f"{self.name}_{stage}.json")
+            append_history(Path(self.save_dir) / f"{self.name}s_{stage}.jsonl", certificate)
+        self.certificate = certificate
+        return certificate
+
+    def _log(self, pl_module: LightningModule, certificate: Certificate, stage: str, device: torch.device) -> None:
+        prefix = self.name if stage == "val" else f"test_{self.name}"
         for name in LOGGED:
             value = getattr(certificate, name)
             if value is not None:
-                tensor = torch.tensor(float(value), dtype=torch.float64, device=self._metric.packed.device)
+                tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
                 pl_module.log(f"{prefix}/{name}", tensor, on_step=False, on_epoch=True, sync_dist=True)
-        self._announce(trainer, pl_module, certificate, stage)
-        if self.save_dir is not None and trainer.is_global_zero:
-            certificate.save(Path(self.save_dir) / f"certificate_{stage}.json")
-            append_history(Path(self.save_dir) / f"certificates_{stage}.jsonl", certificate)
-        self.certificate = certificate
-        return certificate
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         previous = self.certificate.status if self.certificate is not None else None
         if certificate.status is not previous:
+            name = "" if self.name == "certificate" else f"{self.name}: "
             pl_module.print(
-                f"epoch {trainer.current_epoch}: {certificate.status} ({stage} margin {certificate.margin:.3f} nats, "
-                f"at least {certificate.margin_lower:.3f}; teacher information {certificate.teacher_information:.3f})"
+                f"epoch {trainer.current_epoch}: {name}{certificate.status} ({stage} margin "
+                f"{certificate.margin:.3f} nats, at least {certificate.margin_lower:.3f}; teacher information "
+                f"{certificate.teacher_information:.3f})"
             )
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
-        assert self._teacher is not None
-        witness = self._witness
+        teacher, witness = self.source.teacher, self.source.witness
         return {
             "stage": stage,
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
-            "teacher": {"kind": self._teacher.kind, "seed": self._teacher.card.seed},
+            "teacher": {"kind": teacher.kind, "seed": teacher.card.seed},
             "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
             "channel_samples": self.channel_samples,
             "torch": torch.__version__,
         }
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
-        self._capture.detach()
+        self.source.capture.detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        self._capture.detach()
+        self.source.capture.detach()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
@@ -315,7 +276,3 @@ class CertificateCallback(Callback):
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
         self.looks = state_dict["looks"]
-
-
-def _name(source: LatentSource | None) -> str:
-    return source if isinstance(source, str) else getattr(source, "__qualname__", str(source))

@@ -66,6 +66,7 @@ def measure_rows(
     model.eval()
     capture = LatentCapture(latents)
     capture.attach(model)
+    capture.listen()
     teachers: list[Tensor] = []
     codes: list[Captured] = []
     digests = 0
@@ -76,7 +77,8 @@ def measure_rows(
             if not codes:
                 teacher.check_values(images)
             output = model(images)
-            codes.append(read_latents(output) if latents is None else capture.read(model, prepared, None))
+            caught = read_latents(output) if latents is None else capture.read(model, prepared, None)
+            codes.append(caught.checked())
             teachers.append(teacher(images, index))
             digests = (digests + _digest_rows(images)) % 2**256
     finally:

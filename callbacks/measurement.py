@@ -1,0 +1,123 @@
+"""One pass over validation rows that ends in a certificate; what a callback does between two epoch hooks."""
+
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor, nn
+
+from certvae.bounds import RIGOROUS
+from certvae.callbacks.capture import Captured
+from certvae.callbacks.source import CodeSource
+from certvae.certificate import Certificate
+from certvae.information import kl_divergence
+from certvae.leaks import check_witness
+from certvae.metric import CertificateMetric
+from certvae.posterior import Posterior
+from certvae.rows import RowPositions, is_cut_short
+from certvae.sums import CertificateSums
+from certvae.teachers import Teacher
+from certvae.verdict import certificate_from_sums
+
+__all__ = ["Measurement", "new_metric"]
+
+DRIFT = 0.1  # nats between the teacher's recorded and its observed average: other inputs than it was made for
+
+
+def new_metric(
+    teacher: Teacher, safety_margin: float, confidence: float, method: str, look: int | None = None
+) -> CertificateMetric:
+    """The metric of a certificate for this teacher.
+
+    Raises:
+        ValueError: if a setting is out of its range, or the method needs a floor that the teacher does not promise.
+    """
+    floor = teacher.card.floor if method in RIGOROUS else 0.0
+    return CertificateMetric(teacher.num_components, safety_margin, confidence, method, floor, look=look)
+
+
+class Measurement:
+    """Adds up the rows of one dataloader.
+
+    Args:
+        source: where codes, inputs, teacher and witness come from.
+        metric: an empty metric.
+        trainer: knows the rank.
+        pl_module: knows the device.
+        loader: the dataloader that is measured.
+        batches: how many of its batches the trainer takes.
+        channel_samples: draws of the latent for each row.
+        seed: of the draws.
+    """
+
+    def __init__(
+        self,
+        source: CodeSource,
+        metric: CertificateMetric,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        loader: Any,
+        batches: float,
+        channel_samples: int,
+        seed: int,
+    ) -> None:
+        self.source, self.channel_samples, self.seed = source, channel_samples, seed
+        self.metric = metric.to(source.start(pl_module))
+        self.metric.partial = is_cut_short(batches, loader)
+        self._positions = RowPositions(loader, trainer)
+        self._first_batch = True
+        source.capture.listen()
+
+    @torch.no_grad()
+    def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
+        """Add the rows of a batch."""
+        captured = self.source.code(pl_module, batch, outputs).checked()
+        witness, inputs = self.source.witness_for(captured.mean), self.source.inputs(batch)
+        if self._first_batch:
+            self._first_batch = False
+            self.source.teacher.check_values(inputs)
+            self.metric.leaks = check_witness(witness, captured.mean)
+        positions, weights = self._positions.next(inputs.shape[0])
+        self.metric.update(
+            self.source.teacher_probs(batch),
+            witness(captured.mean),
+            weights,
+            channel_logits=self._channel_logits(witness, captured, positions),
+            rate=captured.rate,
+        )
+
+    def _channel_logits(self, witness: nn.Module, captured: Captured, positions: Tensor) -> Tensor | None:
+        if captured.log_variance is None or self.channel_samples == 0:
+            return None
+        posterior = Posterior(captured.mean, captured.log_variance)
+        return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
+
+    def finish(self, trainer: Trainer) -> Certificate:
+        """The certificate of all processes' rows; collectives that every rank must reach."""
+        self.source.capture.listen(False)
+        # Leak findings of any rank count for all.
+        if trainer.strategy.reduce_boolean_decision(bool(self.metric.leaks), all=False) and not self.metric.leaks:
+            self.metric.leaks = ["found on another process"]
+        with self.metric.sync_context():
+            sums = self.metric.sums()
+        certificate = certificate_from_sums(
+            sums, self.metric.settings, partial=self.metric.partial, leaks=self.metric.leaks
+        )
+        certificate.provenance["teacher_drift"] = self._teacher_drift(sums)
+        return certificate
+
+    def _teacher_drift(self, sums: CertificateSums) -> float | None:
+        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
+        recorded = self.source.teacher.average
+        if recorded is None:
+            return None
+        observed = sums.teacher_mean.cpu()
+        drift = float(kl_divergence(observed[None], recorded.cpu()[None].log())[0])
+        if drift > DRIFT + 2 * sums.num_components / sums.num_rows:
+            rank_zero_warn(
+                f"The teacher's average over these rows is {drift:.2f} nats from the one in its file: its inputs here "
+                "are probably not scaled, ordered or drawn as those that it was made from. See that `images` gives "
+                "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
+            )
+        return drift

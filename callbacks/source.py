@@ -1,0 +1,146 @@
+"""What a callback reads from somebody's run: the code, the input, the teacher's answer and the witness's."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor, nn
+
+from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
+from certvae.teachers import Teacher, load_teacher
+from certvae.teachers.base import index_of
+from certvae.witness import own_witness
+
+__all__ = ["CodeSource", "choose_loader"]
+
+
+class CodeSource:
+    """The code of a batch, with the teacher and the witness that belong to it.
+
+    Args:
+        teacher: a teacher or the path of its file; None: the module's attribute ``teacher``.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
+        images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
+            the batch.
+        witness: a module from the code to logits; None: the module's attribute ``witness``, else the teacher's.
+        witness_scale: scale of the teacher's simplex witness.
+    """
+
+    def __init__(
+        self,
+        teacher: str | Path | Teacher | None = None,
+        latents: LatentSource | None = None,
+        images: int | str | Callable[[Any], Tensor] = 0,
+        witness: nn.Module | None = None,
+        witness_scale: float = 2.0,
+    ) -> None:
+        self._given, self.images = teacher, images
+        self._given_witness, self.witness_scale = witness, witness_scale
+        self.capture = LatentCapture(latents)
+        self._teacher: Teacher | None = None
+        self._witness: nn.Module | None = None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher; known after :meth:`setup`."""
+        assert self._teacher is not None
+        return self._teacher
+
+    @property
+    def witness(self) -> nn.Module | None:
+        """The witness; the teacher's own is made at the first code."""
+        return self._witness
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find teacher and witness, and put the hook in place.
+
+        Raises:
+            ValueError: if there is no teacher, it does not fit the data, or there is no such submodule.
+        """
+        given = self._given if self._given is not None else getattr(pl_module, "teacher", None)
+        if given is None:
+            raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
+        self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
+        data = getattr(trainer, "datamodule", None)
+        self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+        self._witness = self._given_witness or own_witness(pl_module, self._teacher.num_components)
+        self.capture.attach(pl_module)
+
+    def start(self, pl_module: LightningModule) -> torch.device:
+        """Move teacher and witness to the module; returns the device on which float64 sums can be kept."""
+        # MPS has no float64, so the sums stay on the CPU there.
+        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        self.teacher.to(device)
+        if self._given_witness is not None:
+            self._given_witness.to(pl_module.device).eval()
+        return device
+
+    def code(self, pl_module: LightningModule, batch: Any, outputs: Any) -> Captured:
+        """The code of the batch that was just seen.
+
+        Raises:
+            ValueError: if it has another number of rows than the inputs.
+        """
+        captured, rows = self.capture.read(pl_module, batch, outputs), self.inputs(batch).shape[0]
+        if rows != captured.mean.shape[0]:
+            raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {rows} inputs.")
+        return captured
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the teacher is asked about.
+
+        Raises:
+            ValueError: if ``images`` is not in the batch.
+        """
+        if callable(self.images):
+            return self.images(batch)
+        if isinstance(batch, Tensor):
+            return batch
+        try:
+            return batch[self.images]
+        except (KeyError, IndexError, TypeError):
+            if isinstance(self.images, str) and isinstance(getattr(batch, self.images, None), Tensor):
+                return getattr(batch, self.images)
+        raise ValueError(
+            f"`images={self.images!r}` is not in the batch, which has {_contents(batch)}; give a position, a key, an "
+            "attribute, or a function of the batch."
+        )
+
+    def teacher_probs(self, batch: Any) -> Tensor:
+        """Teacher probabilities of the batch, shape ``(B, K)``."""
+        return self.teacher(self.inputs(batch), index_of(batch))
+
+    def witness_for(self, codes: Tensor) -> nn.Module:
+        """The witness of codes ``(B, latent_dim)``."""
+        if self._witness is None:
+            self._witness = self.teacher.witness(codes.shape[1], self.witness_scale)
+        return self._witness
+
+
+def _contents(batch: Any) -> Any:
+    if isinstance(batch, dict):
+        return list(batch)
+    if isinstance(batch, tuple | list):
+        return f"{len(batch)} entries"
+    return type(batch).__name__
+
+
+def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:
+    """Position and dataloader of a trainer's collection, by position or, of a dict, by name.
+
+    Raises:
+        ValueError: if there is no such dataloader.
+    """
+    names = list(loaders) if isinstance(loaders, dict) else []
+    flat = loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened
+    if isinstance(which, str) and which in names:
+        return names.index(which), loaders[which]
+    if not isinstance(which, str) and 0 <= which < len(flat):
+        return which, flat[which]
+    raise ValueError(
+        f"`dataloader={which!r}` is none of the {len(flat)} validation dataloaders{f' {names}' if names else ''}; give "
+        "a position or, where they come in a dict, a name."
+    )
