@@ -1,0 +1,158 @@
+"""The callback that adds the alignment term to the training of any LightningModule."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from certvae.callbacks.capture import LatentSource
+from certvae.callbacks.source import CodeSource
+from certvae.callbacks.training_step import LossTerm
+from certvae.information import kl_divergence
+from certvae.teachers import Teacher
+
+__all__ = ["AlignmentCallback", "LinearWeight"]
+
+
+class LinearWeight:
+    """A weight that goes from one value to another in a straight line, and stays there.
+
+    Args:
+        first: weight in epoch 0, at least 0.
+        last: weight from epoch ``epochs`` on, at least 0.
+        epochs: length of the line, at least 1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(self, first: float, last: float, epochs: int) -> None:
+        for name, value in (("first", first), ("last", last)):
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+        if epochs < 1:
+            raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
+        self.first, self.last, self.epochs = first, last, epochs
+
+    def __call__(self, epoch: int) -> float:
+        """The weight of an epoch."""
+        return self.first + (self.last - self.first) * min(1.0, epoch / self.epochs)
+
+
+class AlignmentCallback(Callback):
+    r"""Add ``weight * E KL(T(.|x) || S(.|z))`` to the loss that a module's ``training_step`` returns.
+
+    The witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module stay as
+    they are. The gradient at the code is ``scale * (S - T) U / B`` (:meth:`certvae.SimplexWitness.alignment_gradient`),
+    which does not vanish at a collapsed code. Source: arXiv 2605.05813, with the witness of arXiv 2605.18224.
+
+    Logs ``certificate/alignment_train``: the alignment loss of training rows in nats, lower is better.
+
+    Args:
+        teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
+        latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`. Without it
+            the step must return a dict with ``"posterior"``.
+        images: where the teacher's input stands in the batch.
+        weight: of the term, in units of the module's own loss for each nat; or a function of the epoch, such as
+            :class:`LinearWeight`.
+        witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
+        witness: a fixed witness instead.
+
+    Raises:
+        ValueError: if ``weight`` is negative, or the module optimizes by hand.
+    """
+
+    def __init__(
+        self,
+        teacher: str | Path | Teacher | None = None,
+        latents: LatentSource | None = None,
+        images: int | str | Callable[[Any], Tensor] = 0,
+        weight: float | Callable[[int], float] = 1.0,
+        witness_scale: float = 2.0,
+        witness: nn.Module | None = None,
+    ) -> None:
+        super().__init__()
+        if not callable(weight):
+            _check_weight(weight)
+        self.weight = weight
+        self.source: CodeSource | None = CodeSource(teacher, latents, images, witness, witness_scale)
+        self._term: LossTerm | None = None
+        self._first_batch = True
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find teacher and witness.
+
+        Raises:
+            ValueError: if there is no teacher or no such submodule, or the teacher does not fit the data.
+        """
+        if stage == "fit" and self.source is not None:
+            self.source.setup(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the term in place.
+
+        Raises:
+            ValueError: if the module optimizes by hand.
+        """
+        source = self._ready_source(trainer)
+        source.start(pl_module)
+        self._first_batch = True
+        self._term = LossTerm(
+            source.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
+        )
+        self._term.attach(pl_module)
+
+    def _ready_source(self, trainer: Trainer) -> CodeSource:
+        assert self.source is not None
+        return self.source
+
+    def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
+        source = self._ready_source(trainer)
+        codes = source.code(pl_module, batch, outputs).mean
+        source.capture.listen(False)
+        if self._first_batch:
+            self._first_batch = False
+            source.teacher.check_values(source.inputs(batch))
+        with torch.no_grad():
+            probs = source.teacher_probs(batch).to(codes.device).to(codes.dtype)
+        log_student = source.witness_for(codes)(codes).log_softmax(dim=1)
+        alignment = kl_divergence(probs, log_student).mean()
+        pl_module.log(
+            "certificate/alignment_train",
+            alignment,
+            on_step=False,
+            on_epoch=True,
+            batch_size=len(codes),
+            sync_dist=True,
+        )
+        return self._weight(trainer, pl_module, probs, log_student.detach()) * alignment
+
+    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> float:
+        weight = self.weight(trainer.current_epoch) if callable(self.weight) else self.weight
+        return _check_weight(weight)
+
+    def _stop(self) -> None:
+        if self._term is not None:
+            self._term.detach()
+        self._term = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._stop()
+        if self.source is not None:
+            self.source.capture.detach()
+
+
+def _check_weight(weight: float) -> float:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"`weight` must be at least 0 and finite, got {weight}.")
+    return weight
