@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
-from certvae.certificate import Certificate
+from certvae.certificate import Certificate, check_fields
+from certvae.files import parse_json, read_limited
 
 __all__ = ["append_history", "read_history"]
+
+HISTORY_LIMIT = 2**28  # bytes; 100,000 epochs
 
 
 def append_history(path: Path, certificate: Certificate) -> None:
@@ -17,12 +20,26 @@ def append_history(path: Path, certificate: Certificate) -> None:
 
 
 def read_history(path: Path) -> list[Certificate]:
-    """Certificates by epoch. A restarted epoch counts once, as last measured; a line cut short by a kill is dropped."""
+    """Certificates by epoch. A restarted epoch counts once, as last measured; a line cut short by a kill is dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such regular file.
+        ValueError: naming a line that is whole but no certificate of an epoch, or if the file is too large.
+        OSError: if it may not be read.
+    """
     by_epoch: dict[int, Certificate] = {}
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(read_limited(path, HISTORY_LIMIT, "history").split(b"\n"), start=1):
         try:
-            certificate = Certificate.from_dict(json.loads(line))
+            certificate = Certificate.from_dict(parse_json(line))
+            check_fields(certificate)
+            epoch = certificate.provenance.get("epoch")
+            if isinstance(epoch, bool) or not isinstance(epoch, int):
+                raise ValueError("its provenance names no epoch")
         except json.JSONDecodeError:
+            if line and not line.startswith(b"{"):
+                raise ValueError(f"{path} is no history: line {number} does not begin as a certificate.") from None
             continue
-        by_epoch[int(certificate.provenance["epoch"])] = certificate
+        except ValueError as error:
+            raise ValueError(f"{path} is no history: line {number}: {error}") from None
+        by_epoch[epoch] = certificate
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]

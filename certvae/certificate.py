@@ -3,16 +3,19 @@
 import hashlib
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
-from certvae.files import write_atomic
+from certvae.files import parse_json, read_limited, write_atomic
 
-__all__ = ["Certificate", "Status", "digest"]
+__all__ = ["Certificate", "Status", "check_fields", "digest"]
 
 SCHEMA = "certvae.certificate/1"
+CERTIFICATE_LIMIT = 2**22  # bytes; 100,000 components in the calibration's prior fit in
 
 
 class Status(StrEnum):
@@ -106,18 +109,22 @@ class Certificate:
         Raises:
             ValueError: if the schema is another, or a field is missing or unknown.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"a certificate must be a JSON object, got {short(values)}: expected a JSON object.")
         if values.get("schema") != SCHEMA:
-            raise ValueError(f"`schema` must be {SCHEMA!r}, got {values.get('schema')!r}.")
+            raise ValueError(f"`schema` must be {SCHEMA!r}, got {short(values.get('schema'))}.")
         given = {key: value for key, value in values.items() if key != "schema"}
         names = {item.name for item in fields(cls)}
         if set(given) != names:
             raise ValueError(
-                f"a certificate must have exactly its fields; missing {sorted(names - set(given))}, "
-                f"unknown {sorted(set(given) - names)}."
+                f"a certificate must have exactly its fields; missing {short(sorted(names - set(given)))}, "
+                f"unknown {short(sorted(set(given) - names))}."
             )
         for name in ("margin_lower", "channel_margin_lower", "calibrated_channel_margin_lower"):
             if given[name] is None and given[name.removesuffix("_lower")] is not None:
                 given[name] = -math.inf
+        if given["status"] not in list(Status):
+            raise ValueError(f"`status` must be one of {', '.join(Status)}, got {short(given['status'])}.")
         return cls(**{**given, "status": Status(given["status"])})
 
     def save(self, path: str | Path) -> Path:
@@ -130,16 +137,22 @@ class Certificate:
         """Read a certificate from JSON.
 
         Raises:
-            ValueError: if the file is not a certificate of this schema, or was altered since it was saved.
+            FileNotFoundError: if there is no such regular file.
+            ValueError: if the file is not a certificate of this schema, a field has not its type, or the file was
+                altered since it was saved.
+            OSError: if the file may not be read.
         """
+        content = read_limited(path, CERTIFICATE_LIMIT, "certificate")
         try:
-            values = json.loads(Path(path).read_text())
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}.") from None
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} does not hold a certificate: expected a JSON object.")
-        stated = values.pop("sha256", None)
-        certificate = cls.from_dict(values)
+            values = parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON of a certificate: {error}.") from None
+        stated = values.pop("sha256", None) if isinstance(values, dict) else None
+        try:
+            certificate = cls.from_dict(values)
+            check_fields(certificate)
+        except ValueError as error:
+            raise ValueError(f"{path} is no certificate: {error}") from None
         if stated != digest(values):
             raise ValueError(f"{path} was altered since it was saved: its digest does not fit its contents.")
         return certificate
@@ -171,6 +184,51 @@ class Certificate:
         if self.method == "plugin":
             return "exact for these rows"
         return f"at least {self.margin_lower:.4f} at {self.confidence:.4g} confidence, {self.method}"
+
+
+_KINDS: dict[str, type] = {
+    "status": Status,
+    "method": str,
+    "num_samples": int,
+    "num_components": int,
+    "look": int,
+    "leaks": list,
+    "provenance": dict,
+}
+_OPTIONAL = {
+    "p_value",
+    "channel_margin",
+    "channel_margin_lower",
+    "calibrated_channel_margin",
+    "calibrated_channel_margin_lower",
+    "rate",
+    "look",
+}
+
+
+def check_fields(certificate: Certificate) -> None:
+    """Check that every field has its type, for JSON could hold anything.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, value in vars(certificate).items():
+        kind = _KINDS.get(name)
+        optional = value is None and name in _OPTIONAL
+        fits = _is_finite(name, value) if kind is None else isinstance(value, kind) and not isinstance(value, bool)
+        if not (fits or optional):
+            raise ValueError(f"`{name}` is {short(value)}, which is not of its type.")
+    c = certificate
+    if not (2 <= c.num_components <= 10**9 and 0 <= c.num_samples <= 10**18 and abs(c.look or 1) <= 10**18):
+        raise ValueError("`num_components`, `num_samples` or `look` is not what it should be.")
+    if not all(isinstance(text, str) and text.isprintable() for text in [c.method, *c.leaks]):
+        raise ValueError("`method` or `leaks` is not what it should be: printable text.")
+
+
+def _is_finite(name: str, value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    unbounded = name.endswith("_lower") and value == -math.inf
+    return number and (unbounded or abs(value) <= sys.float_info.max)
 
 
 def digest(values: dict[str, Any]) -> str:

@@ -1,4 +1,8 @@
-"""``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched."""
+"""``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched.
+
+A YAML is code: the classes that --config names are imported and run. Give only your own, or one that you have read.
+Checkpoint and teacher run no code.
+"""
 
 import argparse
 import platform
@@ -13,10 +17,11 @@ import yaml
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
+from certvae.arguments import as_whole_number
 from certvae.bounds import METHODS, RIGOROUS
 from certvae.calibration import Calibration, fit_calibration
 from certvae.certificate import Certificate
-from certvae.files import sha256_file, sha256_tensors
+from certvae.files import read_limited, sha256_file, sha256_tensors
 from certvae.leaks import check_witness, shuffled_margin_leaks
 from certvae.measure import Measurement, evenly_spaced, measure_rows
 from certvae.noise import row_uniform
@@ -27,8 +32,12 @@ from certvae.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_su
 from certvae.weights import load_weights
 from certvae.witness import SimplexWitness, own_witness
 
-FEW_ROWS = 50
 __all__ = ["PublishOptions", "main", "publish"]
+
+FEW_ROWS = 50
+CONFIG_LIMIT = 2**20  # bytes of a YAML; the longest of a run has some 3,000
+# `verify` takes the options from a certificate, which a stranger may have written: its work must have an end.
+MOST = {"permutations": 10**6, "channel_samples": 1000, "calibration_rows": 10**9}
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,10 @@ class PublishOptions:
         calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
         seed: of draws and permutations.
         latents: dotted path of the submodule that gives the code, if the model's ``forward`` does not.
+
+    Raises:
+        TypeError: if a number is none.
+        ValueError: if an option is out of its range.
     """
 
     split: str = "test"
@@ -60,9 +73,12 @@ class PublishOptions:
     def __post_init__(self) -> None:
         if self.split not in ("test", "val"):
             raise ValueError(f"`split` must be 'test' or 'val', got {self.split!r}.")
-        for name in ("permutations", "channel_samples", "calibration_rows"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        for name, most in MOST.items():
+            as_whole_number(getattr(self, name), name, 0, most)
+        as_whole_number(self.seed, "seed", -(2**61), 2**61)
+        CertificateSettings(self.safety_margin, self.confidence, self.method, teacher_floor=0.5)
+        if not isinstance(self.latents, str | None):
+            raise TypeError(f"`latents` must be the path of a submodule or None, got {type(self.latents).__name__}.")
 
 
 def publish(checkpoint: Path, teacher_path: Path, config: Path, options: PublishOptions) -> Certificate:
@@ -71,11 +87,19 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
     Args:
         checkpoint: a checkpoint that Lightning wrote; its weights are read without running code.
         teacher_path: the teacher's file.
-        config: the run's YAML, of which ``model`` and ``data`` are used.
+        config: the run's YAML, of which ``model`` and ``data`` are used. A YAML is code: the classes that it names are
+            imported and run. Give only your own, or one that you have read.
         options: everything else.
 
     Returns:
         The certificate, with hashes of everything that it was made from in its provenance.
+
+    Raises:
+        FileNotFoundError: if one of the three is not there as a regular file.
+        TeacherFileError: if the teacher file cannot be used.
+        CheckpointError: if the checkpoint cannot be used.
+        TeacherMismatchError: if the teacher was made for other data.
+        ValueError: if the YAML is not that of a run.
     """
     teacher = load_teacher(teacher_path)
     model, data = build(config, teacher_path)
@@ -104,12 +128,15 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
 
 
 def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningDataModule]:
-    """Build the model and the data that a run's YAML names, with another teacher file and fresh weights."""
+    """Build the model and the data that a run's YAML names, with another teacher file and fresh weights.
+
+    Raises:
+        FileNotFoundError: if there is no such regular file.
+        ValueError: if it is not the YAML of a run.
+    """
     from certvae.cli import run_lightning
 
-    values = yaml.safe_load(Path(config).read_text())
-    if not isinstance(values, dict) or not {"model", "data"} <= set(values):
-        raise ValueError(f"{config} must hold `model` and `data`, as a run's YAML does.")
+    values = _read_config(config)
     arguments = values["model"].setdefault("init_args", {})
     if "teacher" in arguments:
         arguments["teacher"] = str(teacher_path)
@@ -120,6 +147,17 @@ def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningD
     cli.datamodule.prepare_data()
     cli.datamodule.setup("test")
     return cli.model, cli.datamodule
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_limited(path, CONFIG_LIMIT, "YAML"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML of a run: {' '.join(str(error).split())[:500]}") from None
+    parts = [values.get(name) if isinstance(values, dict) else None for name in ("model", "data")]
+    if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
+        raise ValueError(f"{path} must hold `model` and `data`, each with a `class_path`, as a run's YAML does.")
+    return values
 
 
 def _loader(data: LightningDataModule, split: str) -> Any:
@@ -180,12 +218,14 @@ def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The three files that a certificate is made from."""
     parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
     parser.add_argument("--teacher", type=Path, required=required, help="teacher file")
-    parser.add_argument("--config", type=Path, required=required, help="the run's YAML")
+    parser.add_argument("--config", type=Path, required=required, help="the run's YAML: code, give only your own")
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """``certvae certify``: make a certificate, print it, and save it."""
-    parser = argparse.ArgumentParser(prog="certvae certify", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="certvae certify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_inputs(parser)
     parser.add_argument("--output", type=Path, default=Path("certificate.json"))
     parser.add_argument("--split", default="test", choices=("test", "val"), help="the rows to certify on")

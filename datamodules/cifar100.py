@@ -12,6 +12,8 @@ from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
 
 __all__ = ["CIFAR100DataModule"]
 
+FILE_LIMIT = 2**28  # bytes; the official files have at most 155 million, so what is larger need not be digested
+
 
 class CIFAR100DataModule(ImageDataModule):
     """CIFAR-100 (Krizhevsky, 2009): 50,000 training and 10,000 held-out images of ``(3, 32, 32)``, 100 labels.
@@ -29,10 +31,13 @@ class CIFAR100DataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Download where asked for, and check the files.
 
+        Nothing is unpacked but the official archive, and only once it has its md5.
+
         Raises:
-            DataError: naming a missing or damaged file.
+            DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
         """
         if self.download and self._faults():
+            self._check_targets()
             try:
                 # CIFAR100(download=True) would not look at meta before it decides that nothing is to be fetched.
                 download_and_extract_archive(
@@ -52,6 +57,15 @@ class CIFAR100DataModule(ImageDataModule):
         labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
         return ImageArrays(np.ascontiguousarray(images), labels, len(parts[0].data), tuple(parts[0].classes))
 
+    def _check_targets(self) -> None:
+        folder = Path(self.data_dir) / CIFAR100.base_folder
+        archive = Path(self.data_dir) / CIFAR100.filename
+        for path in (archive, folder, *folder.glob("*")):
+            whole = path == archive and path.is_file() and check_md5(path, CIFAR100.tgz_md5)  # is only read
+            plain = not path.is_symlink() and (path == folder or path.is_file() or not path.exists())
+            if not (plain or whole):
+                raise DataError(f"CIFAR-100: the download would write to {path}, which is no regular file; remove it.")
+
     def _faults(self) -> list[str]:
         folder = Path(self.data_dir) / CIFAR100.base_folder
         files = [*CIFAR100.train_list, *CIFAR100.test_list, [CIFAR100.meta["filename"], CIFAR100.meta["md5"]]]
@@ -60,7 +74,7 @@ class CIFAR100DataModule(ImageDataModule):
             path = folder / name
             if not path.is_file():
                 faults.append(f"{path} is missing")
-            elif not check_md5(path, md5):
+            elif path.stat().st_size > FILE_LIMIT or not check_md5(path, md5):
                 faults.append(f"{path} ({path.stat().st_size} bytes) does not have the official md5 {md5}")
         return faults
 

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from threading import Lock
 from typing import Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from rich.progress import track
 from torchvision.datasets.utils import check_md5, download_url
 
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
-from certvae.files import write_atomic
+from certvae.files import open_zip, read_limited, write_atomic
 
 __all__ = ["TinyImageNetDataModule"]
 
@@ -25,6 +25,11 @@ NAME = "tiny-imagenet-200"
 URL = f"http://cs231n.stanford.edu/{NAME}.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 SIZE = 64
+MOST_CLASSES, MOST_IMAGES = 200, 110_000  # of the official set; an array of more would not be Tiny-ImageNet's
+ZIP_LIMIT = 2**30  # bytes, packed and unpacked; four times the official zip
+CACHE_LIMIT = 2**31  # bytes; the array of the official set has 1.4 billion
+FILE_LIMIT = 2**24  # bytes of a list; of the official ones the largest has 2.6 million
+IMAGE_LIMIT = 2**18  # bytes; the largest JPEG of 64 x 64 has some 6,000, and one with long comments is still read
 
 
 class TinyImageNetDataModule(ImageDataModule):
@@ -66,9 +71,10 @@ class TinyImageNetDataModule(ImageDataModule):
         """Download where asked for, check the files, and decode the images once.
 
         Raises:
-            DataError: naming a missing or damaged file.
+            DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
         """
         if self.download and not self._folder.is_dir() and (self.check_zip or not self._zip.is_file()):
+            self._check_target()
             try:  # does nothing if the zip has the md5, and replaces one that an earlier download left unfinished
                 download_url(URL, self.data_dir, self._zip.name, MD5)
             except (OSError, RuntimeError) as error:
@@ -77,7 +83,7 @@ class TinyImageNetDataModule(ImageDataModule):
 
     def load(self) -> ImageArrays:  # noqa: D102
         source = self._source()
-        wnids = source.text("wnids.txt").split()
+        wnids = _classes(source)
         words = dict(line.split("\t", 1) for line in source.text("words.txt").splitlines() if "\t" in line)
         train, train_labels = _training_files(source, wnids)
         held_out, held_out_labels = _validation_files(source, wnids)
@@ -85,27 +91,32 @@ class TinyImageNetDataModule(ImageDataModule):
         labels = np.asarray([*train_labels, *held_out_labels], dtype=np.int64)
         return ImageArrays(images, labels, len(train), tuple(words.get(wnid, wnid) for wnid in wnids))
 
+    def _check_target(self) -> None:
+        path = self._zip
+        whole = path.is_file() and check_md5(path, MD5)  # is only read
+        if not whole and (path.is_symlink() or (path.exists() and not path.is_file())):
+            raise DataError(f"Tiny-ImageNet: the download would write to {path}, which is no regular file; remove it.")
+
     def _source(self) -> "_Source":
         if self._folder.is_dir():
             return _Source.folder(self._folder)
         if not self._zip.is_file():
             raise DataError(f"Tiny-ImageNet: neither {self._folder} nor {self._zip} is there. {self._cure()}")
+        size = self._zip.stat().st_size
+        if size > ZIP_LIMIT:
+            raise DataError(f"{self._zip} has {size:,} bytes; the official zip has fewer than {ZIP_LIMIT:,}.")
         if self.check_zip and not check_md5(self._zip, MD5):
-            size = self._zip.stat().st_size
             raise DataError(f"{self._zip} ({size} bytes) does not have the official md5 {MD5}. {self._cure()}")
         return _Source.zip(self._zip)
 
     def _decoded(self, source: "_Source", names: list[str]) -> np.ndarray:
+        if len(names) > MOST_IMAGES:
+            raise DataError(f"{source.label} lists {len(names):,} images; Tiny-ImageNet has {MOST_IMAGES:,}.")
         key = hashlib.sha256("\n".join(f"{name} {source.size(name)}" for name in names).encode()).hexdigest()[:16]
         path = self.cache_dir / f"{NAME}-{key}.npy"
-        shape = (len(names), 3, SIZE, SIZE)
-        if path.is_file():
-            try:
-                cached = np.load(path, allow_pickle=False)
-            except Exception as error:  # numpy raises half a dozen types for a damaged header
-                raise DataError(f"the cache {path} is damaged ({error}); delete it, and it is made again.") from None
-            if cached.shape == shape and cached.dtype == np.uint8:
-                return cached
+        cached = _read_cache(path, (len(names), 3, SIZE, SIZE))
+        if cached is not None:
+            return cached
         images = _decode(source, names)
         content = io.BytesIO()
         np.save(content, images)
@@ -125,28 +136,42 @@ class _Source:
     @classmethod
     def folder(cls, folder: Path) -> "_Source":
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        return cls(
-            names,
-            lambda name: (folder / name).read_bytes(),
-            lambda name: (folder / name).stat().st_size,
-            str(folder),
-        )
+
+        def read(name: str) -> bytes:
+            try:
+                return read_limited(folder / name, _limit(name))
+            except FileNotFoundError:
+                raise
+            except (OSError, ValueError) as error:
+                raise DataError(f"{error} Fetch Tiny-ImageNet-200 again.") from None
+
+        return cls(names, read, lambda name: (folder / name).stat().st_size, str(folder))
 
     @classmethod
     def zip(cls, path: Path) -> "_Source":
         try:
-            archive = ZipFile(path)
-        except BadZipFile as error:
+            archive = open_zip(path, ZIP_LIMIT)
+        except (BadZipFile, OSError) as error:
             raise DataError(f"{path} is not a whole zip file ({error}); fetch it again.") from None
         lock, prefix = Lock(), f"{NAME}/"
-        infos = {info.filename.removeprefix(prefix): info for info in archive.infolist() if not info.is_dir()}
+        files = [info for info in archive.infolist() if not info.is_dir()]
+        infos = {info.filename.removeprefix(prefix): info for info in files}
+        if len(infos) < len(files):
+            raise DataError(f"{path} has a file both in the folder {NAME} and outside; fetch it again.")
 
         def read(name: str) -> bytes:
+            info = infos[name]
+            if info.file_size > _limit(name):
+                raise DataError(f"{path}: the file {name} has {info.file_size:,} bytes, more than {_limit(name):,}.")
             with lock:  # a ZipFile has one file position
                 try:
-                    return archive.read(infos[name])
+                    with archive.open(info) as file:
+                        content = file.read(info.file_size)
+                    if len(content) < info.file_size:
+                        raise EOFError("it is shorter than it says")
                 except (BadZipFile, EOFError, zlib.error) as error:
                     raise DataError(f"{path}: the file {name} is damaged ({error}); fetch it again.") from None
+            return content
 
         return cls(sorted(infos), read, lambda name: infos[name].file_size, str(path))
 
@@ -157,6 +182,33 @@ class _Source:
             raise DataError(f"{self.label} lacks {name}; fetch Tiny-ImageNet-200 again.") from None
         except UnicodeDecodeError as error:
             raise DataError(f"{self.label}: the file {name} is damaged ({error}); fetch it again.") from None
+
+
+def _limit(name: str) -> int:
+    return IMAGE_LIMIT if name.endswith(".JPEG") else FILE_LIMIT
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The array kept at ``path``, if it has this shape."""
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        if path.stat().st_size > CACHE_LIMIT:
+            raise ValueError("it is too large")
+        # As a map, because it takes no memory before it is known to have the right shape.
+        cached = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # numpy raises half a dozen types for a damaged header
+        raise DataError(f"the cache {path} is damaged ({error}); delete it, and it is made again.") from None
+    return np.array(cached) if cached.shape == shape and cached.dtype == np.uint8 else None
+
+
+def _classes(source: _Source) -> list[str]:
+    wnids = source.text("wnids.txt").split()
+    if len(wnids) > MOST_CLASSES or len(set(wnids)) < len(wnids):
+        raise DataError(f"{source.label}: wnids.txt must list up to {MOST_CLASSES} classes, each once; fetch it again.")
+    return wnids
 
 
 def _training_files(source: _Source, wnids: list[str]) -> tuple[list[str], list[int]]:
@@ -178,12 +230,18 @@ def _validation_files(source: _Source, wnids: list[str]) -> tuple[list[str], lis
     for line in source.text("val/val_annotations.txt").splitlines():
         file, wnid, *_ = [*line.split("\t"), ""]
         name = f"val/images/{file}"
+        if "/" in file or file == "..":
+            raise DataError(
+                f"{source.label}: val/val_annotations.txt names {file[:100]!r}, which is no file of its own."
+            )
         if name not in present:
             continue
         if wnid not in number:
             raise DataError(f"{source.label}: val/val_annotations.txt has no class of wnids.txt in the line {line!r}.")
         names.append(name)
         labels.append(number[wnid])
+    if len(set(names)) < len(names):
+        raise DataError(f"{source.label}: val/val_annotations.txt lists an image twice; fetch it again.")
     if not names:
         raise DataError(f"{source.label} has none of the images that val/val_annotations.txt lists; fetch it again.")
     return names, labels
@@ -203,12 +261,12 @@ def _decode(source: _Source, names: list[str]) -> np.ndarray:
 
 def _decode_one(data: bytes, name: str, label: str) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        # No other format: some of Pillow's start other programs, or unpack without a limit.
+        with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
+            size = image.size
+            pixels = np.asarray(image.convert("RGB")) if size == (SIZE, SIZE) else None
+    except Exception as error:  # Pillow raises a dozen types for a damaged file
         raise DataError(f"{label}: the image {name} is damaged ({error}); fetch it again.") from None
-    if pixels.shape != (SIZE, SIZE, 3):
-        raise DataError(
-            f"{label}: the image {name} must be {SIZE} x {SIZE}, got {pixels.shape[1]} x {pixels.shape[0]}."
-        )
+    if pixels is None:
+        raise DataError(f"{label}: the image {name} must be {SIZE} x {SIZE}, got {size[0]} x {size[1]}.")
     return pixels.transpose(2, 0, 1)

@@ -1,7 +1,7 @@
 """Teachers: fixed distributions over components, given an input."""
 
 from certvae.teachers.base import Teacher, TeacherCard, TeacherMismatchError
-from certvae.teachers.files import load_teacher
+from certvae.teachers.files import TeacherFileError, load_teacher
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.network import NetworkTeacher
 from certvae.teachers.table import TargetTable
@@ -12,6 +12,7 @@ __all__ = [
     "TargetTable",
     "Teacher",
     "TeacherCard",
+    "TeacherFileError",
     "TeacherMismatchError",
     "load_teacher",
 ]

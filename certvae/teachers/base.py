@@ -1,5 +1,6 @@
 """What every teacher is: a fixed distribution over K components, with a card that says what it was made from."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from certvae.arguments import as_number, as_share, as_whole_number
+from certvae.information import as_probabilities
 from certvae.sums import CertificateSums
 from certvae.witness import SimplexWitness
 
@@ -16,6 +19,8 @@ __all__ = ["Teacher", "TeacherCard", "TeacherMismatchError"]
 
 T = TypeVar("T", bound="Teacher")
 VALUE_TOLERANCE = 0.01
+MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
+TEXT_LIMIT = 2000  # characters of the card's texts
 
 
 class TeacherMismatchError(ValueError):
@@ -41,6 +46,10 @@ class TeacherCard:
         largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
             linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
         choice: one sentence on why the search chose this teacher.
+
+    Raises:
+        TypeError: if a value is not of its type.
+        ValueError: if it is out of its range.
     """
 
     num_components: int
@@ -57,12 +66,40 @@ class TeacherCard:
     choice: str | None = None
 
     def __post_init__(self) -> None:
-        if self.num_components < 2:
-            raise ValueError(f"`num_components` must be at least 2, got {self.num_components}.")
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be positive, got {self.temperature}.")
-        if not 0 <= self.floor < 1:
-            raise ValueError(f"`floor` must be at least 0 and below 1, got {self.floor}.")
+        as_whole_number(self.num_components, "num_components", 2, MOST_COMPONENTS)
+        if not 1e-6 <= as_number(self.temperature, "temperature") <= 1e6:
+            raise ValueError(f"`temperature` must be positive, from 1e-6 to 1e6, got {self.temperature}.")
+        as_share(self.floor, "floor")
+        if self.seed is not None:
+            as_whole_number(self.seed, "seed", -(2**63), 2**64)
+        for name in ("information_train", "information_held_out"):
+            _check_nats(getattr(self, name), name, math.log(self.num_components) + 1e-6)
+        for name in ("energy", "largest_eigenvalue"):
+            _check_nats(getattr(self, name), name, 1e12)
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        shape, values = self.image_shape, self.value_range
+        if shape is not None:
+            if not isinstance(shape, tuple) or not 1 <= len(shape) <= 8:
+                raise ValueError(f"`image_shape` must hold 1 to 8 sizes, got {shape!r}.")
+            for size in shape:
+                as_whole_number(size, "image_shape", 1)
+        if values is not None:
+            if not isinstance(values, tuple) or len(values) != 2:
+                raise ValueError(f"`value_range` must be the smallest and the largest value, got {values!r}.")
+            low, high = (as_number(value, "value_range") for value in values)
+            if not -1e12 <= low < high <= 1e12:
+                raise ValueError(f"`value_range` must be two growing values of at most 1e12, got {low}, {high}.")
+        for name in ("fingerprint", "choice"):
+            text = getattr(self, name)
+            if text is not None and not (isinstance(text, str) and text.isprintable() and len(text) <= TEXT_LIMIT):
+                raise ValueError(f"`{name}` must be printable text of at most {TEXT_LIMIT} characters.")
+
+
+def _check_nats(value: float | None, name: str, most: float) -> None:
+    if value is not None and not -1e-6 <= as_number(value, name) <= most:
+        raise ValueError(f"`{name}` must be at least 0 and at most {most:.4g}, got {value}.")
 
 
 class Teacher(nn.Module):
@@ -71,12 +108,16 @@ class Teacher(nn.Module):
     Args:
         card: what the teacher is; see :class:`TeacherCard`.
         average: its mean over training rows, float64, shape ``(K,)``; None until :meth:`measure` was called.
+
+    Raises:
+        ValueError: if ``average`` is not a distribution over the card's components.
     """
 
     kind: str
 
     def __init__(self, card: TeacherCard, average: Tensor | None = None) -> None:
         super().__init__()
+        check_average(card, average)
         self.card = card
         self.average = average
         self.requires_grad_(False)
@@ -193,6 +234,19 @@ class Teacher(nn.Module):
                 f"the teacher was made for values in [{low:g}, {high:g}], got [{seen[0]:.3g}, {seen[1]:.3g}]. "
                 "Give the teacher the images before normalisation."
             )
+
+
+def check_average(card: TeacherCard, average: Tensor | None) -> None:
+    """Reject an average that is not a distribution over the card's components.
+
+    Raises:
+        ValueError: saying what came.
+    """
+    if average is None:
+        return
+    if tuple(average.shape) != (card.num_components,):
+        raise ValueError(f"`average` must have shape ({card.num_components},), got {tuple(average.shape)}.")
+    as_probabilities(average[None], "average")
 
 
 def index_of(batch: Any) -> Tensor | None:

@@ -3,18 +3,25 @@
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certvae.files import sha256_tensors, write_atomic
+from certvae.files import parse_json, regular_file, sha256_tensors, write_atomic
 from certvae.teachers.base import Teacher, TeacherCard
 
-__all__ = ["load_teacher", "save_teacher"]
+__all__ = ["TeacherFileError", "load_teacher", "save_teacher"]
 
 SCHEMA = "certvae.teacher/1"
+TEACHER_LIMIT = 2**34  # bytes; fixed targets for a million images of 4,000 components
+HEADER_LIMIT = 2**23  # bytes; a network of 50,000 tensors
+
+
+class TeacherFileError(ValueError):
+    """A file is not a teacher, is damaged, or does not hold what its header says."""
 
 
 def save_teacher(teacher: Teacher, path: str | Path) -> Path:
@@ -39,35 +46,52 @@ def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
         The teacher, on the CPU.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not a teacher, is damaged, or needs ``network``.
+        FileNotFoundError: if there is no such regular file.
+        TeacherFileError: if the file is not a teacher, is damaged, holds what no teacher may hold, or needs
+            ``network``.
+        OSError: if it may not be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no teacher at {path}. Run a search first: certvae fit --config .../search.yaml.")
+    try:
+        path = regular_file(path, TEACHER_LIMIT, "teacher")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} Run a search first: certvae fit --config .../search.yaml.") from None
+    except ValueError as error:
+        raise TeacherFileError(str(error)) from None
     header, tensors = _read(path)
     card = _read_card(header, path)
     if header.get("sha256") != _digest(header, tensors):
-        raise ValueError(f"{path} is damaged: its contents do not have the digest that its header states.")
+        raise TeacherFileError(f"{path} is damaged: its contents do not have the digest that its header states.")
     average = tensors.pop("average", None)
     return _build(header.get("kind", ""), card, average, tensors, network, path)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
+        _check_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is not a safetensors file or is cut short: {error}.") from None
+    except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError, LookupError) as error:
+        raise TeacherFileError(f"{path} is not a safetensors file or is cut short: {_line(error)}.") from None
     try:
-        header = json.loads(metadata["certvae"])
+        header = parse_json(metadata["certvae"])
         schema = header.get("schema")
-    except (KeyError, ValueError, AttributeError):
-        raise ValueError(f"{path} is not a teacher file: its header has no entry 'certvae'.") from None
+    except (KeyError, ValueError, AttributeError) as error:
+        raise TeacherFileError(
+            f"{path} is not a teacher file: its header has no entry 'certvae' with an object of JSON: {_line(error)}."
+        ) from None
     if schema != SCHEMA:
-        raise ValueError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {schema!r}.")
+        raise TeacherFileError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {short(schema)}.")
     return header, tensors
+
+
+def _check_header(path: Path) -> None:
+    """Refuse what safetensors would read: a long header, or one that names a tensor twice."""
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > HEADER_LIMIT:
+            raise ValueError(f"its header may have at most {HEADER_LIMIT:,} bytes, and claims {size:,}")
+        parse_json(file.read(size))
 
 
 def _read_card(header: dict[str, Any], path: Path) -> TeacherCard:
@@ -78,8 +102,8 @@ def _read_card(header: dict[str, Any], path: Path) -> TeacherCard:
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in known
         }
         return TeacherCard(**values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} has a faulty card in its header: {error}.") from None
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise TeacherFileError(f"{path} has a faulty card in its header: {_line(error)}.") from None
 
 
 def _build(
@@ -94,13 +118,17 @@ def _build(
     from certvae.teachers.network import NetworkTeacher
     from certvae.teachers.table import TargetTable
 
+    makers: dict[str, Any] = {cls.kind: cls for cls in (GaussianMixtureTeacher, TargetTable)}
     try:
         if kind == NetworkTeacher.kind:
             return NetworkTeacher.from_tensors(card, average, tensors, network)
-        makers: dict[str, Any] = {cls.kind: cls for cls in (GaussianMixtureTeacher, TargetTable)}
         return makers[kind](card, average=average, **tensors)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold the tensors of a {kind!r} teacher: {error}.") from None
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TeacherFileError(f"{path} does not hold a teacher of kind {short(kind)}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return str(error).replace("\n", " ")[:500].rstrip(".")
 
 
 def _digest(header: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -9,6 +9,9 @@ from certvae.teachers.base import Teacher, TeacherCard, flat_float64
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 
+LARGEST = 1e30  # of a value, and of 1 / a variance: the products of five of them are finite in float64
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 def gaussian_log_joint(features: Tensor, log_weights: Tensor, means: Tensor, variances: Tensor) -> Tensor:
     r""":math:`\log \pi_k + \log N(y; m_k, diag(v_k))` for every row and component, in nats.
@@ -47,7 +50,7 @@ class GaussianMixtureTeacher(Teacher):
         average: mean teacher over training rows, shape ``(K,)``.
 
     Raises:
-        ValueError: if the shapes do not fit each other or a value is not finite.
+        ValueError: if the shapes do not fit each other or the card, or a value is not finite or above 1e30.
     """
 
     kind = "gaussian_mixture"
@@ -75,7 +78,8 @@ class GaussianMixtureTeacher(Teacher):
             "means": means,
             "variances": variances,
         }
-        _check_shapes(tensors, card.num_components)
+        _check_shapes(tensors, card)
+        _check_values(tensors)
         for name, value in tensors.items():
             self.register_buffer(name, value.to(torch.float64))
 
@@ -101,19 +105,29 @@ def soften(log_joint: Tensor, temperature: float, floor: float) -> Tensor:
     return (1 - floor) * probs + floor / log_joint.shape[-1]
 
 
-def _check_shapes(tensors: dict[str, Tensor], num_components: int) -> None:
-    dim = tensors["means"].shape[-1]
+def _check_shapes(tensors: dict[str, Tensor], card: TeacherCard) -> None:
+    inputs, dim = tensors["center"].numel(), tensors["means"].shape[-1] if tensors["means"].ndim else 0
     expected = {
-        "center": (tensors["center"].numel(),),
-        "projection": (tensors["center"].numel(), dim),
-        "log_weights": (num_components,),
-        "means": (num_components, dim),
-        "variances": (num_components, dim),
+        "center": (inputs,),
+        "projection": (inputs, dim),
+        "log_weights": (card.num_components,),
+        "means": (card.num_components, dim),
+        "variances": (card.num_components, dim),
     }
     for name, shape in expected.items():
-        if tuple(tensors[name].shape) != shape:
-            raise ValueError(f"`{name}` must have shape {shape}, got {tuple(tensors[name].shape)}.")
-        if not bool(tensors[name].isfinite().all()):
-            raise ValueError(f"`{name}` must be finite.")
-    if bool((tensors["variances"] <= 0).any()):
-        raise ValueError(f"`variances` must be positive, got {tensors['variances'].min():.3g}.")
+        if tuple(tensors[name].shape) != shape or 0 in shape:
+            raise ValueError(f"`{name}` must have shape {shape}, none of them 0, got {tuple(tensors[name].shape)}.")
+    if card.image_shape is not None and math.prod(card.image_shape) != inputs:
+        raise ValueError(f"`center` must have the {math.prod(card.image_shape)} values of an image, got {inputs}.")
+
+
+def _check_values(tensors: dict[str, Tensor]) -> None:
+    for name, value in tensors.items():
+        if value.dtype not in FLOATS:
+            raise ValueError(f"`{name}` must hold floating-point values, got {value.dtype}.")
+        if not bool((value.abs() <= LARGEST).all()):
+            raise ValueError(f"`{name}` must be finite, and at most {LARGEST:g}.")
+    if bool((tensors["variances"].double() < 1 / LARGEST).any()):
+        raise ValueError(
+            f"`variances` must be positive, at least {1 / LARGEST:g}, got {tensors['variances'].min():.3g}."
+        )

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.base import Teacher, TeacherCard, check_average
 from certvae.teachers.mixture import soften
+from certvae.weights import is_diverged
 
 __all__ = ["NetworkTeacher"]
 
@@ -54,8 +55,13 @@ class NetworkTeacher(Teacher):
                 "this file holds the weights of a network teacher; give the module that takes them: "
                 "load_teacher(path, network=...)."
             )
+        check_average(card, average)
+        weights = {key.removeprefix("network."): value for key, value in tensors.items() if key.startswith("network.")}
+        if len(weights) < len(tensors):
+            raise ValueError(f"every tensor must be named 'network....', got {sorted(tensors)[:5]}.")
+        _check_weights(weights, network.state_dict())
         try:
-            network.load_state_dict({key.removeprefix("network."): value for key, value in tensors.items()})
+            network.load_state_dict(weights)
         except RuntimeError as error:
             raise ValueError(f"`network` does not take the file's weights: {error}") from None
         teacher = cls(network, card.num_components)
@@ -78,3 +84,16 @@ class NetworkTeacher(Teacher):
 
     def tensors(self) -> dict[str, Tensor]:  # noqa: D102
         return {f"network.{key}": value for key, value in self.network.state_dict().items()}
+
+
+def _check_weights(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Reject weights of another type, or that are not finite where the network's own are."""
+    for key in given.keys() & own.keys():
+        value, fresh = given[key], own[key]
+        if value.dtype != fresh.dtype or value.shape != fresh.shape:
+            raise ValueError(
+                f"`network` does not take the file's weights: `{key}` is {fresh.dtype} of {tuple(fresh.shape)}, the "
+                f"file's is {value.dtype} of {tuple(value.shape)}."
+            )
+        if is_diverged(value, fresh):
+            raise ValueError(f"the file's weights `{key}` hold NaN or infinite values.")

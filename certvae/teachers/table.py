@@ -9,6 +9,7 @@ from torch import Tensor
 
 from certvae.information import as_probabilities
 from certvae.teachers.base import Teacher, TeacherCard, inputs_and_index
+from certvae.teachers.mixture import FLOATS
 
 __all__ = ["TargetTable"]
 
@@ -32,6 +33,8 @@ class TargetTable(Teacher):
         super().__init__(card, average)
         if targets.ndim != 2 or targets.shape[1] != card.num_components:
             raise ValueError(f"`targets` must have shape (N, {card.num_components}), got {tuple(targets.shape)}.")
+        if targets.dtype not in FLOATS:
+            raise ValueError(f"`targets` must hold floating-point values, got {targets.dtype}.")
         present = ~targets.isnan().all(dim=1)
         as_probabilities(targets[present], "targets")
         self.register_buffer("targets", targets.float())
