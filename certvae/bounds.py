@@ -23,6 +23,8 @@ import math
 from statistics import NormalDist
 from typing import Literal, get_args
 
+from certvae.arguments import LARGEST, as_number, as_share, as_whole_number
+
 __all__ = [
     "METHODS",
     "RIGOROUS",
@@ -33,21 +35,26 @@ __all__ = [
     "lower_bound",
     "normal",
     "plugin",
+    "score_range",
     "spending",
 ]
 
 Method = Literal["plugin", "normal", "hoeffding", "bernstein"]
 METHODS: tuple[str, ...] = get_args(Method)
 RIGOROUS = ("hoeffding", "bernstein")  # they need floors, and equal weights
+_LARGEST = LARGEST**2
 
 
 def check_method(method: str, teacher_floor: float, witness_floor: float) -> None:
     """Reject an unknown method, or a rigorous one without the floors that bound the range.
 
     Raises:
+        TypeError: if a floor is not a number.
         ValueError: naming the argument and what to give.
     """
-    if method not in METHODS:
+    as_share(teacher_floor, "teacher_floor")
+    as_share(witness_floor, "witness_floor")
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     if method in RIGOROUS and not (teacher_floor > 0 and witness_floor > 0):
         raise ValueError(
@@ -62,12 +69,46 @@ def score_range(num_components: int, teacher_floor: float, witness_floor: float)
 
     :math:`\log(\epsilon_S / K) \le g_i \le \log(K / \epsilon_T)`, as :math:`S_{ik} \ge \epsilon_S / K` and
     :math:`\bar T_k \ge \epsilon_T / K`.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if there are fewer than 2 components, or a floor is not in (0, 1).
     """
-    return math.log(num_components / witness_floor) + math.log(num_components / teacher_floor)
+    return _log_range(num_components, teacher_floor, "teacher_floor") + _log_range(
+        num_components, witness_floor, "witness_floor"
+    )
+
+
+def _log_range(num_components: int, floor: float, name: str) -> float:
+    """``log(K / floor)``."""
+    if as_share(floor, name) == 0:
+        raise ValueError(f"`{name}` must be above 0, or log-probabilities have no bound, got {floor}.")
+    return math.log(as_whole_number(num_components, "num_components", 2)) - math.log(floor)
+
+
+def _check(margin: float, alpha: float, size: float, **spreads: float) -> None:
+    """Reject numbers that are out of their range, NaN among them, by a TypeError or ValueError that names them."""
+    if not abs(as_number(margin, "margin")) <= _LARGEST:
+        raise ValueError(f"`margin` must be finite, got {margin}.")
+    if not 0 < as_number(alpha, "alpha") < 1:
+        raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
+    if not 0 < as_number(size, "size") <= _LARGEST:
+        raise ValueError(f"`size` must be positive and finite, got {size}.")
+    for name, value in spreads.items():
+        if name == "deviation" and size < 2:
+            continue  # one row has none
+        if not 0 <= as_number(value, name) <= _LARGEST:
+            raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
 
 
 def plugin(margin: float) -> float:
-    """The margin itself: exact for these rows, with no statement about others."""
+    """The margin itself: exact for these rows, with no statement about others.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is not finite.
+    """
+    _check(margin, 0.5, 1)
     return margin
 
 
@@ -87,11 +128,19 @@ def normal(margin: float, deviation: float, size: float, alpha: float) -> float:
         alpha: allowed error probability.
 
     Returns:
-        Lower bound in nats; minus infinity for fewer than two rows.
+        Lower bound in nats, at most the margin: a confidence below one half is taken as one half. Minus infinity for
+        fewer than two rows.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
+            above 1e100.
     """
+    _check(margin, alpha, size, deviation=deviation)
     if size < 2:
         return -math.inf
-    return margin - NormalDist().inv_cdf(1 - alpha) * deviation / math.sqrt(size)
+    quantile = max(0.0, -NormalDist().inv_cdf(alpha))  # not of 1 - alpha, which rounds to 1 for a tiny alpha
+    return margin - quantile * deviation / math.sqrt(size)
 
 
 def hoeffding(margin: float, score_range: float, size: float, alpha: float) -> float:
@@ -105,8 +154,14 @@ def hoeffding(margin: float, score_range: float, size: float, alpha: float) -> f
         score_range: ``R``, see :func:`score_range`.
         size: number of rows ``n``.
         alpha: allowed error probability.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
+            above 1e100.
     """
-    return margin - score_range * math.sqrt(math.log(1 / alpha) / (2 * size))
+    _check(margin, alpha, size, score_range=score_range)
+    return margin - score_range * math.sqrt(-math.log(alpha) / (2 * size))
 
 
 def bernstein(
@@ -142,16 +197,24 @@ def bernstein(
         margin: plug-in margin.
         deviation: sample standard deviation of :math:`\hat g_i`.
         score_range: ``R``, see :func:`score_range`.
-        teacher_log_range: ``B``.
+        teacher_log_range: ``B``, at least ``log 2``.
         size: number of rows ``n``.
         alpha: allowed error probability.
 
     Returns:
         Lower bound in nats; minus infinity for fewer than two rows.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
+            above 1e100.
     """
+    _check(margin, alpha, size, deviation=deviation, score_range=score_range, teacher_log_range=teacher_log_range)
     if size < 2:
         return -math.inf
-    log_term = math.log(2 / alpha)
+    if teacher_log_range < math.log(2):
+        raise ValueError(f"`teacher_log_range` must be at least log 2, that of 2 components, got {teacher_log_range}.")
+    log_term = math.log(2) - math.log(alpha)
     curvature = (teacher_log_range - 1 + math.exp(-teacher_log_range)) / teacher_log_range**2
     known = deviation * math.sqrt(2 * log_term / size) + 7 * score_range * log_term / (3 * (size - 1))
     return margin - known - log_term / (2 * curvature * (size - 1))
@@ -170,10 +233,12 @@ def spending(alpha: float, look: int) -> float:
         look: number of the look, from 1.
 
     Raises:
-        ValueError: if ``look`` is below 1.
+        TypeError: if an argument is not a number, or ``look`` not a whole one.
+        ValueError: if ``alpha`` is not in (0, 1), or ``look`` is below 1.
     """
-    if look < 1:
-        raise ValueError(f"`look` must be at least 1, got {look}.")
+    if not 0 < as_number(alpha, "alpha") < 1:
+        raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
+    as_whole_number(look, "look", 1)
     return 6 * alpha / (math.pi * look) ** 2
 
 
@@ -191,12 +256,11 @@ def lower_bound(
     """The bound called ``method``, from the numbers that the additive sums give; see each function.
 
     Raises:
-        ValueError: if the method is unknown or lacks its floors, or ``alpha`` or ``size`` is out of its range.
+        TypeError: if an argument is not a number.
+        ValueError: if the method is unknown or lacks its floors, or a number is out of its range.
     """
-    if not 0 < alpha < 1:
-        raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
-    if not size > 0:
-        raise ValueError(f"`size` must be positive, got {size}.")
+    _check(margin, alpha, size)
+    as_whole_number(num_components, "num_components", 2)
     check_method(method, teacher_floor, witness_floor)
     if method == "plugin":
         return plugin(margin)
@@ -205,5 +269,5 @@ def lower_bound(
     width = score_range(num_components, teacher_floor, witness_floor)
     if method == "hoeffding":
         return hoeffding(margin, width, size, alpha)
-    teacher_log_range = math.log(num_components / teacher_floor)
+    teacher_log_range = _log_range(num_components, teacher_floor, "teacher_floor")
     return bernstein(margin, deviation, width, teacher_log_range, size, alpha)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from certvae.arguments import LARGEST, as_float64, as_tensor, as_whole_number
 from certvae.information import as_logits, as_probabilities
 
 __all__ = ["Calibration", "fit_calibration"]
@@ -33,9 +34,24 @@ class Calibration:
     rows: int
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """Calibrated logits, float64, of the shape of ``logits``, ``(..., K)``."""
-        log_prior = torch.tensor(self.prior, dtype=torch.float64, device=logits.device).log()
-        return self.scale * logits.double() + self.prior_weight * log_prior
+        """Calibrated logits, float64, of the shape of ``logits``, ``(..., K)``.
+
+        Raises:
+            TypeError: if ``logits`` are not an array of real numbers.
+            ValueError: if they do not have K components, or are not finite.
+        """
+        values = as_float64(as_tensor(logits, "logits"))
+        if values.shape[-1:] != (len(self.prior),):
+            raise ValueError(f"`logits` must have {len(self.prior)} components, got shape {tuple(values.shape)}.")
+        if not bool((values.abs() <= LARGEST).all()):
+            raise ValueError(f"`logits` must be finite and at most {LARGEST:g} in size; clip them.")
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=values.device)
+        return self.scale * values + self.prior_weight * _log_prior(prior)
+
+
+def _log_prior(prior: Tensor) -> Tensor:
+    """``log Tbar``, finite for a component that no row of the fit used."""
+    return prior.clamp(min=1e-300).log()
 
 
 def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: int = 50) -> Calibration:
@@ -44,23 +60,26 @@ def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: i
     Args:
         teacher_probs: teacher probabilities of training rows, shape ``(N, K)``.
         channel_logits: the raw witness on draws of the latent, shape ``(draws, N, K)``.
-        iterations: most Newton steps.
+        iterations: most Newton steps, at least 1.
 
     Returns:
         The calibration.
 
     Raises:
-        ValueError: if shapes do not fit, or there is no row.
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if shapes do not fit, there is no row or no draw, or values are not what the names say.
     """
-    teacher = as_probabilities(teacher_probs)
-    if channel_logits.ndim != 3 or channel_logits.shape[1:] != teacher.shape or teacher.shape[0] == 0:
+    as_whole_number(iterations, "iterations", 1)
+    teacher = as_probabilities(teacher_probs, may_be_empty=False)
+    draws = as_tensor(channel_logits, "channel_logits")
+    if draws.ndim != 3 or draws.shape[1:] != teacher.shape or draws.shape[0] == 0:
         raise ValueError(
-            f"`channel_logits` must have shape (draws, N, K) with (N, K) = {tuple(teacher.shape)} and N >= 1, got "
-            f"{tuple(channel_logits.shape)}."
+            f"`channel_logits` must have shape (draws, N, K) with (N, K) = {tuple(teacher.shape)} and a draw, got "
+            f"{tuple(draws.shape)}."
         )
-    logits = torch.stack([as_logits(draw, "channel_logits") for draw in channel_logits])
+    logits = torch.stack([as_logits(draw, "channel_logits") for draw in draws]).to(teacher.device)
     prior = teacher.mean(dim=0)
-    features = torch.stack([logits, prior.clamp(min=1e-300).log().expand_as(logits)], dim=-1)
+    features = torch.stack([logits, _log_prior(prior).expand_as(logits)], dim=-1)
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
     for _ in range(iterations):
         step = _newton_step(teacher, features, weights)

@@ -1,5 +1,9 @@
 r"""Information quantities of a teacher and a witness, as pure functions in float64.
 
+Functions of ``Any`` take arrays and tensors of every float type, check them, and work without a graph.
+:func:`entropy`, :func:`kl_divergence` and :func:`floor_log_probabilities` work on tensors that were checked, keep
+their type and graph, and look at no value.
+
 Everything is in nats. Axes: N rows (data points), K components. ``T`` is the teacher, ``S`` the witness,
 ``Tbar`` the average teacher over the rows. The threshold of the certificate is Zhang, Peng and Zhang, 2026,
 *A Testable Certificate for Constant Collapse in Teacher-Guided VAEs*, https://arxiv.org/abs/2605.05813.
@@ -10,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from certvae.arguments import LARGEST, as_float64, as_share, as_tensor
 
 __all__ = [
     "alignment_loss",
@@ -29,22 +35,24 @@ __all__ = [
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def as_probabilities(probs: Any, name: str = "teacher_probs") -> Tensor:
+def as_probabilities(probs: Any, name: str = "teacher_probs", may_be_empty: bool = True) -> Tensor:
     """Check rows of probabilities and return them in float64, normalised to sum to one exactly.
 
     Args:
         probs: array or tensor of any float type, shape ``(N, K)`` with ``K >= 2``.
         name: the argument's name, for the error.
+        may_be_empty: whether there may be no row.
 
     Returns:
         Probabilities, float64, shape ``(N, K)``.
 
     Raises:
-        ValueError: if the shape is not ``(N, K >= 2)``, a value is negative or NaN, or a row does not sum to
-            one within 1e-4 (1e-2 for 16-bit input).
+        TypeError: if it is not an array of real numbers.
+        ValueError: if it is not dense, the shape is not ``(N, K >= 2)``, a value is negative or NaN, or a row does
+            not sum to one within 1e-4 (1e-2 for 16-bit input).
     """
-    given = torch.as_tensor(probs)
-    values = _as_rows(given, name)
+    given = as_tensor(probs, name)
+    values = _as_rows(given, name, may_be_empty)
     sums = values.sum(dim=1, keepdim=True)
     tolerance = 1e-2 if given.dtype in _HALF else 1e-4
     faulty = ~((values >= 0).all(dim=1) & ((sums[:, 0] - 1).abs() <= tolerance))
@@ -57,39 +65,44 @@ def as_probabilities(probs: Any, name: str = "teacher_probs") -> Tensor:
     return values / sums
 
 
-def as_logits(logits: Any, name: str = "witness_logits") -> Tensor:
+def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = True) -> Tensor:
     """Check witness logits and return log-probabilities in float64.
 
     Args:
         logits: unnormalised log-probabilities of any float type, shape ``(N, K)`` with ``K >= 2``.
         name: the argument's name, for the error.
+        may_be_empty: whether there may be no row.
 
     Returns:
         Log-probabilities (log-softmax of the logits), float64, shape ``(N, K)``.
 
     Raises:
-        ValueError: if the shape is not ``(N, K >= 2)`` or a logit is NaN or infinite.
+        TypeError: if it is not an array of real numbers.
+        ValueError: if it is not dense, the shape is not ``(N, K >= 2)``, a logit is NaN or infinite, or two of a row
+            are more than 1e50 apart.
     """
-    values = _as_rows(torch.as_tensor(logits), name)
-    if not bool(values.isfinite().all()):
-        row = int((~values.isfinite()).any(dim=1).nonzero()[0, 0])
+    values = _as_rows(as_tensor(logits, name), name, may_be_empty)
+    log_probs = values.log_softmax(dim=1)
+    faulty = ~(log_probs >= -LARGEST).all(dim=1)
+    if bool(faulty.any()):
+        row = int(faulty.nonzero()[0, 0])
         raise ValueError(
-            f"`{name}` must be finite, got row {row} = {values[row].tolist()[:8]}. An infinite logit states "
-            "certainty, which no finite data supports; clip the logits."
+            f"`{name}` must be finite, got row {row} = {values[row].tolist()[:8]}. An infinite logit, or one beyond "
+            f"{LARGEST:g}, states certainty, which no finite data supports; clip the logits."
         )
-    return values.log_softmax(dim=1)
+    return log_probs
 
 
-def _as_rows(values: Tensor, name: str) -> Tensor:
+def _as_rows(values: Tensor, name: str, may_be_empty: bool) -> Tensor:
     if values.ndim != 2 or values.shape[1] < 2:
         raise ValueError(
             f"`{name}` must have shape (N, K) with at least 2 components, got shape {tuple(values.shape)}."
         )
     if not values.is_floating_point():
         raise ValueError(f"`{name}` must hold floating-point values, got {values.dtype}.")
-    if values.device.type == "mps":  # MPS has no float64
-        values = values.cpu()
-    return values.detach().to(torch.float64)
+    if values.shape[0] == 0 and not may_be_empty:
+        raise ValueError(f"`{name}` must hold at least one row, got none.")
+    return as_float64(values)
 
 
 def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
@@ -103,10 +116,13 @@ def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
 
     Returns:
         Log-probabilities in nats, shape ``(..., K)``.
+
+    Raises:
+        ValueError: if ``floor`` is out of its range.
     """
-    if floor == 0:
+    if as_share(floor, "floor") == 0:
         return log_probs
-    uniform = torch.full_like(log_probs, math.log(floor / log_probs.shape[-1]))
+    uniform = torch.full_like(log_probs, math.log(floor) - math.log(log_probs.shape[-1]))
     return torch.logaddexp(log_probs + math.log1p(-floor), uniform)
 
 
@@ -142,7 +158,7 @@ def best_constant_student(teacher_probs: Any) -> Tensor:
     Returns:
         Probabilities, float64, shape ``(K,)``.
     """
-    return as_probabilities(teacher_probs).mean(dim=0)
+    return as_probabilities(teacher_probs, may_be_empty=False).mean(dim=0)
 
 
 def teacher_information(teacher_probs: Any) -> Tensor:
@@ -158,8 +174,12 @@ def teacher_information(teacher_probs: Any) -> Tensor:
     Returns:
         Scalar in nats, between 0 and ``log K``.
     """
-    probs = as_probabilities(teacher_probs)
-    return entropy(probs.mean(dim=0)) - entropy(probs).mean()
+    return _spread(as_probabilities(teacher_probs, may_be_empty=False))
+
+
+def _spread(probs: Tensor) -> Tensor:
+    """``H(mean) - mean H``, at least 0 by concavity; rounding alone would say otherwise."""
+    return (entropy(probs.mean(dim=0)) - entropy(probs).mean()).clamp(min=0)
 
 
 def constant_student_loss(teacher_probs: Any, student: Any) -> Tensor:
@@ -174,8 +194,10 @@ def constant_student_loss(teacher_probs: Any, student: Any) -> Tensor:
     Returns:
         Scalar in nats; infinite if the student gives zero to a component that the teacher uses.
     """
-    probs = as_probabilities(teacher_probs)
-    constant = as_probabilities(torch.as_tensor(student)[None], "student")[0]
+    probs = as_probabilities(teacher_probs, may_be_empty=False)
+    constant = as_probabilities(as_tensor(student, "student")[None], "student")[0]
+    if constant.shape != probs.shape[1:]:
+        raise ValueError(f"`student` must have shape ({probs.shape[1]},), got {tuple(constant.shape)}.")
     return kl_divergence(probs, constant.log()).mean()
 
 
@@ -191,7 +213,7 @@ def alignment_loss(teacher_probs: Any, witness_logits: Any) -> Tensor:
     Returns:
         Scalar in nats, at least 0.
     """
-    probs, log_witness = as_pair(teacher_probs, witness_logits)
+    probs, log_witness = as_pair(teacher_probs, witness_logits, may_be_empty=False)
     return kl_divergence(probs, log_witness).mean()
 
 
@@ -224,17 +246,17 @@ def witness_information(witness_logits: Any) -> Tensor:
     Returns:
         Scalar in nats, between 0 and ``log K``.
     """
-    probs = as_logits(witness_logits).exp()
-    return entropy(probs.mean(dim=0)) - entropy(probs).mean()
+    return _spread(as_logits(witness_logits, may_be_empty=False).exp())
 
 
-def as_pair(teacher_probs: Any, witness_logits: Any) -> tuple[Tensor, Tensor]:
+def as_pair(teacher_probs: Any, witness_logits: Any, may_be_empty: bool = True) -> tuple[Tensor, Tensor]:
     """Check teacher and witness together; returns probabilities and log-probabilities, both float64 ``(N, K)``.
 
     Raises:
+        TypeError: if either is not an array of real numbers.
         ValueError: if either is not what it should be, or their shapes differ.
     """
-    probs = as_probabilities(teacher_probs)
+    probs = as_probabilities(teacher_probs, may_be_empty=may_be_empty)
     log_witness = as_logits(witness_logits).to(probs.device)
     if probs.shape != log_witness.shape:
         raise ValueError(

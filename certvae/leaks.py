@@ -6,10 +6,14 @@ change places with them (*order*). A side door to the image, or to the position 
 Each test is exact up to rounding; none needs a confidence level.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from certvae.arguments import as_number, as_tensor
+from certvae.information import as_logits
 
 __all__ = ["check_witness", "shuffled_margin_leaks"]
 
@@ -28,11 +32,24 @@ def check_witness(witness: Witness, latents: Tensor) -> list[str]:
 
     Returns:
         One sentence for each test that failed; empty for a sound witness.
+
+    Raises:
+        TypeError: if ``witness`` cannot be called, or ``latents`` are not an array of real numbers.
+        ValueError: if ``latents`` are not rows, or what the witness answers is not finite logits ``(B, K)``.
     """
+    if not callable(witness):
+        raise TypeError(f"`witness` must map codes to logits, got {type(witness).__name__}.")
+    latents = as_tensor(latents, "latents")
+    if latents.ndim != 2 or len(latents) == 0:
+        raise ValueError(
+            f"`latents` must have shape (B, latent_dim) with at least one row, got {tuple(latents.shape)}."
+        )
     findings = []
     if isinstance(witness, nn.Module) and any(module.training for module in witness.modules() if _has_mode(module)):
         findings.append("eval mode: a part of the witness that acts differently in training is in train mode")
     answers = _answers(witness, latents)
+    if len(answers) != len(latents):
+        raise ValueError(f"`witness` must answer a row for each of {len(latents)} codes, got {len(answers)}.")
     if _differ(answers, _answers(witness, latents)):
         findings.append("repeatable: the witness gives two answers for the same codes")
         return findings
@@ -40,7 +57,7 @@ def check_witness(witness: Witness, latents: Tensor) -> list[str]:
     if len(latents) > 1 and _differ(answers[:half], _answers(witness, latents[:half])):
         findings.append("row independence: a row's answer changes with the other rows of the batch")
     order = torch.arange(len(latents), device=latents.device).roll(1)
-    if _differ(answers[order], _answers(witness, latents[order])):
+    if _differ(answers[order.to(answers.device)], _answers(witness, latents[order])):
         findings.append("order: answers do not follow their codes, so the witness sees more than the code")
     return findings
 
@@ -51,9 +68,16 @@ def shuffled_margin_leaks(lower_bound: float) -> list[str]:
     Args:
         lower_bound: its lower bound in nats; a witness of the code alone cannot have a positive one, except by chance
             with the bound's error probability.
+
+    Raises:
+        TypeError: if it is not a number.
+        ValueError: if it is NaN.
     """
-    if lower_bound > 0:
-        return [f"shuffled codes: a margin of at least {lower_bound:.4f} nats stays when codes change places"]
+    nats = as_number(lower_bound, "lower_bound")
+    if math.isnan(nats):
+        raise ValueError("`lower_bound` must be a number of nats, got NaN.")
+    if nats > 0:
+        return [f"shuffled codes: a margin of at least {nats:.4f} nats stays when codes change places"]
     return []
 
 
@@ -63,7 +87,7 @@ def _has_mode(module: nn.Module) -> bool:
 
 
 def _answers(witness: Witness, latents: Tensor) -> Tensor:
-    return witness(latents).double().log_softmax(dim=-1)
+    return as_logits(witness(latents), "witness")
 
 
 def _differ(one: Tensor, other: Tensor) -> bool:

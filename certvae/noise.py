@@ -6,11 +6,14 @@ run does not change it.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["row_normal", "row_uniform"]
+from certvae.arguments import as_tensor, as_whole_number
+
+__all__ = ["as_keys", "row_normal", "row_uniform"]
 
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -28,20 +31,42 @@ def _mix(values: Tensor) -> Tensor:
     return values ^ _shift(values, 31)
 
 
+def as_keys(keys: Any) -> Tensor:
+    """Keys of rows, int64, shape ``(B,)``.
+
+    Raises:
+        TypeError: if they are not an array of numbers.
+        ValueError: if they are not one integer a row.
+    """
+    rows = as_tensor(keys, "keys")
+    if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+        raise ValueError(f"`keys` must hold one integer a row, shape (B,), got {rows.dtype} of {tuple(rows.shape)}.")
+    return rows.to(torch.int64)
+
+
 def row_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
     """Uniform numbers in (0, 1) that depend on the row's key and the seed only.
 
     Args:
         keys: one integer a row, int64, shape ``(B,)``.
-        count: numbers a row.
-        seed: another seed gives other numbers.
+        count: numbers a row, at least 0.
+        seed: another seed gives other numbers; from -2^62 to 2^62.
 
     Returns:
         float64, shape ``(B, count)``.
+
+    Raises:
+        TypeError: if ``count`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
+        ValueError: if one is out of its range, or ``keys`` do not hold one integer a row.
     """
-    start = _mix(torch.tensor([seed + 1], dtype=torch.int64, device=keys.device) * _GAMMA)
-    stream = _mix(start + keys.to(torch.int64)[:, None] * _GAMMA)
-    position = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64)
+    rows, count, seed = (
+        as_keys(keys),
+        as_whole_number(count, "count", 0),
+        as_whole_number(seed, "seed", -(2**62), 2**62),
+    )
+    start = _mix(torch.tensor([seed + 1], dtype=torch.int64, device=rows.device) * _GAMMA)
+    stream = _mix(start + rows[:, None] * _GAMMA)
+    position = torch.arange(1, count + 1, device=rows.device, dtype=torch.int64)
     bits = _shift(_mix(stream + position * _GAMMA), 11)
     return (bits.to(torch.float64) + 0.5) * 2.0**-53
 
@@ -51,13 +76,17 @@ def row_normal(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
     Args:
         keys: one integer a row, int64, shape ``(B,)``.
-        count: numbers a row.
-        seed: another seed gives other numbers.
+        count: numbers a row, at least 0.
+        seed: another seed gives other numbers; from -2^62 to 2^62.
 
     Returns:
         float64, shape ``(B, count)``.
+
+    Raises:
+        TypeError: if ``count`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
+        ValueError: if one is out of its range, or ``keys`` do not hold one integer a row.
     """
-    half = (count + 1) // 2
+    half = (as_whole_number(count, "count", 0) + 1) // 2
     uniform = row_uniform(keys, 2 * half, seed)
     radius = (-2 * uniform[:, :half].log()).sqrt()
     angle = 2 * math.pi * uniform[:, half:]

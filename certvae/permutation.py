@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certvae.arguments import as_whole_number
 from certvae.information import as_pair
 
 __all__ = ["permutation_p_value"]
@@ -54,13 +55,13 @@ def permutation_p_value(
         The p-value, a multiple of ``1 / (1 + B)`` in ``(0, 1]``.
 
     Raises:
-        ValueError: if an argument is not what this page says, or there is no row.
+        TypeError: if an argument is of another kind than this page says.
+        ValueError: if its value is not what this page says, or there is no row.
     """
-    if permutations < 1:
-        raise ValueError(f"`permutations` must be at least 1, got {permutations}. 999 resolves p = 0.001.")
-    teacher, log_witness = as_pair(teacher_probs, witness_logits)
-    if len(teacher) == 0:
-        raise ValueError("`teacher_probs` must hold at least one row, got none.")
+    as_whole_number(permutations, "permutations", 1)
+    if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):
+        raise TypeError(f"`generator` must be a torch.Generator on the CPU or None, got {generator!r}.")
+    teacher, log_witness = as_pair(teacher_probs, witness_logits, may_be_empty=False)
     seen = _score(teacher, log_witness)
     threshold = seen - _ROUNDING * seen.abs()  # every term has one sign, so the sum measures the rounding
     at_least = 0

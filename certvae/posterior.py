@@ -5,13 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from certvae.noise import row_normal
+from certvae.arguments import as_whole_number
+from certvae.noise import as_keys, row_normal
 
 __all__ = ["Posterior"]
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian ``q(z|x)``.
+    """Diagonal Gaussian ``q(z|x)``. Training passes through it, so shapes and values are not checked.
 
     Attributes:
         mean: shape ``(B, latent_dim)``.
@@ -34,8 +35,15 @@ class Posterior(NamedTuple):
             keys: one integer a row, int64, shape ``(B,)``.
             samples: draws a row, at least 1.
             seed: another seed gives other draws.
+
+        Raises:
+            TypeError: if ``samples`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
+            ValueError: if ``samples`` is below 1, or ``keys`` do not hold one integer a row.
         """
         rows, dim = self.mean.shape
+        as_whole_number(samples, "samples", 1)
+        if len(as_keys(keys)) != rows:
+            raise ValueError(f"`keys` must hold one integer for each of {rows} rows, got {len(keys)}.")
         noise = row_normal(keys, samples * dim, seed).to(self.mean).view(rows, samples, dim)
         return torch.stack([self.sample(draw) for draw in noise.unbind(dim=1)])
 
@@ -44,4 +52,5 @@ class Posterior(NamedTuple):
 
         Source: Kingma and Welling, 2014, appendix B, https://arxiv.org/abs/1312.6114.
         """
-        return 0.5 * (self.mean**2 + self.log_variance.exp() - 1 - self.log_variance)
+        # Not exp() - 1: in float32 the rate of a collapsed posterior would be rounding, and could be negative.
+        return 0.5 * (self.mean**2 + self.log_variance.expm1() - self.log_variance)

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certvae.arguments import LARGEST, as_float64, as_share, as_tensor, as_whole_number
 from certvae.information import as_logits, as_probabilities, entropy, floor_log_probabilities
 
-__all__ = ["CertificateSums"]
+__all__ = ["CertificateSums", "as_weights"]
 
+_OPTIONAL = ("channel", "calibrated", "rate")
 _SCORES = ("mean", "channel", "calibrated")
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
 
@@ -49,11 +51,22 @@ class CertificateSums:
     @staticmethod
     def packed_size(num_components: int) -> int:
         """Length of the packed vector for ``num_components`` components."""
+        as_whole_number(num_components, "num_components", 2)
         return (num_components + 6) ** 2 + num_components + 1 + 5
 
     @classmethod
     def unpack(cls, packed: Tensor, num_components: int) -> "CertificateSums":
-        """Read the sums from one vector, as made by :meth:`pack`."""
+        """Read the sums from one vector, as made by :meth:`pack`.
+
+        Raises:
+            TypeError: if ``num_components`` is not a whole number.
+            ValueError: if the vector has another length than ``packed_size(num_components)``.
+        """
+        if packed.shape != (cls.packed_size(num_components),):
+            raise ValueError(
+                f"`packed` must have shape ({cls.packed_size(num_components)},) for {num_components} components, got "
+                f"{tuple(packed.shape)}."
+            )
         features = num_components + 6
         moments, witness, counts = packed.split([features**2, num_components + 1, 5])
         return cls(moments.view(features, features), witness, counts)
@@ -63,6 +76,11 @@ class CertificateSums:
         return torch.cat([self.moments.flatten(), self.witness, self.counts])
 
     def __add__(self, other: "CertificateSums") -> "CertificateSums":
+        if self.num_components != other.num_components:
+            raise ValueError(
+                f"`other` must have {self.num_components} components, got {other.num_components}: sums of different "
+                "teachers cannot be added."
+            )
         return CertificateSums(self.moments + other.moments, self.witness + other.witness, self.counts + other.counts)
 
     @classmethod
@@ -83,21 +101,24 @@ class CertificateSums:
         Args:
             teacher_probs: shape ``(N, K)``.
             witness_logits: the witness on the mean path, shape ``(N, K)``.
-            weights: non-negative weight of each row, shape ``(N,)``; 0 leaves a row out. Default: all 1.
+            weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. Default: all 1.
             channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
             calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
-            rate: ``KL(q(z|x) || p(z))`` of each row in nats, shape ``(N,)``.
+            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
             witness_floor: share of the uniform distribution mixed into every witness.
             teacher_floor: share for which every teacher probability is promised to be at least
                 ``teacher_floor / K``; checked, not applied.
 
         Raises:
+            TypeError: if an array does not hold real numbers, or a floor is no number.
             ValueError: if shapes do not fit each other, or values are not what the names say.
         """
+        as_share(witness_floor, "witness_floor")
+        as_share(teacher_floor, "teacher_floor")
         teacher = as_probabilities(teacher_probs)
         _check_floor(teacher, teacher_floor)
         log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
-        row_weights = _check_weights(weights, teacher)
+        row_weights = as_weights(weights, teacher)
         scores = {"mean": (teacher * log_witness).sum(dim=1)}
         for name, logits in (("channel", channel_logits), ("calibrated", calibrated_logits)):
             if logits is not None:
@@ -119,7 +140,7 @@ class CertificateSums:
         witness_rows = torch.cat([witness, entropy(witness)[:, None]], dim=1)
         total = weights.sum()
         counts = [(weights > 0).sum().to(total), (weights**2).sum()]
-        counts += [total if name in scores else torch.zeros_like(total) for name in ("channel", "calibrated", "rate")]
+        counts += [total if name in scores else torch.zeros_like(total) for name in _OPTIONAL]
         return cls(weighted.T @ features, weights @ witness_rows, torch.stack(counts))
 
     @property
@@ -133,33 +154,46 @@ class CertificateSums:
         return int(self.counts[0].item())
 
     @property
+    def total_weight(self) -> Tensor:
+        """``sum_i w_i``.
+
+        Raises:
+            ValueError: if no row was counted, or the weights are so small that their squares vanish.
+        """
+        total = self.moments[0, 0]
+        if self.num_rows == 0:
+            raise ValueError("`teacher_probs` must hold at least one row with positive weight, got none.")
+        if bool(total < 1 / LARGEST):
+            raise ValueError(f"`weights` must add up to at least {1 / LARGEST:g}, got {total.item():.3g}.")
+        return total
+
+    @property
     def effective_size(self) -> float:
-        """``(sum w)^2 / sum w^2`` (Kish, 1965); the number of rows when every weight is 0 or 1."""
-        return float(self.moments[0, 0] ** 2 / self.counts[1])
+        """``(sum w)^2 / sum w^2`` (Kish, 1965); the number of rows when every weight is 0 or one common value."""
+        return float(self.num_rows) if self.equal_weights else float(self.total_weight**2 / self.counts[1])
 
     @property
     def equal_weights(self) -> bool:
         """Whether every weight is 0 or one common value."""
-        return bool(torch.isclose(self.moments[0, 0] ** 2, self.counts[0] * self.counts[1], rtol=1e-9))
+        return _equal(self.total_weight**2, self.counts[0] * self.counts[1])
 
     @property
     def teacher_mean(self) -> Tensor:
         """The average teacher, the best constant student, shape ``(K,)``."""
-        return self.moments[0, 1 : self.num_components + 1] / self.moments[0, 0]
+        return self.moments[0, 1 : self.num_components + 1] / self.total_weight
 
     def has(self, score: str) -> bool:
         """Whether every row came with ``score``: ``"channel"``, ``"calibrated"`` or ``"rate"``."""
-        index = 2 + ("channel", "calibrated", "rate").index(score)
-        return bool(self.counts[index] > 0) and bool(torch.isclose(self.counts[index], self.moments[0, 0]))
+        return _equal(self.counts[2 + _position(score, _OPTIONAL)], self.total_weight)
 
     def teacher_information(self) -> float:
         """``H(Tbar) - mean H(T)`` in nats; never below 0."""
-        mean_negative_entropy = self.moments[0, self.num_components + 1] / self.moments[0, 0]
+        mean_negative_entropy = self.moments[0, self.num_components + 1] / self.total_weight
         return max(0.0, float(entropy(self.teacher_mean) + mean_negative_entropy))
 
     def witness_information(self) -> float:
         """``H(Sbar) - mean H(S)`` in nats; never below 0."""
-        mean = self.witness / self.moments[0, 0]
+        mean = self.witness / self.total_weight
         return max(0.0, float(entropy(mean[:-1]) - mean[-1]))
 
     def influence(self, score: str) -> Tensor:
@@ -174,7 +208,7 @@ class CertificateSums:
         mean = self.teacher_mean
         coefficients = torch.zeros_like(self.moments[0])
         coefficients[1 : self.num_components + 1] = -torch.where(mean > 0, mean, torch.ones_like(mean)).log()
-        coefficients[self.num_components + 2 + _SCORES.index(score)] = 1.0
+        coefficients[self.num_components + 2 + _position(score, _SCORES)] = 1.0
         return coefficients
 
     def rate_coefficients(self) -> Tensor:
@@ -185,19 +219,32 @@ class CertificateSums:
 
     def mean(self, coefficients: Tensor) -> float:
         """Weighted mean of a linear function of the features."""
-        return float(coefficients @ self.moments[0] / self.moments[0, 0])
+        return float(coefficients @ self.moments[0] / self.total_weight)
 
     def standard_deviation(self, coefficients: Tensor) -> float:
-        """Sample standard deviation (``n - 1``) of a linear function of the features; NaN for one row."""
+        """Sample standard deviation (``n - 1``) of a linear function of the features; NaN for one row.
+
+        Where the sums cannot resolve it, because the function varies by less than 3e-7 of its size, the largest
+        deviation that they allow: too large is safe in a lower bound, 0 is not.
+        """
         size = self.effective_size
         if size <= 1:
             return float("nan")
-        second = float(coefficients @ self.moments @ coefficients / self.moments[0, 0])
-        scale = float(coefficients.abs() @ self.moments.abs() @ coefficients.abs() / self.moments[0, 0])
-        variance = second - self.mean(coefficients) ** 2
-        if variance <= _ROUNDING * scale:
-            return 0.0
+        second = float(coefficients @ self.moments @ coefficients / self.total_weight)
+        scale = float(coefficients.abs() @ self.moments.abs() @ coefficients.abs() / self.total_weight)
+        variance = max(second - self.mean(coefficients) ** 2, _ROUNDING * scale)
         return float((variance * size / (size - 1)) ** 0.5)
+
+
+def _position(score: str, scores: tuple[str, ...]) -> int:
+    if score not in scores:
+        raise ValueError(f"`score` must be one of {', '.join(scores)}, got {score!r}.")
+    return scores.index(score)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding, whatever the unit of the weights."""
+    return bool(torch.isclose(one, other, rtol=1e-9, atol=0.0))
 
 
 def _check_floor(teacher: Tensor, floor: float) -> None:
@@ -219,7 +266,7 @@ def _same_shape(logits: Any, teacher: Tensor, name: str) -> Tensor:
 
 
 def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tensor:
-    draws = torch.as_tensor(logits)
+    draws = as_tensor(logits, name)
     if draws.ndim != 3 or draws.shape[0] == 0:
         raise ValueError(f"`{name}` must have shape (draws, N, K), got {tuple(draws.shape)}.")
     scores = [(teacher * floor_log_probabilities(_same_shape(draw, teacher, name), floor)).sum(dim=1) for draw in draws]
@@ -227,16 +274,22 @@ def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tens
 
 
 def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
-    rows = torch.as_tensor(values).detach()
-    rows = rows.to(device=teacher.device).to(torch.float64) if rows.device.type != "mps" else rows.cpu().double()
+    rows = as_float64(as_tensor(values, name)).to(teacher.device)
     if rows.shape != teacher.shape[:1]:
         raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
-    if not bool(rows.isfinite().all()):
-        raise ValueError(f"`{name}` must be finite, got {rows[~rows.isfinite()][0].item()}.")
+    faulty = ~(rows.abs() <= LARGEST)
+    if bool(faulty.any()):
+        raise ValueError(f"`{name}` must be finite and at most {LARGEST:g} in size, got {rows[faulty][0].item()}.")
     return rows
 
 
-def _check_weights(weights: Any, teacher: Tensor) -> Tensor:
+def as_weights(weights: Any, teacher: Tensor) -> Tensor:
+    """Weights of the rows of ``teacher`` in float64, shape ``(N,)``; 1 for each if None is given.
+
+    Raises:
+        TypeError: if they are not numbers.
+        ValueError: if their shape is another, or one is not from 0 to 1e50.
+    """
     if weights is None:
         return torch.ones(teacher.shape[0], dtype=torch.float64, device=teacher.device)
     rows = _per_row(weights, teacher, "weights")

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
+from certvae.arguments import as_number, as_share, as_whole_number
 from certvae.bounds import RIGOROUS, check_method, lower_bound, spending
 from certvae.certificate import Certificate, Status
 from certvae.information import as_logits, as_probabilities, floor_log_probabilities
 from certvae.permutation import permutation_p_value
-from certvae.sums import CertificateSums
+from certvae.sums import CertificateSums, as_weights
 
 __all__ = ["CertificateSettings", "certificate_from_sums", "certify", "verdict"]
 
@@ -35,6 +36,7 @@ class CertificateSettings:
             :func:`certvae.bounds.spending`. None: a single look.
 
     Raises:
+        TypeError: if a number is none, or ``look`` is not a whole one.
         ValueError: if an argument is out of its range, or a rigorous method lacks its floors.
     """
 
@@ -46,16 +48,22 @@ class CertificateSettings:
     look: int | None = None
 
     def __post_init__(self) -> None:
+        if self.witness_floor is None:
+            self._store("witness_floor", 1e-3 if isinstance(self.method, str) and self.method in RIGOROUS else 0.0)
+        for name in ("safety_margin", "confidence"):
+            self._store(name, as_number(getattr(self, name), name))
+        for name in ("teacher_floor", "witness_floor"):
+            self._store(name, as_share(getattr(self, name), name))
+        if self.look is not None:
+            self._store("look", as_whole_number(self.look, "look", 1))
         if not (math.isfinite(self.safety_margin) and self.safety_margin >= 0):
             raise ValueError(f"`safety_margin` must be at least 0 nats, got {self.safety_margin}.")
-        if not 0 < self.confidence < 1:
+        if not 0 < 1 - self.confidence < 1:
             raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {self.confidence}.")
-        if self.witness_floor is None:
-            object.__setattr__(self, "witness_floor", 1e-3 if self.method in RIGOROUS else 0.0)
-        for name in ("teacher_floor", "witness_floor"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {getattr(self, name)}.")
         check_method(self.method, self.teacher_floor, self.applied_floor)
+
+    def _store(self, name: str, value: float) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen; a file needs plain numbers, not numpy's
 
     @property
     def applied_floor(self) -> float:
@@ -89,8 +97,6 @@ def certificate_from_sums(
     Raises:
         ValueError: if no row was counted, or a rigorous method got unequal weights.
     """
-    if sums.num_rows == 0:
-        raise ValueError("a certificate needs at least one row with positive weight, got none.")
     if settings.method in RIGOROUS and not sums.equal_weights:
         raise ValueError(f"`method={settings.method!r}` needs weights that are 0 or one common value.")
     information = sums.teacher_information()
@@ -195,9 +201,10 @@ def certify(
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
         witness_floor: share of the uniform distribution mixed into the witness; default 1e-3 for the rigorous
             methods, else 0.
-        weights: weight of each row, fixed independently of its values, shape ``(N,)``; 0 leaves a row out.
+        weights: weight of each row, fixed independently of its values, from 0 to 1e50, shape ``(N,)``; 0 leaves a
+            row out.
         channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
-        rate: ``KL(q(z|x) || p(z))`` of each row in nats, shape ``(N,)``.
+        rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
         permutations: number of permutations of the test that fills in ``p_value``, 999 for instance; 0 makes no
             test. It does not change the status. It uses the rows of positive weight, each once; see
             :func:`certvae.permutation.permutation_p_value`.
@@ -207,10 +214,10 @@ def certify(
         The certificate. With one row the bound is minus infinity.
 
     Raises:
-        ValueError: if an argument is not what this page says.
+        TypeError: if an argument is of another kind than this page says: no numbers, no array of real numbers.
+        ValueError: if its value or shape is not what this page says.
     """
-    if permutations < 0:
-        raise ValueError(f"`permutations` must be at least 0, got {permutations}. 0 makes no permutation test.")
+    as_whole_number(permutations, "permutations", 0)
     settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor)
     sums = CertificateSums.from_rows(
         teacher_probs,
@@ -223,8 +230,8 @@ def certify(
     )
     p_value = None
     if permutations and sums.num_rows:
-        teacher, witness = as_probabilities(teacher_probs), as_logits(witness_logits)
-        kept = slice(None) if weights is None else torch.as_tensor(weights).cpu() > 0
-        floored = floor_log_probabilities(witness, settings.applied_floor)
+        teacher = as_probabilities(teacher_probs)
+        kept = as_weights(weights, teacher) > 0
+        floored = floor_log_probabilities(as_logits(witness_logits).to(teacher.device), settings.applied_floor)
         p_value = permutation_p_value(teacher[kept], floored[kept], permutations, generator)
     return certificate_from_sums(sums, settings, p_value=p_value)

@@ -5,10 +5,12 @@ paper, https://arxiv.org/abs/2605.18224; the prior is ours (see :class:`SimplexW
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from certvae.arguments import MOST_COMPONENTS, as_number, as_tensor, as_whole_number
 from certvae.information import as_probabilities
 
 __all__ = ["SimplexWitness", "centred", "centred_log", "own_witness", "simplex_basis"]
@@ -24,7 +26,12 @@ def simplex_basis(num_components: int) -> Tensor:
 
     Returns:
         ``U``, float64, shape ``(K, K - 1)``, with ``U.T @ U = I`` and columns that sum to 0.
+
+    Raises:
+        TypeError: if ``num_components`` is not a whole number.
+        ValueError: if it is below 2.
     """
+    as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
     basis = torch.zeros(num_components, num_components - 1, dtype=torch.float64)
     for j in range(1, num_components):
         basis[:j, j - 1] = 1.0
@@ -57,10 +64,12 @@ class SimplexWitness(nn.Module):
     Args:
         num_components: K, at least 2.
         latent_dim: size of the latent, at least ``K - 1``; only the first ``K - 1`` coordinates are read.
-        scale: positive factor of the code. Larger makes codes cheaper on the mean path and noisier on the channel.
+        scale: factor of the code, from 1e-15 to 1e15. Larger makes codes cheaper on the mean path and noisier on the
+            channel.
         prior: positive probabilities that the zero code answers, shape ``(K,)``; default uniform.
 
     Raises:
+        TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
         ValueError: if an argument is out of its range.
     """
 
@@ -72,15 +81,15 @@ class SimplexWitness(nn.Module):
         prior: Tensor | list[float] | None = None,
     ) -> None:
         super().__init__()
-        if num_components < 2:
-            raise ValueError(f"`num_components` must be at least 2, got {num_components}.")
+        num_components = as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
+        latent_dim = as_whole_number(latent_dim, "latent_dim", 1)
         if latent_dim < num_components - 1:
             raise ValueError(
                 f"`latent_dim` must be at least num_components - 1 = {num_components - 1}, got {latent_dim}. "
                 "Enlarge the latent or search a teacher with fewer components."
             )
-        if not (math.isfinite(scale) and scale > 0):
-            raise ValueError(f"`scale` must be positive and finite, got {scale}.")
+        if not 1e-15 <= as_number(scale, "scale") <= 1e15:
+            raise ValueError(f"`scale` must be positive and finite, from 1e-15 to 1e15, got {scale}.")
         self.num_components = num_components
         self.latent_dim = latent_dim
         self.scale = float(scale)
@@ -96,10 +105,19 @@ class SimplexWitness(nn.Module):
             latents: codes of any float type, shape ``(..., latent_dim)``; computed in float32 or wider.
 
         Returns:
-            Logits, shape ``(..., K)``.
+            Logits, shape ``(..., K)``; not finite where a code is not, for training passes through here.
+
+        Raises:
+            TypeError: if ``latents`` is not a tensor of floats.
+            ValueError: if it does not have ``latent_dim`` coordinates, or is not dense.
         """
-        if latents.shape[-1] != self.latent_dim:
-            raise ValueError(f"`latents` must have {self.latent_dim} coordinates, got {latents.shape[-1]}.")
+        if not (isinstance(latents, Tensor) and latents.is_floating_point()):
+            raise TypeError(f"`latents` must be a tensor of floats, got {getattr(latents, 'dtype', type(latents))}.")
+        if latents.ndim == 0 or latents.shape[-1] != self.latent_dim:
+            came = latents.shape[-1] if latents.ndim else "one number"
+            raise ValueError(f"`latents` must have {self.latent_dim} coordinates, got {came}.")
+        if latents.layout != torch.strided:
+            raise ValueError(f"`latents` must be dense, got {latents.layout}. Give latents.to_dense().")
         codes = latents[..., : self.num_components - 1]
         codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
         with torch.autocast(codes.device.type, enabled=False):
@@ -118,9 +136,10 @@ class SimplexWitness(nn.Module):
             Codes, float64, shape ``(N, latent_dim)``; coordinates that the witness does not read are 0.
 
         Raises:
-            ValueError: if a probability is 0.
+            TypeError: if ``probs`` are not an array of real numbers.
+            ValueError: if they are not rows of K positive probabilities.
         """
-        teacher = _positive(probs)
+        teacher = self._positive(probs)
         basis, log_prior = self._constants(teacher)
         codes = (centred_log(teacher) - centred(log_prior)) @ basis / self.scale
         return nn.functional.pad(codes, (0, self.latent_dim - self.num_components + 1))
@@ -133,8 +152,12 @@ class SimplexWitness(nn.Module):
 
         Returns:
             Energy of each row in nats, float64, shape ``(N,)``.
+
+        Raises:
+            TypeError: if ``probs`` are not an array of real numbers.
+            ValueError: if they are not rows of K positive probabilities.
         """
-        teacher = _positive(probs)
+        teacher = self._positive(probs)
         prior = centred(self._constants(teacher)[1])
         return ((centred_log(teacher) - prior) ** 2).sum(dim=-1) / (2 * self.scale**2)
 
@@ -148,11 +171,32 @@ class SimplexWitness(nn.Module):
             probs: teacher probabilities, shape ``(N, K)``.
 
         Returns:
-            Gradient, shape ``(N, latent_dim)``.
+            Gradient, float64, shape ``(N, latent_dim)``.
+
+        Raises:
+            TypeError: if an argument does not hold real numbers.
+            ValueError: if shapes do not fit, or ``probs`` are not probabilities.
         """
-        difference = self(latents).softmax(dim=-1) - probs
+        teacher, answers = self._rows(probs), self(latents).softmax(dim=-1)
+        if answers.shape != teacher.shape:
+            raise ValueError(
+                f"`latents` and `probs` must have the same rows, got {tuple(latents.shape)} and {tuple(teacher.shape)}."
+            )
+        difference = answers.to(teacher) - teacher
         gradient = self.scale * difference @ self._constants(difference)[0]
         return nn.functional.pad(gradient, (0, self.latent_dim - self.num_components + 1))
+
+    def _rows(self, probs: Any) -> Tensor:
+        rows = as_probabilities(probs, "probs")
+        if rows.shape[1] != self.num_components:
+            raise ValueError(f"`probs` must have {self.num_components} components, got {rows.shape[1]}.")
+        return rows
+
+    def _positive(self, probs: Any) -> Tensor:
+        teacher = self._rows(probs)
+        if bool((teacher <= 0).any()):
+            raise ValueError("`probs` must be positive for a finite code; floor them: (1 - floor) * T + floor / K.")
+        return teacher
 
     @property
     def prior(self) -> Tensor:
@@ -183,17 +227,10 @@ def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
 def _log_prior(prior: Tensor | list[float] | None, num_components: int) -> Tensor:
     if prior is None:
         return torch.full((num_components,), -math.log(num_components), dtype=torch.float64)
-    probs = as_probabilities(torch.as_tensor(prior, dtype=torch.float64)[None], "prior")[0]
+    probs = as_probabilities(as_tensor(prior, "prior")[None], "prior")[0]
     if probs.shape[0] != num_components or bool((probs <= 0).any()):
         raise ValueError(
             f"`prior` must hold {num_components} positive probabilities, got {probs.shape[0]} with minimum "
             f"{probs.min():.3g}. Give the searched teacher's average, or a larger probability floor."
         )
     return probs.log()
-
-
-def _positive(probs: Tensor) -> Tensor:
-    teacher = as_probabilities(probs, "probs")
-    if bool((teacher <= 0).any()):
-        raise ValueError("`probs` must be positive for a finite code; floor them: (1 - floor) * T + floor / K.")
-    return teacher
