@@ -7,7 +7,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 __all__ = ["RowPositions", "first_loader", "is_cut_short"]
 
@@ -15,32 +15,75 @@ __all__ = ["RowPositions", "first_loader", "is_cut_short"]
 class RowPositions:
     """Positions in the whole set of the rows that this process sees, batch by batch.
 
-    A ``DistributedSampler`` gives process ``r`` of ``w`` the rows ``r, r + w, ...`` of its order, which it pads to a
-    multiple of ``w``; rows at positions beyond the set are padding. Rows of any other sampler are counted as they come.
+    A ``DistributedSampler``, given by the user or put in by Lightning, also around the user's own sampler, deals out
+    one order of the rows: process ``r`` of ``w`` gets the positions ``r, r + w, ...``. Without ``drop_last`` it
+    repeats first rows until all processes have as many; positions beyond the set are these repeats, and weigh 0. That
+    holds for a shuffled order too. Positions are of the *order*: they name the same row on any number of processes if
+    the order is the same, and with ``shuffle=True`` that is so among ``DistributedSampler`` of one seed and epoch, but
+    not between one of them and the ``RandomSampler`` of a single process. With ``batch_size=None`` the sampler deals
+    out whole batches. Processes that share a sampler's rank, as under tensor parallelism, read the same rows: the
+    first of them counts.
+
+    Rows that no ``DistributedSampler`` deals out count as they come, with a warning on several processes. Making this
+    object is a collective: every process must.
 
     Args:
         loader: the dataloader of the set.
-        trainer: knows the rank.
+        trainer: knows the processes.
     """
 
     def __init__(self, loader: Any, trainer: Trainer) -> None:
-        sampler = getattr(loader, "sampler", None)
-        self.total = len(sampler.dataset) if isinstance(sampler, DistributedSampler) else None  # type: ignore[arg-type]
-        if trainer.world_size > 1 and self.total is None:
-            rank_zero_warn(
-                "Several processes read data without a DistributedSampler: rows that more than one of them reads are "
-                "counted more than once, and bounds are then too tight."
-            )
-        self.rank, self.world, self.seen = trainer.global_rank, trainer.world_size, 0
+        sampler = _distributed_sampler(loader)
+        self.rank, self.world, self.total, self.seen = trainer.global_rank, trainer.world_size, float("inf"), 0
+        self.whole_batches = isinstance(loader, DataLoader) and loader.batch_sampler is None
+        if sampler is not None:
+            self.rank, self.world, self.total = sampler.rank, sampler.num_replicas, len(sampler.dataset)  # type: ignore[arg-type]
+        if _read_before(trainer, -1 if sampler is None else sampler.rank):
+            self.total = 0
+        if trainer.world_size > 1:
+            _warn_of_doubt(loader, sampler)
 
     def next(self, count: int) -> tuple[Tensor, Tensor]:
-        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for padding."""
-        positions = torch.arange(self.seen, self.seen + count) * self.world + self.rank
-        self.seen += count
-        weights = torch.ones(count, dtype=torch.float64)
-        if self.total is not None:
-            weights[positions >= self.total] = 0
-        return positions, weights
+        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for what is not counted."""
+        taken = torch.full((count,), self.seen) if self.whole_batches else torch.arange(self.seen, self.seen + count)
+        self.seen += 1 if self.whole_batches else count
+        dealt = taken * self.world + self.rank
+        positions = (dealt << 32) + torch.arange(count) if self.whole_batches else dealt
+        return positions, (dealt < self.total).double()
+
+
+def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
+    # The batch sampler first: beside one of the user's, a DataLoader holds a plain sampler that it does not use.
+    for holder in (getattr(loader, "batch_sampler", None), loader):
+        sampler = getattr(holder, "sampler", None)
+        if isinstance(sampler, DistributedSampler):
+            return sampler
+    return None
+
+
+def _read_before(trainer: Trainer, sampler_rank: int) -> bool:
+    """Whether a process before this one has the same sampler rank; -1 stands for no such sampler."""
+    strategy = trainer.strategy
+    ranks = strategy.all_gather(torch.tensor([sampler_rank], device=strategy.root_device)).flatten().tolist()
+    return sampler_rank >= 0 and sampler_rank in ranks[: trainer.global_rank]
+
+
+def _warn_of_doubt(loader: Any, sampler: DistributedSampler[Any] | None) -> None:
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    if sampler is None:
+        rank_zero_warn(
+            "Several processes read data without a DistributedSampler: rows that more than one of them reads are "
+            "counted more than once, and bounds are then too tight."
+        )
+    elif batch_sampler is not None and type(batch_sampler) is not BatchSampler and _pads(sampler):
+        rank_zero_warn(
+            f"A DistributedSampler repeats some rows, and a {type(batch_sampler).__name__} makes batches of them. The "
+            "repeats are left out if it keeps the sampler's order; if it sorts rows, others are left out instead."
+        )
+
+
+def _pads(sampler: DistributedSampler[Any]) -> bool:
+    return sampler.total_size > len(sampler.dataset)  # type: ignore[arg-type]
 
 
 def first_loader(loaders: Any) -> Any:
