@@ -63,14 +63,14 @@ class CertificateCallback(Callback):
         name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
             a different one for each.
         save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
-            ``certificates_val.jsonl``, one line an epoch; default: nothing is written.
+            ``certificates_val.jsonl``, one line for each validation of a fit; default: nothing is written.
         seed: of the draws. Each row has its own random numbers, whatever process it is on.
 
     Attributes:
         certificate: the latest certificate.
-        first_certified_epoch: first epoch with status ``CERTIFIED``; kept in checkpoints.
-        best_margin: highest margin of a complete validation set; kept in checkpoints.
-        looks: validation epochs measured so far; kept in checkpoints.
+        first_certified_epoch: first epoch of a fit with status ``CERTIFIED``; kept in checkpoints.
+        best_margin: highest margin of a complete validation set in a fit; kept in checkpoints.
+        looks: validations measured so far, those of ``Trainer.validate`` too; kept in checkpoints.
         source: where codes, inputs, teacher and witness come from.
 
     Raises:
@@ -120,8 +120,14 @@ class CertificateCallback(Callback):
         """Find teacher and witness.
 
         Raises:
-            ValueError: if there is no teacher, it does not fit the data, or its floor does not allow the method.
+            ValueError: if there is no teacher, it does not fit the data, its floor does not allow the method, or
+                another callback of this run has the same name.
         """
+        if stage == "predict":
+            return
+        others = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
+        if [item.name for item in others].count(self.name) > 1:
+            raise ValueError(f"`name` must differ among the CertificateCallbacks of a run, got {self.name!r} twice.")
         self.source.setup(trainer, pl_module)
         new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method)
 
@@ -131,6 +137,11 @@ class CertificateCallback(Callback):
         Raises:
             ValueError: if the validation set is empty or missing, or lacks the dataloader asked for.
         """
+        if trainer.enable_validation and trainer.val_dataloaders is None:
+            # Lightning makes them before training too, but only if its first epoch ends in a validation.
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.setup_data()
+            trainer.training = True
         counts = trainer.num_val_batches if trainer.enable_validation else []
         if sum(counts):
             position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
@@ -138,7 +149,7 @@ class CertificateCallback(Callback):
         if not sum(counts):
             raise ValueError(
                 "CertificateCallback measures on validation rows, but the validation set is empty or missing. Give a "
-                "`val_dataloader` with rows, and a `validation_step`."
+                "`val_dataloader` with rows, a `validation_step`, and `limit_val_batches` above 0."
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -208,6 +219,8 @@ class CertificateCallback(Callback):
         if trainer.sanity_checking:
             return
         certificate = self._finish(trainer, pl_module, "val")
+        if trainer.state.fn != "fit":
+            return
         if certificate.certified and self.first_certified_epoch is None:
             self.first_certified_epoch = trainer.current_epoch
         complete = certificate.status is not Status.PARTIAL
@@ -225,7 +238,8 @@ class CertificateCallback(Callback):
         self._announce(trainer, pl_module, certificate, stage)
         if self.save_dir is not None and trainer.is_global_zero:
             certificate.save(Path(self.save_dir) / f"{self.name}_{stage}.json")
-            append_history(Path(self.save_dir) / f"{self.name}s_{stage}.jsonl", certificate)
+            if trainer.state.fn == "fit":
+                append_history(Path(self.save_dir) / f"{self.name}s_val.jsonl", certificate)
         self.certificate = certificate
         return certificate
 
@@ -253,6 +267,7 @@ class CertificateCallback(Callback):
             "stage": stage,
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
+            "look": self.looks if stage == "val" else None,
             "teacher": {"kind": teacher.kind, "seed": teacher.card.seed},
             "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
             "channel_samples": self.channel_samples,

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from certvae.bounds import RIGOROUS
@@ -70,6 +71,7 @@ class Measurement:
         source.capture.listen()
 
     @torch.no_grad()
+    @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """Add the rows of a batch."""
         captured = self.source.code(pl_module, batch, outputs).checked()
@@ -94,13 +96,22 @@ class Measurement:
         return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
 
     def finish(self, trainer: Trainer) -> Certificate:
-        """The certificate of all processes' rows; collectives that every rank must reach."""
+        """The certificate of all processes' rows; collectives that every rank must reach.
+
+        Raises:
+            ValueError: if there was no row.
+        """
         self.source.capture.listen(False)
         # Leak findings of any rank count for all.
         if trainer.strategy.reduce_boolean_decision(bool(self.metric.leaks), all=False) and not self.metric.leaks:
             self.metric.leaks = ["found on another process"]
         with self.metric.sync_context():
             sums = self.metric.sums()
+        if sums.num_rows == 0:
+            raise ValueError(
+                "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
+                "not 'sequential', so that batches come as one. Choose another by `dataloader`."
+            )
         certificate = certificate_from_sums(
             sums, self.metric.settings, partial=self.metric.partial, leaks=self.metric.leaks
         )

@@ -1,6 +1,7 @@
 """What a callback reads from somebody's run: the code, the input, the teacher's answer and the witness's."""
 
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.teachers import Teacher, load_teacher
@@ -114,10 +116,33 @@ class CodeSource:
         return self.teacher(self.inputs(batch), index_of(batch))
 
     def witness_for(self, codes: Tensor) -> nn.Module:
-        """The witness of codes ``(B, latent_dim)``."""
+        """The witness of codes ``(B, latent_dim)``, computed in their precision or wider."""
         if self._witness is None:
             self._witness = self.teacher.witness(codes.shape[1], self.witness_scale)
-        return self._witness
+        same = all(value.dtype == codes.dtype for value in _floats(self._witness).values())
+        return self._witness if same else _Widened(self._witness)
+
+
+class _Widened(nn.Module):
+    """A witness whose parameters are narrower or wider than its codes, as those of a module in ``bf16-true`` are.
+
+    Everything is computed in the widest type: in bfloat16 a row's answer would change with the size of its batch by
+    more than the leak tests allow for rounding.
+    """
+
+    def __init__(self, witness: nn.Module) -> None:
+        super().__init__()
+        self.witness = witness
+
+    def forward(self, codes: Tensor) -> Tensor:
+        floats = _floats(self.witness)
+        dtype = reduce(torch.promote_types, (value.dtype for value in floats.values()), codes.dtype)
+        return functional_call(self.witness, {name: value.to(dtype) for name, value in floats.items()}, codes.to(dtype))
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    values = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value for name, value in values if value.is_floating_point()}
 
 
 def _contents(batch: Any) -> Any:
@@ -134,13 +159,12 @@ def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:
     Raises:
         ValueError: if there is no such dataloader.
     """
-    names = list(loaders) if isinstance(loaders, dict) else []
-    flat = loaders.flattened if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders).flattened
-    if isinstance(which, str) and which in names:
-        return names.index(which), loaders[which]
-    if not isinstance(which, str) and 0 <= which < len(flat):
-        return which, flat[which]
+    flat = CombinedLoader(loaders).flattened
+    names = list(loaders) if isinstance(loaders, dict) and len(loaders) == len(flat) else []
+    position = names.index(which) if which in names else which
+    if not isinstance(position, str) and 0 <= position < len(flat):
+        return position, flat[position]
     raise ValueError(
-        f"`dataloader={which!r}` is none of the {len(flat)} validation dataloaders{f' {names}' if names else ''}; give "
-        "a position or, where they come in a dict, a name."
+        f"`dataloader={which!r}` is none of the {len(flat)} dataloaders{f' {names}' if names else ''}; give a position "
+        "or, where they come in a dict, a name."
     )

@@ -39,8 +39,9 @@ def small_vae(teacher: Any = None, latent_dim: int = 6, beta: float = 1.0, **arg
 
 
 def trainer(folder: Path, **arguments: Any) -> Trainer:
-    """A quiet trainer on the CPU."""
+    """A quiet trainer, on the CPU unless told otherwise."""
     options: dict[str, Any] = {
+        "accelerator": "cpu",
         "max_epochs": 1,
         "logger": False,
         "enable_checkpointing": False,
@@ -48,7 +49,6 @@ def trainer(folder: Path, **arguments: Any) -> Trainer:
         **arguments,
     }
     return Trainer(
-        accelerator="cpu",
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
