@@ -1,7 +1,22 @@
 """Lightning callbacks around the certificate."""
 
+from certvae.callbacks.alignment import AlignmentCallback, LinearWeight
 from certvae.callbacks.capture import Latents
 from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.controller import DualController
+from certvae.callbacks.guard import CertificateGuard, CertificateLostError
+from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
 from certvae.callbacks.status import StatusLine
 
-__all__ = ["CertificateCallback", "Latents", "StatusLine"]
+__all__ = [
+    "AlignmentCallback",
+    "CertificateCallback",
+    "CertificateGuard",
+    "CertificateLostError",
+    "CheckpointError",
+    "DualController",
+    "LastCheckpoint",
+    "Latents",
+    "LinearWeight",
+    "StatusLine",
+]

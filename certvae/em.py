@@ -1,5 +1,7 @@
 """Expectation-maximisation of a diagonal or spherical Gaussian mixture on additive sums."""
 
+from typing import Any
+
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -9,6 +11,8 @@ from certvae.teachers.mixture import gaussian_log_joint
 __all__ = ["COVARIANCES", "MixtureEM"]
 
 COVARIANCES = ("diagonal", "spherical")
+_PARAMETERS = ("log_weights", "means", "variances", "covariance", "variance_floor")
+_RESULTS = ("log_likelihood", "gain", "restarted")
 
 
 class MixtureEM:
@@ -73,6 +77,19 @@ class MixtureEM:
         self.log_weights, self.means = self.log_weights.to(device), self.means.to(device)
         self.variances, self.sums = self.variances.to(device), self.sums.to(device)
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the sums of the current pass, as tensors and plain values."""
+        return {name: getattr(self, name) for name in (*_PARAMETERS, *_RESULTS)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], sums: Tensor) -> "MixtureEM":
+        """What :meth:`state_dict` gave, with the sums of the current pass."""
+        mixture = cls(*(state[name] for name in _PARAMETERS))
+        for name in _RESULTS:
+            setattr(mixture, name, state[name])
+        mixture.sums = sums
+        return mixture
 
     def _zeros(self) -> Tensor:
         components, dim = self.means.shape

@@ -1,5 +1,7 @@
 """Principal components of a stream, by block power iteration on additive sums."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,24 @@ class StreamingPCA:
     def _zeros(self) -> Tensor:
         dim, width = self.basis.shape
         return torch.zeros(dim * (width + 1) + 1, dtype=torch.float64, device=self.basis.device)
+
+    def to(self, device: torch.device) -> "StreamingPCA":
+        """Move basis and sums."""
+        self.basis, self.mean, self.sums = self.basis.to(device), self.mean.to(device), self.sums.to(device)
+        self.eigenvalues, self.projection = self.eigenvalues.to(device), self.projection.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the sums of the current pass, as tensors."""
+        return {name: getattr(self, name) for name in ("basis", "mean", "eigenvalues", "projection")}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any], sums: Tensor) -> "StreamingPCA":
+        """What :meth:`state_dict` gave, with the sums of the current pass."""
+        pca = cls(*state["projection"].shape)
+        pca.basis, pca.mean, pca.sums = state["basis"], state["mean"], sums
+        pca.eigenvalues, pca.projection = state["eigenvalues"], state["projection"]
+        return pca
 
     def accumulate(self, rows: Tensor) -> None:
         """Add rows, float64, shape ``(B, D)``."""

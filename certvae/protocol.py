@@ -6,9 +6,12 @@ be run again by itself with ``certvae fit --config``.
 
 import argparse
 import json
+import signal
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,14 +142,32 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
     Raises:
         ProtocolError: if a folder holds a run with other settings, or a phase was interrupted.
     """
-    for seed in protocol.seeds:
-        if not protocol.teachers:
-            _run_phase(protocol, "search", seed)
-        if protocol.targets == "table":
-            _write_targets(protocol, seed)
-        for phase in PHASES:
-            _run_phase(protocol, phase, seed)
-    return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path)
+    with _interruptible(protocol.output_dir):
+        for seed in protocol.seeds:
+            if not protocol.teachers:
+                _run_phase(protocol, "search", seed)
+            if protocol.targets == "table":
+                _write_targets(protocol, seed)
+            for phase in PHASES:
+                _run_phase(protocol, phase, seed)
+        return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path)
+
+
+@contextmanager
+def _interruptible(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM, wherever they come, into a `ProtocolError`."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into `sys.exit(1)`; other exits are the parser's.
+        if isinstance(stop, SystemExit) and stop.code != 1:
+            raise
+        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.") from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
@@ -157,7 +178,7 @@ def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
         content = f"# teacher: SHA-256 {sha256_file(protocol.searched_path(seed))}\n{content}"
     _check_same_run(folder, content)
     done = folder / "phase.json"
-    if done.is_file():
+    if done.is_file() and (phase != "search" or protocol.searched_path(seed).is_file()):
         print(f"{protocol.dataset} seed {seed} {phase}: done before, kept.")
         return
     path = write_atomic(folder / "run.yaml", content)
@@ -178,18 +199,12 @@ def _check_same_run(folder: Path, content: str) -> None:
 
 
 def _fit(path: Path, folder: Path, certificate: bool) -> int:
-    """Fit, going on from the last checkpoint if there is one, then certify on the kept rows; returns epochs run."""
+    """Fit, going on from the last checkpoint if there is one, then certify on the kept rows; returns epochs run now."""
     from certvae.cli import run_lightning
 
-    last = folder / "checkpoints" / "last.ckpt"
-    resume = ["--ckpt_path", str(last)] if last.is_file() else []
-    try:
-        cli = run_lightning(["fit", "--config", str(path), *resume])
-    except SystemExit as stop:  # Lightning's answer to Ctrl-C
-        if stop.code != 1:
-            raise
-        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.") from None
-    epochs = cli.trainer.current_epoch
+    resume = ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
+    cli = run_lightning(["fit", "--config", str(path), *resume])
+    epochs = cli.trainer.current_epoch - getattr(cli.trainer.checkpoint_callback, "resumed_at", 0)
     if certificate:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         Certificate.load(folder / "certificate_test.json")

@@ -20,29 +20,28 @@ class RowSample:
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed, self.seen = size, seed, 0
+        self.size, self.seed = size, seed
         self.keys = torch.empty(0, dtype=torch.float64)
         self.rows = torch.empty(0, 0, dtype=torch.float64)
 
-    def add(self, features: Tensor, index: Tensor | None) -> None:
-        """Offer rows, shape ``(B, d)``; without an index their order of arrival stands for it."""
-        count = features.shape[0]
-        positions = torch.arange(self.seen, self.seen + count) if index is None else index.cpu()
-        self.seen += count
-        keys = row_uniform(positions, 1, self.seed)[:, 0]
-        rows = features.cpu()
-        self._keep(torch.cat([self.keys, keys]), torch.cat([self.rows, rows]) if self.rows.numel() else rows)
+    def add(self, features: Tensor, index: Tensor) -> None:
+        """Offer rows, shape ``(B, d)``, with the integer that stands for each, shape ``(B,)``."""
+        keys, rows = row_uniform(index.cpu(), 1, self.seed)[:, 0], features.cpu()
+        rows = torch.cat([self.rows, rows]) if self.rows.numel() else rows
+        self.keys, self.rows = self._smallest(torch.cat([self.keys, keys]), rows)
 
-    def _keep(self, keys: Tensor, rows: Tensor) -> None:
-        order = keys.argsort(stable=True)[: self.size]
-        self.keys, self.rows = keys[order], rows[order]
+    def _smallest(self, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        order = keys.argsort(stable=True)
+        keys = keys[order]
+        fresh = torch.cat([torch.ones_like(keys[:1], dtype=torch.bool), keys[1:] != keys[:-1]])
+        return keys[fresh][: self.size], rows[order][fresh][: self.size]
 
-    def gather(self, all_gather: Callable[[Tensor], Any]) -> Tensor:
-        """The sample over all processes, the same on each; duplicates of a row are dropped."""
+    def gather(self, all_gather: Callable[[Tensor], Any]) -> "RowSample":
+        """The sample over all processes, the same on each; a row that several of them have seen counts once."""
         padding = self.size - self.keys.numel()
         keys = torch.nn.functional.pad(self.keys, (0, padding), value=torch.inf)
         rows = torch.nn.functional.pad(self.rows, (0, 0, 0, padding))
         keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).reshape(-1, rows.shape[1]).cpu()
-        self._keep(keys[keys.isfinite()], rows[keys.isfinite()])
-        fresh = torch.cat([torch.ones(1, dtype=torch.bool), self.keys[1:] != self.keys[:-1]])
-        return self.rows[fresh]
+        whole = RowSample(self.size, self.seed)
+        whole.keys, whole.rows = self._smallest(keys[keys.isfinite()], rows[keys.isfinite()])
+        return whole

@@ -1,7 +1,6 @@
 """The search for a teacher, as a LightningModule that streams the data and keeps additive sums only."""
 
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +9,17 @@ from pytorch_lightning import LightningModule
 from rich.console import Console
 from torch import Tensor
 
-from certvae.candidates import Candidate, measured_row, teacher_sums
-from certvae.em import COVARIANCES, MixtureEM
-from certvae.pca import StreamingPCA
-from certvae.row_sample import RowSample
+from certvae.candidates import Candidate, measured_row
 from certvae.rows import RowPositions, first_loader, is_cut_short
+from certvae.search_passes import Phase, SearchPasses
+from certvae.search_settings import SearchSettings, TeacherSearchError
 from certvae.search_table import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
 from certvae.teachers.base import TeacherCard, flat_float64, inputs_and_index
-from certvae.teachers.mixture import GaussianMixtureTeacher, soften
+from certvae.teachers.mixture import GaussianMixtureTeacher
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
 
-
-class TeacherSearchError(RuntimeError):
-    """No candidate keeps the bounds, or the search was cut short."""
-
-
-class _Phase(StrEnum):
-    PCA = "principal components"
-    START = "starting points"
-    EM = "mixtures"
-    EVALUATE = "evaluation"
-    DONE = "done"
+_STATE = "certvae.teacher_search"
 
 
 class TeacherSearch(LightningModule):
@@ -61,7 +49,6 @@ class TeacherSearch(LightningModule):
 
     Attributes:
         rows: the table of all candidates, when the search has ended.
-        teacher: the chosen teacher, when the search has ended.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -86,38 +73,47 @@ class TeacherSearch(LightningModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _check_grid(components, covariances, temperatures, floor, initialisations, pca_passes, em_iterations)
         self.save_hyperparameters(ignore=["bounds"])
         self.automatic_optimization = False
         # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
         self.anchor = torch.nn.Parameter(torch.zeros(()))
-        self.temperatures, self.floor = [float(value) for value in temperatures], floor
-        self.pca_dim, self.pca_passes, self.em_iterations = pca_dim, pca_passes, em_iterations
-        self.tolerance, self.relative_variance_floor = tolerance, relative_variance_floor
-        self.witness_scale, self.bounds = witness_scale, bounds or SearchBounds()
-        self.sample_size, self.output_dir = sample_size, output_dir
-        self.seed = torch.initial_seed() % 2**31 if seed is None else seed
+        self.settings = SearchSettings(
+            components,
+            covariances,
+            temperatures,
+            initialisations,
+            floor,
+            pca_dim,
+            pca_passes,
+            em_iterations,
+            tolerance,
+            relative_variance_floor,
+            sample_size,
+            seed=torch.initial_seed() % 2**31 if seed is None else seed,
+        )
+        self.witness_scale, self.bounds, self.output_dir = witness_scale, bounds or SearchBounds(), output_dir
         self.rows: list[CandidateRow] = []
-        self.teacher: GaussianMixtureTeacher | None = None
-        self._candidates = [
-            Candidate(k, covariance, start)
-            for k in components
-            for covariance in covariances
-            for start in range(initialisations)
-        ]
-        self._phase, self._passes = _Phase.PCA, 0
-        self._pca: StreamingPCA | None = None
+        # In a list, so that the teacher is in no checkpoint: weights are loaded before the search goes on.
+        self._chosen: list[GaussianMixtureTeacher] = []
+        self._passes = SearchPasses(self.settings)
         self._image_shape: tuple[int, ...] = ()
+        self._fingerprint: str | None = None
         self._positions: RowPositions | None = None
-        self._rows_outside = 0.0
-        self._sample = RowSample(sample_size, self.seed)
-        self._train_sums: list[Tensor] = []
-        self._held_out_sums: list[Tensor] = []
+        self._batches = 0
+
+    @property
+    def teacher(self) -> GaussianMixtureTeacher | None:
+        """The chosen teacher, when the search has ended."""
+        return self._chosen[0] if self._chosen else None
 
     @property
     def max_passes(self) -> int:
         """Most epochs that the search takes."""
-        return self.pca_passes + 1 + self.em_iterations + 1
+        return self.settings.max_passes
+
+    @property
+    def _done(self) -> bool:
+        return self._passes.phase is Phase.DONE
 
     @property
     def _trying(self) -> bool:
@@ -134,30 +130,28 @@ class TeacherSearch(LightningModule):
             raise ValueError(
                 f"`max_epochs` must be -1 or at least {self.max_passes}, the passes of this search, got {limit}."
             )
+        self._check_data()
+        if self._done:
+            self._choose()
+
+    def _check_data(self) -> None:
+        fingerprint = getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None)
+        if self._fingerprint and fingerprint and self._fingerprint != fingerprint:
+            raise TeacherSearchError(
+                f"the checkpoint is of a search on data with fingerprint {self._fingerprint[:12]}, got data with "
+                f"{fingerprint[:12]}. Search anew without `ckpt_path`."
+            )
+        self._fingerprint = fingerprint
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
         images, index = self._counted(batch)
-        rows = flat_float64(images)
-        if self._pca is None:
-            self._start_pca(images, rows)
-        assert self._pca is not None
-        if self._phase is _Phase.PCA:
-            self._pca.accumulate(rows)
-            self._rows_outside += float(((rows < 0) | (rows > 1)).any(dim=1).sum())
-            return
-        features = self._pca.project(rows)
-        if self._phase is _Phase.START:
-            self._sample.add(features, index)
-        elif self._phase is _Phase.EM:
-            for candidate in self._candidates:
-                candidate.fitted.accumulate(features)
-        elif self._phase is _Phase.EVALUATE:
-            self._measure(features, self._train_sums)
+        self._image_shape = tuple(images.shape[1:])
+        self._passes.add(flat_float64(images), index)
+        self._batches = batch_idx + 1
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        if self._phase is _Phase.EVALUATE and self._pca is not None:
-            images, _ = self._counted(batch)
-            self._measure(self._pca.project(flat_float64(images)), self._held_out_sums)
+        if self._passes.phase is Phase.EVALUATE and self._passes.pca is not None:
+            self._passes.add_held_out(flat_float64(self._counted(batch)[0]))
 
     def on_train_epoch_start(self) -> None:  # noqa: D102
         loader = first_loader(self.trainer.train_dataloader)
@@ -170,83 +164,62 @@ class TeacherSearch(LightningModule):
     def on_validation_epoch_start(self) -> None:  # noqa: D102
         self._positions = RowPositions(first_loader(self.trainer.val_dataloaders), self.trainer)
 
-    def _counted(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Inputs and index of a batch, without the rows that a sampler repeated as padding."""
+    def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
         images, index = inputs_and_index(batch)
         assert self._positions is not None
-        keep = (self._positions.next(images.shape[0])[1] > 0).to(images.device)
-        return images[keep], None if index is None else index[keep]
-
-    def _start_pca(self, images: Tensor, rows: Tensor) -> None:
-        self._image_shape = tuple(images.shape[1:])
-        generator = torch.Generator().manual_seed(self.seed)
-        self._pca = StreamingPCA(rows.shape[1], min(self.pca_dim, rows.shape[1]), 16, generator, rows.device)
-
-    def _measure(self, features: Tensor, sums: list[Tensor]) -> None:
-        added = [
-            teacher_sums(soften(candidate.fitted.log_joint(features), temperature, self.floor))
-            for candidate in self._candidates
-            for temperature in self.temperatures
-        ]
-        sums[:] = [old + new for old, new in zip(sums, added, strict=True)] if sums else added
+        positions, weights = self._positions.next(images.shape[0])
+        keep = (weights > 0).to(images.device)
+        return images[keep], (positions.to(images.device) if index is None else index)[keep]
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
-        advance: dict[_Phase, Callable[[], None]] = {
-            _Phase.PCA: self._end_pca_pass,
-            _Phase.START: self._end_start,
-            _Phase.EM: self._end_em_iteration,
-            _Phase.EVALUATE: self._end_evaluation,
-        }
-        if self._phase is _Phase.DONE:  # `min_epochs` keeps the trainer going
+        if self._done:  # `min_epochs` keeps the trainer going
             return
-        self._passes += 1
-        advance[self._phase]()
+        for name, value in self._passes.end_pass(self._reduce, self.all_gather).items():
+            self.log(f"search/{name}", value)
+        self._batches = 0
+        if self._done:
+            self._choose()
 
     def _reduce(self, sums: Tensor) -> Tensor:
         total = self.trainer.strategy.reduce(sums, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total
 
-    def _end_pca_pass(self) -> None:
-        assert self._pca is not None
-        self._pca.step(self._reduce(self._pca.sums))
-        self.log("search/largest_eigenvalue", self._pca.eigenvalues[0])
-        if self._passes >= self.pca_passes:
-            self._phase = _Phase.START
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        checkpoint[_STATE] = {
+            **self._passes.state_dict(self._reduce, self.all_gather),
+            "image_shape": self._image_shape,
+            "fingerprint": self._fingerprint,
+            "within_pass": 0 < self._batches < self.trainer.num_training_batches,
+        }
 
-    def _end_start(self) -> None:
-        assert self._pca is not None
-        sample = self._sample.gather(self.all_gather)
-        variance_floor = self.relative_variance_floor * float(self._pca.eigenvalues.mean())
-        for number, candidate in enumerate(self._candidates):
-            start = MixtureEM.from_sample(
-                sample, candidate.components, candidate.covariance, self.seed + 7919 * number, variance_floor
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the search of a checkpoint.
+
+        Raises:
+            TeacherSearchError: if there is none in it, it has other settings, or was saved in the middle of a pass.
+        """
+        state = checkpoint.get(_STATE)
+        if state is None:
+            raise TeacherSearchError("the checkpoint holds no teacher search; search anew without `ckpt_path`.")
+        if state["within_pass"]:
+            raise TeacherSearchError(
+                "the checkpoint was saved in the middle of a pass, and the rows seen by then cannot be left out of the "
+                "rest. Resume from the end of an epoch: certvae.callbacks.LastCheckpoint saves there."
             )
-            candidate.mixture = start.to(self._pca.mean.device)
-        self._phase, self._passes = _Phase.EM, 0
+        self._passes.load_state_dict(state, first=self.global_rank == 0)
+        self._image_shape, self._fingerprint = tuple(state["image_shape"]), state["fingerprint"]
 
-    def _end_em_iteration(self) -> None:
-        mixtures = [candidate.fitted for candidate in self._candidates]
-        sizes = [mixture.sums.numel() for mixture in mixtures]
-        totals = self._reduce(torch.cat([mixture.sums for mixture in mixtures])).split(sizes)
-        for mixture, total in zip(mixtures, totals, strict=True):
-            mixture.step(total)
-        best = max(mixture.log_likelihood for mixture in mixtures)
-        self.log("search/log_likelihood", torch.tensor(best, dtype=torch.float64))
-        if self._passes >= self.em_iterations or all(mixture.gain < self.tolerance for mixture in mixtures):
-            self._phase = _Phase.EVALUATE
-
-    def _end_evaluation(self) -> None:
-        if not self._held_out_sums:
-            raise TeacherSearchError("the search needs a validation set to compare candidates on, got none.")
-        train, held_out = self._reduce_all(self._train_sums), self._reduce_all(self._held_out_sums)
-        grid = [(candidate, value) for candidate in self._candidates for value in self.temperatures]
+    def _choose(self) -> None:
+        """End the search: choose a teacher, and write it with the table of all candidates."""
+        passes = self._passes
+        assert passes.measured is not None
         rows = [
-            measured_row(candidate, temperature, sums, other, self.witness_scale)
-            for (candidate, temperature), sums, other in zip(grid, train, held_out, strict=True)
+            measured_row(candidate, temperature, train, held_out, self.witness_scale)
+            for (candidate, temperature), train, held_out in zip(passes.grid, *passes.measured, strict=True)
         ]
         self.rows, best = choose(rows, self.bounds)
-        self._phase = _Phase.DONE
         self.trainer.should_stop = True
         directory = Path(self.output_dir or self.trainer.log_dir or self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
@@ -257,73 +230,44 @@ class TeacherSearch(LightningModule):
                 f"none of {len(rows)} candidates keeps the bounds {self.bounds}; see {directory / 'candidates.csv'}. "
                 "Widen `bounds`, or try fewer components and higher temperatures."
             )
-        self._finish(*grid[best], self.rows[best], train[best], directory)
+        teacher = self._teacher(*passes.grid[best], self.rows[best], passes.measured[0][best])
+        self._chosen = [teacher]
+        if self.trainer.is_global_zero:
+            self._save(teacher, directory / "teacher.safetensors")
 
-    def _reduce_all(self, sums: list[Tensor]) -> list[Tensor]:
-        return list(self._reduce(torch.cat(sums)).split([part.numel() for part in sums]))
-
-    def _finish(
-        self, candidate: Candidate, temperature: float, row: CandidateRow, sums: Tensor, directory: Path
-    ) -> None:
-        assert self._pca is not None
-        mixture = candidate.fitted
-        eigenvalue = float(self._pca.eigenvalues[0])
-        outside = float(self._reduce(torch.tensor(self._rows_outside, dtype=torch.float64))) > 0
+    def _teacher(
+        self, candidate: Candidate, temperature: float, row: CandidateRow, sums: Tensor
+    ) -> GaussianMixtureTeacher:
+        pca, mixture = self._passes.fitted_pca, candidate.fitted
         card = TeacherCard(
             candidate.components,
             temperature,
-            self.floor,
-            self.seed,
+            self.settings.floor,
+            self.settings.seed,
             self._image_shape,
-            None if outside else (0.0, 1.0),
-            getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None),
+            None if self._passes.outside else (0.0, 1.0),
+            self._fingerprint,
             row.information_train,
             row.information_held_out,
             row.energy * self.witness_scale**2,
-            eigenvalue,
+            float(pca.eigenvalues[0]),
             explain(row, self.rows, self.bounds),
         )
         average = sums[1 : candidate.components + 1] / sums[0]
-        self.teacher = GaussianMixtureTeacher(
-            card,
-            self._pca.mean,
-            self._pca.projection,
-            mixture.log_weights,
-            mixture.means,
-            mixture.variances,
-            average.cpu(),
+        tensors = (pca.mean, pca.projection, mixture.log_weights, mixture.means, mixture.variances, average.cpu())
+        return GaussianMixtureTeacher(card, *tensors)
+
+    def _save(self, teacher: GaussianMixtureTeacher, path: Path) -> None:
+        eigenvalue = teacher.card.largest_eigenvalue
+        print(f"{teacher.card.choice}\nTeacher saved to {teacher.save(path)}.")
+        print(
+            f"Largest eigenvalue of the data's covariance: {eigenvalue:.3g}; the linear theory predicts full "
+            f"collapse of a plain VAE at KL weight x observation variance > {eigenvalue:.3g}."
         )
-        if self.trainer.is_global_zero:
-            path = self.teacher.save(directory / "teacher.safetensors")
-            print(f"{card.choice}\nTeacher saved to {path}.")
-            print(
-                f"Largest eigenvalue of the data's covariance: {eigenvalue:.3g}; the linear theory predicts full "
-                f"collapse of a plain VAE at KL weight x observation variance > {eigenvalue:.3g}."
-            )
 
     def on_train_end(self) -> None:  # noqa: D102
-        if self._phase is not _Phase.DONE and not self._trying and not self.trainer.interrupted:
+        if not self._done and not self._trying and not self.trainer.interrupted:
             raise TeacherSearchError(
-                f"the search ended in the phase '{self._phase}', before a teacher was chosen. Set `max_epochs: -1`."
+                f"the search ended in the phase '{self._passes.phase}', before a teacher was chosen. Set "
+                "`max_epochs: -1`."
             )
-
-
-def _check_grid(
-    components: Sequence[int],
-    covariances: Sequence[str],
-    temperatures: Sequence[float],
-    floor: float,
-    initialisations: int,
-    pca_passes: int,
-    em_iterations: int,
-) -> None:
-    if not components or min(components) < 2:
-        raise ValueError(f"`components` must hold numbers of at least 2, got {list(components)}.")
-    if not covariances or not set(covariances) <= set(COVARIANCES):
-        raise ValueError(f"`covariances` must be among {', '.join(COVARIANCES)}, got {list(covariances)}.")
-    if not temperatures or min(temperatures) <= 0:
-        raise ValueError(f"`temperatures` must be positive, got {list(temperatures)}.")
-    if not 0 < floor < 1:
-        raise ValueError(f"`floor` must be above 0 and below 1, got {floor}.")
-    if min(initialisations, pca_passes, em_iterations) < 1:
-        raise ValueError("`initialisations`, `pca_passes` and `em_iterations` must be at least 1.")

@@ -62,10 +62,8 @@ def _phases(folder: Path) -> dict[str, Any]:
     for phase in PHASES:
         certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
         run = json.loads((folder / phase / "phase.json").read_text())
-        timing = {
-            "seconds": run["seconds"],
-            "seconds_per_epoch": round(run["seconds"] / max(1, run["epochs_run"]), 2),
-        }
+        seconds, epochs = run["seconds"], run["epochs_run"]  # of the last start, if the phase was interrupted
+        timing = {"seconds": seconds, "seconds_per_epoch": round(seconds / epochs, 2) if epochs else None}
         phases[phase] = {**certificate, **timing}
     return phases
 
@@ -107,9 +105,9 @@ def summary_table(summary: dict[str, Any]) -> Table:
             )
             cells = [_number(values[name]) for name in numbers]
             coloured = f"[{colours.get(status, 'yellow')}]{status}[/]"
-            table.add_row(seed, phase, coloured, *cells, f"{values['seconds_per_epoch']:.1f}")
+            table.add_row(seed, phase, coloured, *cells, _number(values["seconds_per_epoch"], digits=1))
     return table
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -124,7 +124,7 @@ class VAE(LightningModule):
                 "no student can beat a constant one. Search another teacher, or set `alignment_weight: 0`."
             )
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
         images, index = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
@@ -142,7 +142,7 @@ class VAE(LightningModule):
             loss = loss + self.alignment_weight * alignment
         self._log("train/loss", loss, images)
         self._check_finite(loss, batch_idx)
-        return loss
+        return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
         return self._evaluate(batch, "val")

@@ -1,0 +1,199 @@
+"""The checkpoint from which a run goes on as if nothing had happened."""
+
+import os
+import shutil
+import sys
+import tempfile
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from weakref import proxy
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from certvae.random_state import random_state, set_random_state
+
+__all__ = ["CheckpointError", "LastCheckpoint", "is_whole"]
+
+_STATE = "certvae.random_state"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written, or none of a run can be read."""
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keep the last finished epoch as ``last.ckpt`` and the one before as ``previous.ckpt``, to resume bit for bit.
+
+    Each epoch, after validation, the checkpoint is written to a temporary file beside them, flushed to disk, and
+    renamed: whenever the run is killed, at least one of the two is whole. (Lightning by itself renames a file from
+    the system's temporary folder, which copies it where that is another disk, and flushes nothing.) Resume with
+    ``fit(ckpt_path="last")`` or ``certvae fit ... --ckpt_path last``. If ``last.ckpt`` is damaged, one line says so,
+    it is kept aside as ``last.ckpt.damaged``, and the run goes on from ``previous.ckpt``. A first start without any
+    checkpoint starts anew.
+
+    The random streams of torch (CPU and device), numpy and Python are saved too, for each process, and go on. The
+    alternative, to seed every epoch from the run's seed and the epoch's number, would change each run that only adds
+    this callback; and it would not be exact, because Lightning makes the first iterator of a resumed run, which draws
+    from the stream, earlier than it does in an uninterrupted one. The streams are therefore set before that. Runs then
+    equal uninterrupted ones, with these limits: hooks that draw random numbers when a run starts (``on_fit_start``
+    of a module, ``train_dataloader``, ``on_train_start``) draw once more; ``persistent_workers`` have streams of their
+    own that are lost with them; with another number of processes streams cannot be matched, and a warning says so.
+
+    Args:
+        dirpath: folder of this run's checkpoints, on a local disk.
+
+    Attributes:
+        resumed_at: epochs that were finished when this process took over; 0 for a new run.
+
+    Raises:
+        ValueError: if ``dirpath`` is not local.
+        CheckpointError: before the first epoch, if the folder cannot be written; later, if a checkpoint cannot be
+            written (those before it stay whole); on resuming, if both checkpoints are damaged.
+    """
+
+    def __init__(self, dirpath: str | Path) -> None:
+        if "://" in str(dirpath):
+            raise ValueError(f"`dirpath` must be a folder on a local disk, got {dirpath}.")
+        super().__init__(dirpath, "last", save_top_k=0, save_on_train_epoch_end=True, enable_version_counter=False)
+        folder = Path(self.dirpath or "")
+        self.last, self.previous = folder / "last.ckpt", folder / "previous.ckpt"
+        self._temporary = folder / "last.ckpt.writing"
+        self.resumed_at = 0
+        self._begun = False
+        self._streams: list[dict[str, Any]] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.is_global_zero and not _trying(trainer):
+            try:
+                self.last.parent.mkdir(parents=True, exist_ok=True)
+                _discard(self._temporary)
+                tempfile.TemporaryFile(dir=self.last.parent).close()
+            except OSError as error:
+                raise CheckpointError(
+                    f"checkpoints cannot be written to `dirpath={self.last.parent}`: {error}. Give another folder."
+                ) from error
+
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        """The checkpoint that Lightning takes for ``ckpt_path="last"``."""
+        found = [path for path in (self.last, self.previous) if path.exists()]
+        whole = next((path for path in found if is_whole(path)), None)
+        if whole is None and found:
+            raise CheckpointError(
+                f"no checkpoint can be read: {' and '.join(str(path) for path in found)} damaged. Delete the folder "
+                "to start anew, or give the path of another checkpoint as `ckpt_path`."
+            )
+        if whole == self.previous:
+            _say(f"{self.last} is {'damaged' if self.last in found else 'missing'}; going on from {self.previous}.")
+            # Kept from ever taking the place of the good one, and from Lightning, which takes the newest.
+            with suppress(FileNotFoundError):  # missing, or another process was first
+                _replace(self.last, self.last.with_name("last.ckpt.damaged"))
+        return set() if whole is None else {str(whole)}
+
+    def on_load_checkpoint(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if not trainer.training:
+            return
+        self._streams, self.resumed_at = checkpoint.get(_STATE), checkpoint["epoch"] + 1
+        if trainer.strategy.restore_checkpoint_after_setup:  # then `on_fit_start` was already
+            self._restore_streams(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._restore_streams(trainer)
+
+    def _restore_streams(self, trainer: Trainer) -> None:
+        streams, self._streams = self._streams, None
+        if streams is None:
+            return
+        if len(streams) != trainer.world_size:
+            rank_zero_warn(
+                f"The checkpoint has the random streams of {len(streams)} processes, and {trainer.world_size} go on: "
+                "the run will not equal an uninterrupted one bit for bit."
+            )
+        if trainer.global_rank < len(streams):
+            set_random_state(streams[trainer.global_rank], trainer.strategy.root_device)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        super().on_train_start(trainer, pl_module)
+        resumed = trainer.ckpt_path
+        # Checkpoints of an earlier run in this folder are nothing to fall back to.
+        self._begun = resumed is not None and Path(resumed).resolve().parent == self.last.parent
+
+    def on_save_checkpoint(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        streams: list[Any] = [random_state(trainer.strategy.root_device)]
+        if trainer.world_size > 1:
+            own, streams = streams[0], [None] * trainer.world_size
+            torch.distributed.all_gather_object(streams, own)
+        checkpoint[_STATE] = streams
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if _trying(trainer):
+            return
+        self.best_model_path = self.last_model_path = str(self.last)
+        try:
+            trainer.save_checkpoint(self._temporary, weights_only=False)
+            if trainer.is_global_zero:
+                self._put_in_place()
+        except OSError as error:
+            raise CheckpointError(f"the checkpoint {self.last} was not written: {error}.") from error
+        trainer.strategy.barrier("LastCheckpoint")
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            logger.after_save_checkpoint(proxy(self))
+
+    def _put_in_place(self) -> None:
+        if self._temporary.is_file():
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())
+        if self._begun and self.last.exists():
+            _replace(self.last, self.previous)
+        _replace(self._temporary, self.last)
+        if not self._begun:
+            _discard(self.previous)
+        self._begun = True
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a checkpoint can be read and has the contents that ``torch.save`` wrote, by the checksums in it.
+
+    A folder, as sharded strategies write, has none and is taken to be whole.
+    """
+    if Path(path).is_dir():
+        return True
+    reader = torch._C.PyTorchFileReader  # of `torch.load`; it checks no sums, and trusts fields that zipfile does not
+    try:
+        records = reader(str(path))
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist() if torch.serialization.get_crc32_options() else []
+            return all(records.get_record(name.partition("/")[2]) == archive.read(name) for name in names)
+    except Exception:  # whatever bytes that are not an archive can raise
+        return False
+
+
+def _trying(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _discard(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _replace(source: Path, target: Path) -> None:
+    if target.is_dir():
+        _discard(target)
+    os.replace(source, target)
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
