@@ -16,7 +16,6 @@ from certvae.callbacks.source import CodeSource, choose_loader
 from certvae.certificate import Certificate, Status
 from certvae.teachers import Teacher
 from certvae.verdict import CertificateSettings
-from certvae.witness import SimplexWitness
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
@@ -146,10 +145,12 @@ class CertificateCallback(Callback):
         if sum(counts):
             position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
             counts = [counts[position]]
-        if not sum(counts):
+        # A process that skips validation would take no part in what the others reduce at its end.
+        if trainer.strategy.reduce_boolean_decision(not sum(counts), all=False):
             raise ValueError(
-                "CertificateCallback measures on validation rows, but the validation set is empty or missing. Give a "
-                "`val_dataloader` with rows, a `validation_step`, and `limit_val_batches` above 0."
+                "CertificateCallback measures on validation rows, but the validation set is empty or missing, on one "
+                "process at least. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
+                "above 0."
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
@@ -262,14 +263,14 @@ class CertificateCallback(Callback):
             )
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
-        teacher, witness = self.source.teacher, self.source.witness
+        teacher = self.source.teacher
         return {
             "stage": stage,
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "look": self.looks if stage == "val" else None,
             "teacher": {"kind": teacher.kind, "seed": teacher.card.seed},
-            "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
+            "witness_scale": self.source.scale,
             "channel_samples": self.channel_samples,
             "torch": torch.__version__,
         }

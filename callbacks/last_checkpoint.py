@@ -85,8 +85,8 @@ class LastCheckpoint(ModelCheckpoint):
         whole = next((path for path in found if is_whole(path)), None)
         if whole is None and found:
             raise CheckpointError(
-                f"no checkpoint can be read: {' and '.join(str(path) for path in found)} damaged. Delete the folder "
-                "to start anew, or give the path of another checkpoint as `ckpt_path`."
+                f"every checkpoint of the run is damaged: {' and '.join(str(path) for path in found)}. Delete the "
+                "folder to start anew, or give the path of another checkpoint as `ckpt_path`."
             )
         if whole == self.previous:
             _say(f"{self.last} is {'damaged' if self.last in found else 'missing'}; going on from {self.previous}.")

@@ -102,7 +102,8 @@ class Measurement:
             ValueError: if there was no row.
         """
         self.source.capture.listen(False)
-        # Leak findings of any rank count for all.
+        # What any rank finds counts for all.
+        partial = trainer.strategy.reduce_boolean_decision(self.metric.partial, all=False)
         if trainer.strategy.reduce_boolean_decision(bool(self.metric.leaks), all=False) and not self.metric.leaks:
             self.metric.leaks = ["found on another process"]
         with self.metric.sync_context():
@@ -112,9 +113,7 @@ class Measurement:
                 "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
                 "not 'sequential', so that batches come as one. Choose another by `dataloader`."
             )
-        certificate = certificate_from_sums(
-            sums, self.metric.settings, partial=self.metric.partial, leaks=self.metric.leaks
-        )
+        certificate = certificate_from_sums(sums, self.metric.settings, partial=partial, leaks=self.metric.leaks)
         certificate.provenance["teacher_drift"] = self._teacher_drift(sums)
         return certificate
 

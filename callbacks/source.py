@@ -14,7 +14,7 @@ from torch.func import functional_call
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.teachers import Teacher, load_teacher
 from certvae.teachers.base import index_of
-from certvae.witness import own_witness
+from certvae.witness import SimplexWitness, own_witness
 
 __all__ = ["CodeSource", "choose_loader"]
 
@@ -55,6 +55,13 @@ class CodeSource:
     def witness(self) -> nn.Module | None:
         """The witness; the teacher's own is made at the first code."""
         return self._witness
+
+    @property
+    def scale(self) -> float | None:
+        """Scale of the simplex witness, also on a process that has seen no code; None of any other witness."""
+        if self._witness is None:
+            return self.witness_scale
+        return self._witness.scale if isinstance(self._witness, SimplexWitness) else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find teacher and witness, and put the hook in place.
@@ -119,7 +126,14 @@ class CodeSource:
         """The witness of codes ``(B, latent_dim)``, computed in their precision or wider."""
         if self._witness is None:
             self._witness = self.teacher.witness(codes.shape[1], self.witness_scale)
-        same = all(value.dtype == codes.dtype for value in _floats(self._witness).values())
+        floats = _floats(self._witness).values()
+        same = all(value.dtype == codes.dtype for value in floats)
+        # FSDP2 gathers parameters when the module that was sharded is called itself, and not in `functional_call`.
+        if any(hasattr(value, "full_tensor") for value in floats) and not (same and hasattr(self._witness, "unshard")):
+            raise ValueError(
+                "`witness` has parameters that are sharded over processes; make it a unit of its own in float32, "
+                "`fully_shard(module.witness)`, or do not shard it."
+            )
         return self._witness if same else _Widened(self._witness)
 
 

@@ -81,13 +81,14 @@ def score_range(num_components: int, teacher_floor: float, witness_floor: float)
 
 def _log_range(num_components: int, floor: float, name: str) -> float:
     """``log(K / floor)``."""
-    if as_share(floor, name) == 0:
+    share = as_share(floor, name)
+    if share == 0:
         raise ValueError(f"`{name}` must be above 0, or log-probabilities have no bound, got {floor}.")
-    return math.log(as_whole_number(num_components, "num_components", 2)) - math.log(floor)
+    return math.log(as_whole_number(num_components, "num_components", 2)) - math.log(share)
 
 
-def _check(margin: float, alpha: float, size: float, **spreads: float) -> None:
-    """Reject numbers that are out of their range, NaN among them, by a TypeError or ValueError that names them."""
+def _numbers(margin: float, alpha: float, size: float, **spreads: float) -> tuple[float, ...]:
+    """The arguments as floats, in this order; one out of its range is a TypeError or ValueError that names it."""
     if not abs(as_number(margin, "margin")) <= _LARGEST:
         raise ValueError(f"`margin` must be finite, got {margin}.")
     if not 0 < as_number(alpha, "alpha") < 1:
@@ -95,10 +96,10 @@ def _check(margin: float, alpha: float, size: float, **spreads: float) -> None:
     if not 0 < as_number(size, "size") <= _LARGEST:
         raise ValueError(f"`size` must be positive and finite, got {size}.")
     for name, value in spreads.items():
-        if name == "deviation" and size < 2:
-            continue  # one row has none
-        if not 0 <= as_number(value, name) <= _LARGEST:
+        one_row = name == "deviation" and size < 2  # has none
+        if not (0 <= as_number(value, name) <= _LARGEST or one_row):
             raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
+    return tuple(float(value) for value in (margin, alpha, size, *spreads.values()))
 
 
 def plugin(margin: float) -> float:
@@ -108,8 +109,7 @@ def plugin(margin: float) -> float:
         TypeError: if it is not a number.
         ValueError: if it is not finite.
     """
-    _check(margin, 0.5, 1)
-    return margin
+    return _numbers(margin, 0.5, 1)[0]
 
 
 def normal(margin: float, deviation: float, size: float, alpha: float) -> float:
@@ -136,7 +136,7 @@ def normal(margin: float, deviation: float, size: float, alpha: float) -> float:
         ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
             above 1e100.
     """
-    _check(margin, alpha, size, deviation=deviation)
+    margin, alpha, size, deviation = _numbers(margin, alpha, size, deviation=deviation)
     if size < 2:
         return -math.inf
     quantile = max(0.0, -NormalDist().inv_cdf(alpha))  # not of 1 - alpha, which rounds to 1 for a tiny alpha
@@ -160,7 +160,7 @@ def hoeffding(margin: float, score_range: float, size: float, alpha: float) -> f
         ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
             above 1e100.
     """
-    _check(margin, alpha, size, score_range=score_range)
+    margin, alpha, size, score_range = _numbers(margin, alpha, size, score_range=score_range)
     return margin - score_range * math.sqrt(-math.log(alpha) / (2 * size))
 
 
@@ -209,7 +209,9 @@ def bernstein(
         ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
             above 1e100.
     """
-    _check(margin, alpha, size, deviation=deviation, score_range=score_range, teacher_log_range=teacher_log_range)
+    margin, alpha, size, deviation, score_range, teacher_log_range = _numbers(
+        margin, alpha, size, deviation=deviation, score_range=score_range, teacher_log_range=teacher_log_range
+    )
     if size < 2:
         return -math.inf
     if teacher_log_range < math.log(2):
@@ -239,7 +241,7 @@ def spending(alpha: float, look: int) -> float:
     if not 0 < as_number(alpha, "alpha") < 1:
         raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
     as_whole_number(look, "look", 1)
-    return 6 * alpha / (math.pi * look) ** 2
+    return 6 * float(alpha) / (math.pi * look) ** 2
 
 
 def lower_bound(
@@ -259,7 +261,7 @@ def lower_bound(
         TypeError: if an argument is not a number.
         ValueError: if the method is unknown or lacks its floors, or a number is out of its range.
     """
-    _check(margin, alpha, size)
+    margin, alpha, size = _numbers(margin, alpha, size)
     as_whole_number(num_components, "num_components", 2)
     check_method(method, teacher_floor, witness_floor)
     if method == "plugin":

@@ -97,7 +97,7 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
     Raises:
         FileNotFoundError: if one of the three is not there as a regular file.
         TeacherFileError: if the teacher file cannot be used.
-        CheckpointError: if the checkpoint cannot be used.
+        CheckpointFileError: if the checkpoint cannot be used.
         TeacherMismatchError: if the teacher was made for other data.
         ValueError: if the YAML is not that of a run.
     """

@@ -28,7 +28,9 @@ class TeacherSearch(LightningModule):
     Run it with ``Trainer.fit`` on batches ``(images, label, index)``: some epochs for the principal components, one
     for the starting points, one for each EM iteration of all candidates together, and one to measure every candidate
     at every temperature on training and validation rows. Validation rows are used to compare candidates, never to
-    fit one. Of the teachers within the bounds, the one with the most held-out information is saved.
+    fit one. Of the teachers within the bounds, the one with the most held-out information is saved. Checkpoints hold
+    the whole search: with :class:`certvae.callbacks.LastCheckpoint` it goes on from the end of any pass to the same
+    teacher, bit for bit.
 
     Args:
         components: numbers of components K to try.
@@ -76,7 +78,7 @@ class TeacherSearch(LightningModule):
         self.save_hyperparameters(ignore=["bounds"])
         self.automatic_optimization = False
         # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
-        self.anchor = torch.nn.Parameter(torch.zeros(()))
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
         self.settings = SearchSettings(
             components,
             covariances,

@@ -19,6 +19,8 @@ from certvae.witness import SimplexWitness
 
 __all__ = ["VAE", "TrainingDivergedError", "VacuousTeacherError"]
 
+EVALUATED = ("loss", "rate", "mean_squared_error")
+
 
 class TrainingDivergedError(RuntimeError):
     """The loss was not finite."""
@@ -90,6 +92,7 @@ class VAE(LightningModule):
         if witness is None and loaded is not None:
             witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
         self.witness = witness
+        self._sums = torch.zeros(len(EVALUATED) + 1)
         if init_weights_from is not None:
             load_weights(self, init_weights_from)
 
@@ -145,24 +148,44 @@ class VAE(LightningModule):
         return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
 
     def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch)
 
     def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Posterior:  # noqa: D102
         return self(inputs_and_index(batch)[0])
 
-    def _evaluate(self, batch: Any, stage: str) -> dict[str, Any]:
+    def _evaluate(self, batch: Any) -> dict[str, Any]:
         images, _ = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
         error, kl = self.squared_error(images, latents), self.prior.kl(posterior, latents)
         loss = self.objective(self.distortion(error), kl, self.current_epoch).mean()
-        self._log(f"{stage}/loss", loss, images)
-        self._log(f"{stage}/rate", kl.sum(dim=1).mean(), images)
-        self._log(f"{stage}/mean_squared_error", error.mean() / images[0].numel(), images)
+        means = torch.stack([torch.ones_like(loss), loss, kl.sum(dim=1).mean(), error.mean() / images[0].numel()])
+        self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
         return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._start_sums()
+
+    def on_test_epoch_start(self) -> None:  # noqa: D102
+        self._start_sums()
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        self._log_means("test")
+
+    def _start_sums(self) -> None:
+        self._sums = _widen(torch.zeros(len(EVALUATED) + 1, device=self.device).to(self.dtype))
+
+    def _log_means(self, stage: str) -> None:
+        # Here and not in the steps: what a step logs is reduced, and a process without rows takes no step.
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        for name, total in zip(EVALUATED, sums[1:], strict=True):
+            self.log(f"{stage}/{name}", total / sums[0])
 
     def _log(self, name: str, value: Tensor, images: Tensor) -> None:
         self.log(name, value, on_step=False, on_epoch=True, batch_size=images.shape[0], sync_dist=True)

@@ -23,7 +23,7 @@ from certvae.publish import PublishOptions, add_inputs, publish
 from certvae.teachers import TeacherFileError, TeacherMismatchError
 from certvae.teachers.files import TEACHER_LIMIT
 from certvae.verdict import CertificateSettings, verdict
-from certvae.weights import CHECKPOINT_LIMIT, CheckpointError
+from certvae.weights import CHECKPOINT_LIMIT, CheckpointFileError
 
 __all__ = ["Refusal", "VerificationError", "check_claims", "main", "verify"]
 
@@ -158,7 +158,7 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
         raise VerificationError(Refusal.ROWS, str(error)) from None
     except TeacherFileError as error:
         raise VerificationError(Refusal.TEACHER, str(error)) from None
-    except CheckpointError as error:
+    except CheckpointFileError as error:
         raise VerificationError(Refusal.CHECKPOINT, str(error)) from None
     _compare(stated, "weights_sha256", fresh.provenance["weights_sha256"], Refusal.CHECKPOINT, "the model's weights")
     _compare(stated, "rows_sha256", fresh.provenance["rows_sha256"], Refusal.ROWS, "the evaluated rows")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from certvae.files import open_zip, regular_file
 
-__all__ = ["CheckpointError", "WeightsMismatchError", "is_diverged", "load_weights", "read_checkpoint"]
+__all__ = ["CheckpointFileError", "WeightsMismatchError", "is_diverged", "load_weights", "read_checkpoint"]
 
 CHECKPOINT_LIMIT = 2**34  # bytes; 1.4 billion float32 parameters with Adam's two moments
 PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters with Adam's two moments
@@ -34,11 +34,11 @@ _NAMES = {
 _VALUES = re.compile("NONE|NEWTRUE|NEWFALSE|LONG1|BIN(INT[12]?|FLOAT|UNICODE)|SHORT_BINSTRING")
 
 
-class CheckpointError(ValueError):
+class CheckpointFileError(ValueError):
     """A file is not a checkpoint, or not one that can be read without running code."""
 
 
-class WeightsMismatchError(CheckpointError):
+class WeightsMismatchError(CheckpointFileError):
     """A checkpoint's weights do not fit the model."""
 
 
@@ -49,7 +49,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        CheckpointError: if the file holds anything but plain values and tensors, is damaged, or is not in the zip
+        CheckpointFileError: if the file holds anything but plain values and tensors, is damaged, or is not in the zip
             format of ``torch.save``.
         OSError: if it may not be read.
     """
@@ -60,14 +60,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise
     except Exception as error:  # torch raises a dozen types for a damaged file
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0][:500]
-        raise CheckpointError(
+        raise CheckpointFileError(
             f"{path} is not a checkpoint that can be read without running code: {first_line}"
         ) from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise CheckpointError(f"{path} holds no `state_dict`; give a checkpoint that Lightning wrote.")
+        raise CheckpointFileError(f"{path} holds no `state_dict`; give a checkpoint that Lightning wrote.")
     weights = checkpoint["state_dict"]
     if not isinstance(weights, dict) or not all(isinstance(key, str) and _is_dense(weights[key]) for key in weights):
-        raise CheckpointError(f"{path} holds a `state_dict` that is not tensors by name.")
+        raise CheckpointFileError(f"{path} holds a `state_dict` that is not tensors by name.")
     return checkpoint
 
 
@@ -147,7 +147,7 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        CheckpointError: if it is not a checkpoint; see :func:`read_checkpoint`.
+        CheckpointFileError: if it is not a checkpoint; see :func:`read_checkpoint`.
         WeightsMismatchError: listing missing keys, unexpected keys, shapes and types that differ, or naming a weight
             that is not finite.
     """

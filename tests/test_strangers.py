@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from certvae.weights import CHECKPOINT_LIMIT, CheckpointError, load_weights
+from certvae.weights import CHECKPOINT_LIMIT, CheckpointFileError, load_weights
 from tests.runs import small_vae
 from tests.strangers import NO_FILES, SCRAPS, Box, Planted, box, sparse, unreadable
 
@@ -213,7 +213,7 @@ PLANTED: dict[str, Callable[[Planted], bytes]] = {
 def test_code_in_a_checkpoint_is_not_run(box: Box, kind: str) -> None:
     path = box.path / "last.ckpt"
     path.write_bytes(PLANTED[kind](Planted(box.marker)))
-    with box.refuses(CheckpointError, REASONS.get(kind, "")):
+    with box.refuses(CheckpointFileError, REASONS.get(kind, "")):
         small_vae(init_weights_from=path)
 
 
@@ -221,15 +221,16 @@ def test_code_in_a_checkpoint_is_not_run(box: Box, kind: str) -> None:
 def test_forged_pickles_are_refused(box: Box, name: str) -> None:
     path = box.path / "last.ckpt"
     path.write_bytes(with_pickle(FORGED[name]))
-    with box.refuses(CheckpointError, REASONS.get(name, "")):
+    with box.refuses(CheckpointFileError, REASONS.get(name, "")):
         load_weights(model(), path)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ARCHIVES)
 def test_forged_archives_are_refused(box: Box, name: str) -> None:
     path = box.path / "last.ckpt"
     path.write_bytes(repacked(ARCHIVES[name]))
-    with box.refuses(CheckpointError, REASONS.get(name, "")):
+    with box.refuses(CheckpointFileError, REASONS.get(name, "")):
         load_weights(model(), path)
 
 
@@ -248,5 +249,5 @@ def test_paths_without_a_checkpoint_are_refused(box: Box, name: str) -> None:
     path = box.path / "last.ckpt"
     {**NO_FILES, **SCRAPS, **DAMAGED}[name](path)
     expected = {**dict.fromkeys(NO_FILES, FileNotFoundError), "not readable": PermissionError}
-    with box.refuses(expected.get(name, CheckpointError), REASONS.get(name, "")):
+    with box.refuses(expected.get(name, CheckpointFileError), REASONS.get(name, "")):
         load_weights(model(), path)

@@ -29,7 +29,7 @@ def test_training_loss_is_the_formula_with_per_row_sums(path: Any) -> None:
     vae.log = lambda *args, **kwargs: None  # type: ignore[method-assign, assignment]
     images, labels, index = batch()
     torch.manual_seed(5)
-    loss = vae.training_step((images, labels, index), 0)
+    loss = vae.training_step((images, labels, index), 0)["loss"]
     torch.manual_seed(5)
     mean, log_variance = vae.encoder(images)
     z = mean + (log_variance / 2).exp() * torch.randn_like(mean)
@@ -92,7 +92,7 @@ def test_a_latent_too_small_for_the_teacher_is_refused() -> None:
 class Diverging(VAE):
     """Gives a NaN at the third batch of the second epoch."""
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         if self.current_epoch == 1 and batch_idx == 2:
             batch = (batch[0] * float("nan"), *batch[1:])
         return super().training_step(batch, batch_idx)

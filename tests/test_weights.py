@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from certvae.datamodules import DigitsDataModule
-from certvae.weights import CheckpointError, load_weights, read_checkpoint
+from certvae.weights import CheckpointFileError, load_weights, read_checkpoint
 from tests.runs import small_vae, trainer
 from tests.strangers import Box, box
 from tests.test_strangers import model, saved, weights
@@ -49,7 +49,7 @@ MISFITS: dict[str, dict[str, Tensor | None]] = {
 def test_files_without_weights_by_name_are_refused(box: Box, name: str) -> None:
     path = box.path / "last.ckpt"
     path.write_bytes(saved(CONTENTS[name]))
-    with box.refuses(CheckpointError):
+    with box.refuses(CheckpointFileError):
         load_weights(model(), path)
 
 
@@ -58,7 +58,7 @@ def test_weights_that_are_not_the_models_are_refused(box: Box, name: str) -> Non
     path, module = box.path / "last.ckpt", model()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     path.write_bytes(saved(weights(**MISFITS[name])))
-    with box.refuses(CheckpointError):
+    with box.refuses(CheckpointFileError):
         load_weights(module, path)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
@@ -89,5 +89,5 @@ def test_a_mask_with_infinities_of_its_own_is_loaded(tmp_path: Path) -> None:
     torch.save({"state_dict": module.state_dict()}, tmp_path / "last.ckpt")
     load_weights(module, tmp_path / "last.ckpt")
     module.mask = torch.zeros(2)
-    with pytest.raises(CheckpointError, match="`mask` holds NaN or infinite values"):
+    with pytest.raises(CheckpointFileError, match="`mask` holds NaN or infinite values"):
         load_weights(module, tmp_path / "last.ckpt")

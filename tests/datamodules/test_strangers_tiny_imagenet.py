@@ -125,6 +125,7 @@ REASONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("name", ZIPS)
 def test_forged_zips_are_refused(box: Box, folder: Path, name: str) -> None:
     path = pack(folder)
@@ -242,6 +243,7 @@ FOLDERS: dict[str, Write] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Image size:PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", FOLDERS)
 def test_forged_folders_are_refused(box: Box, folder: Path, name: str) -> None:
     FOLDERS[name](folder)
