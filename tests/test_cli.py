@@ -119,5 +119,5 @@ def test_a_missing_teacher_says_what_to_run(
     monkeypatch.chdir(tmp_path)
     assert main(["fit", "--config", shipped("digits", "full")]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("certvae: FileNotFoundError: no teacher at runs/digits/search/teacher.safetensors.")
+    assert error.startswith("certvae: FileNotFoundError: no teacher at runs/digits/search/teacher.safetensors")
     assert error.count("\n") == 1

@@ -81,8 +81,7 @@ def run(folder: Path, path: Path) -> None:
     """Fit, going on where an earlier call stopped, and certify on the kept rows."""
     if (folder / "certificate_test.json").is_file():
         return
-    last = folder / "checkpoints" / "last.ckpt"
-    cli = run_lightning(["fit", "--config", str(path), *(["--ckpt_path", str(last)] if last.is_file() else [])])
+    cli = run_lightning(["fit", "--config", str(path), "--ckpt_path", "last"])
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
 
 
