@@ -41,7 +41,7 @@ class RowSample:
         padding = self.size - self.keys.numel()
         keys = torch.nn.functional.pad(self.keys, (0, padding), value=torch.inf)
         rows = torch.nn.functional.pad(self.rows, (0, 0, 0, padding))
-        keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).reshape(-1, rows.shape[1]).cpu()
+        keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).flatten(0, -2).cpu()
         whole = RowSample(self.size, self.seed)
         whole.keys, whole.rows = self._smallest(keys[keys.isfinite()], rows[keys.isfinite()])
         return whole

@@ -191,7 +191,7 @@ class SearchPasses:
         def total(sums: Tensor | None) -> Any:
             return None if sums is None else reduce(sums.clone())
 
-        sample = self._sample.gather(gather) if self._sample.rows.numel() else self._sample
+        sample = self._sample.gather(gather) if self.phase is Phase.START else self._sample
         return {
             "settings": asdict(self.settings),
             "phase": self.phase.value,
@@ -226,8 +226,7 @@ class SearchPasses:
         self._num_rows, self.outside, self.measured = state["num_rows"], state["outside"], state["measured"]
         sums = _shared(state["sums"], first)
         self._counts, self._train, self._held_out = sums["counts"], sums["train"], sums["held_out"]
-        if first:
-            self._sample.keys, self._sample.rows = sums["sample"]
+        self._sample.keys, self._sample.rows = (part if first else part[:0] for part in state["sums"]["sample"])
         if state["pca"] is not None:
             self.pca = StreamingPCA.from_state_dict(state["pca"], sums["pca"])
         for candidate, mixture, own in zip(self.candidates, state["mixtures"], sums["mixtures"], strict=False):

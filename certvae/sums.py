@@ -248,9 +248,10 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _check_floor(teacher: Tensor, floor: float) -> None:
-    if floor and teacher.numel() and bool((teacher < floor / teacher.shape[1] * (1 - 1e-5)).any()):
+    least = float(floor) / teacher.shape[1]
+    if floor and teacher.numel() and bool((teacher < least * (1 - 1e-5)).any()):
         raise ValueError(
-            f"`teacher_floor={floor}` promises probabilities of at least {floor / teacher.shape[1]:.3g}, got "
+            f"`teacher_floor={floor}` promises probabilities of at least {least:.3g}, got "
             f"{teacher.min():.3g}. Mix the teacher with the uniform distribution: (1 - floor) * T + floor / K."
         )
 

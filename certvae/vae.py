@@ -147,10 +147,10 @@ class VAE(LightningModule):
         self._check_finite(loss, batch_idx)
         return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
         return self._evaluate(batch)
 
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
         return self._evaluate(batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> Posterior:  # noqa: D102

@@ -19,7 +19,7 @@ PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
 _STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
 # These copy what they are given, so only a few of them: schedulers, shapes.
-_COPYING = {"collections Counter", "__builtin__ set", "torch Size", "BUILD"}
+_COPYING = {"collections Counter", "__builtin__ set", "torch Size"}
 MOST_COPIES = 16
 # `weights_only` allows more names; of those, `bytearray` and `UntypedStorage` take gigabytes at a word.
 _NAMES = {
@@ -31,6 +31,7 @@ _NAMES = {
     *(f"torch {name}" for name in _DTYPES.split()),
     *(f"torch {name}Storage" for name in _STORAGES.split()),
 }
+_OWN = "if it is your own, keep only its `state_dict` in a new file"
 _VALUES = re.compile("NONE|NEWTRUE|NEWFALSE|LONG1|BIN(INT[12]?|FLOAT|UNICODE)|SHORT_BINSTRING")
 
 
@@ -116,11 +117,11 @@ def _check_pickle(pickled: bytes) -> None:
             continue
         again = code.name in ("BINGET", "LONG_BINGET")
         kind = memo.get(arg, "") if again else _kind(code.name, arg, recent)
-        copies += kind in _COPYING
+        copies += kind in _COPYING or code.name == "BUILD"
         if again and kind == "TUPLE":
-            raise ValueError("it uses a tuple of more than 8 plain values twice")
+            raise ValueError(f"it uses a long or nested tuple twice; {_OWN}")
         if copies > MOST_COPIES or (last == "collections OrderedDict" and kind != "EMPTY_TUPLE"):
-            raise ValueError("it copies objects in a way that torch.save does not")
+            raise ValueError(f"it copies objects more than tensors need; {_OWN}")
         if kind != "PROTO":
             recent, last = [] if kind == "MARK" else [*recent[-8:], kind], kind
 
@@ -128,10 +129,7 @@ def _check_pickle(pickled: bytes) -> None:
 def _kind(name: str, arg: Any, recent: list[str]) -> str:
     """What an instruction puts on the stack: a name that is known, ``value``, ``flat`` (a short tuple of values)."""
     if name == "GLOBAL" and arg not in _NAMES:
-        raise ValueError(
-            f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; if it is your own, keep only "
-            "its `state_dict` in a new file"
-        )
+        raise ValueError(f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; {_OWN}")
     if name == "GLOBAL":
         return str(arg)
     if name.startswith("TUPLE"):

@@ -75,6 +75,9 @@ class ImageDataModule(LightningDataModule):
     divided with a fixed seed: one part, ``val``, is watched during training; the other, ``test``, is kept for the
     certificate that one publishes, so that neither training nor model selection has touched it.
 
+    Under a trainer of ``lightning.pytorch``, the other import name, give it their base as well:
+    ``class Data(DigitsDataModule, lightning.pytorch.LightningDataModule): ...``.
+
     Args:
         batch_size: rows a batch.
         certificate_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor
 
+# The same examples in each run; HYPOTHESIS_PROFILE=default looks for new ones.
+settings.register_profile("certvae", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "certvae"))
 torch.set_num_threads(1)  # the networks of the tests are small; more threads only wait for each other
 
 

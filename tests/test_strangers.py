@@ -159,7 +159,7 @@ ARCHIVES: dict[str, Callable[[ZipFile], Any]] = {
 REASONS = {
     **{f"{name} of 1 TiB": "which plain values and tensors do not need" for name in ("bytearray", "tensor", "storage")},
     "tuples 200,000 deep": "holds no `state_dict`",
-    "tuple doubled 200 times": "a tuple of more than 8 plain values twice",
+    "tuple doubled 200 times": "a long or nested tuple twice",
     **{f"{name} copied 1000 times": "it copies objects" for name in ("dict", "sets", "state")},
     "16 MiB of nothing": "one member data.pkl of at most",
     "compressed member": "a member is compressed",

@@ -25,7 +25,7 @@ Write = Callable[[Path], Any]
 def certificate(epoch: int = 0) -> Certificate:
     teacher = random_probs(50, 3, seed=0)
     made = certify(teacher, teacher.log(), channel_logits=teacher.log()[None], rate=torch.ones(50), permutations=9)
-    made.provenance = {"epoch": epoch}
+    made.provenance = {"epoch": epoch, "look": epoch + 1}
     return made
 
 
@@ -49,7 +49,7 @@ TEXTS: dict[str, str | bytes] = {
     "provenance 900 deep": changed(provenance=json.loads("[" * 900 + "]" * 900)[0]),
     "provenance 40 deep": changed(provenance={"a": json.loads("[" * 40 + "]" * 40)}),
     "a key twice": GOOD[:-1] + ', "margin": 9.0}',
-    "a key of the provenance twice": GOOD.replace('{"epoch": 0}', '{"epoch": 0, "epoch": 1}'),
+    "a key of the provenance twice": GOOD.replace('{"epoch": 0, "look": 1}', '{"epoch": 0, "epoch": 1, "look": 1}'),
     "two objects": GOOD + GOOD,
     "a list of it": f"[{GOOD}]",
     "text of it": json.dumps(GOOD),
@@ -166,9 +166,9 @@ HISTORIES: dict[str, Write] = {
         "no UTF-8": b'{"\xff": 1}',
         "margin is text": json.dumps({**certificate().to_dict(), "margin": "1"}),
         "rows are a truth value": json.dumps({**certificate().to_dict(), "num_samples": True}),
-        "no epoch": json.dumps({**certificate().to_dict(), "provenance": {}}),
-        "epoch is text": json.dumps({**certificate().to_dict(), "provenance": {"epoch": "1"}}),
-        "epoch is a truth value": json.dumps({**certificate().to_dict(), "provenance": {"epoch": True}}),
+        "no look": json.dumps({**certificate().to_dict(), "provenance": {}}),
+        "look is text": json.dumps({**certificate().to_dict(), "provenance": {"look": "1"}}),
+        "look is a truth value": json.dumps({**certificate().to_dict(), "provenance": {"look": True}}),
     }.items()
 } | {"one byte": SCRAPS["one byte"], "noise": SCRAPS["noise"], "large": sparse(HISTORY_LIMIT + 1)}
 

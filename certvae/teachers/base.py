@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,6 +133,10 @@ class Teacher(nn.Module):
         Returns:
             Probabilities, float32 or wider, shape ``(B, K)``.
         """
+
+    def _apply(self: T, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T:
+        # A precision plugin casts the module that holds a teacher; a fixed teacher moves, and keeps its numbers.
+        return super()._apply(lambda value: value.to(fn(value).device), recurse)
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -75,7 +75,8 @@ class NetworkTeacher(Teacher):
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            logits = self.network(images.to(next(self.network.parameters(), images).device))
+            like = next(self.network.parameters(), images)
+            logits = self.network(images.to(like if images.is_floating_point() else like.device))
         if logits.ndim != 2 or logits.shape[1] != self.num_components:
             raise ValueError(
                 f"`network` must give logits of shape (B, {self.num_components}), got {tuple(logits.shape)}."

@@ -137,7 +137,7 @@ def test_two_certificates_are_kept_apart_in_logs_files_and_checkpoints(tmp_path:
     fit(tmp_path, [*first, saved], max_epochs=2, enable_checkpointing=True)
     second, model = two(), ForeignVAE()
     runner = trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[*second, saved])
-    runner.fit(model, plain_loader(), plain_loader(), ckpt_path=tmp_path / "last.ckpt")
+    runner.fit(model, plain_loader(), plain_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert [callback.looks for callback in first + second] == [2, 2, 3, 3]
     for callback, components in zip(second, (5, 3), strict=True):
         margin = expected(model, teacher=digits_teacher(components)).margin

@@ -15,6 +15,11 @@ from tests.runs import digits_teacher, trainer
 L: Any = pytest.importorskip("lightning.pytorch", reason="the package `lightning` is not installed beside ours")
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 class TheirVAE(ForeignSteps, L.LightningModule):  # type: ignore[misc]
     """A VAE under the other import name."""
 
@@ -49,7 +54,7 @@ def test_their_trainer_fits_logs_monitors_resumes_validates_and_tests(tmp_path: 
         return [
             watch(save_dir=tmp_path, channel_samples=2),
             L.callbacks.ModelCheckpoint(
-                tmp_path, "last", "certificate/margin_lower", mode="max", save_last=True, enable_version_counter=False
+                tmp_path, "best", "certificate/margin_lower", mode="max", save_last=True, enable_version_counter=False
             ),
             L.callbacks.EarlyStopping("certificate/margin", mode="max", patience=9),
         ]
