@@ -13,18 +13,21 @@ from certvae.files import write_atomic
 __all__ = ["PHASE_COLOURS", "protocol_figure", "save_figure"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73"}
+PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
 _LABELS = {
     "full": "full: aligned from scratch",
     "no_align": "no_align: weight 0",
     "rescue": "rescue: aligned again",
+    "ablate": "ablate: full, then weight 0",
 }
+_GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
 
 
 def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
     """Margin against epoch for each phase and seed, with the threshold.
 
-    The rescue starts where ``no_align`` ended. The band reaches down to the lower bound.
+    The rescue starts where ``no_align`` ended, the ablation where ``full`` did. The band reaches down to the lower
+    bound.
 
     Args:
         histories: certificates of each epoch, by seed and by phase.
@@ -33,12 +36,12 @@ def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]]
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
     for number, phases in enumerate(histories.values()):
-        start = len(phases.get("no_align", ()))
         for phase, certificates in phases.items():
+            start = len(phases.get(_GOES_ON_FROM.get(phase, ""), ()))
             if certificates:
-                _draw(axes, phase, certificates, start if phase == "rescue" else 0, label=number == 0)
-        if start and phases.get("rescue"):
-            axes.axvline(start + 0.5, color="0.6", linewidth=1, linestyle=":")
+                _draw(axes, phase, certificates, start, label=number == 0)
+            if certificates and start:
+                axes.axvline(start + 0.5, color="0.6", linewidth=1, linestyle=":")
     _decorate(axes, histories, title)
     return figure
 
@@ -67,7 +70,11 @@ def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certific
         axes.axhline(safety, color="black", linewidth=0.8, linestyle="--", label=f"with safety margin {safety:g}")
         information = max(certificate.teacher_information for certificate in every)
         axes.axhline(information, color="0.5", linewidth=0.8, linestyle="-.", label="teacher information (the most)")
-    axes.set(title=title, xlabel="epoch (the rescue goes on from no_align)", ylabel="raw-witness margin (nats)")
+    axes.set(
+        title=title,
+        xlabel="epoch (rescue goes on from no_align, ablate from full)",
+        ylabel="raw-witness margin (nats)",
+    )
     axes.margins(x=0.02)
     low, high = axes.get_ylim()
     axes.axhspan(low, 0, color="#D55E00", alpha=0.06, linewidth=0)

@@ -1,4 +1,4 @@
-"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align`` and ``rescue``.
+"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align``, ``rescue`` and perhaps ``ablate``.
 
 Every phase is one run of the ordinary command line on a YAML that is written into its folder first, so that each can
 be run again by itself with ``certvae fit --config``.
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from certvae.certificate import Certificate
 from certvae.files import sha256_file, write_atomic
-from certvae.summary import PHASES, summarise, summary_table
+from certvae.summary import OPTIONAL_PHASES, PHASES, summarise, summary_table
 from certvae.teachers import TargetTable, load_teacher
 
 __all__ = ["PHASES", "Protocol", "ProtocolError", "main", "run_protocol"]
@@ -37,8 +37,8 @@ class Protocol:
 
     Attributes:
         dataset: name for tables and figures.
-        phases: path of the YAML of ``search`` and of each phase.
-        seeds: one search and three phases for each.
+        phases: path of the YAML of ``search`` and of each phase; ``ablate`` may be left out.
+        seeds: one search and the phases for each.
         output_dir: where everything goes, ``seed<n>/<phase>`` for each phase.
         moved_from: the folder that the YAMLs name; paths below it are moved to ``output_dir/seed<n>``.
         targets: ``"mixture"``: the searched teacher answers; ``"table"``: fixed targets for each index.
@@ -61,12 +61,20 @@ class Protocol:
         missing = [name for name in ("search", *PHASES) if name not in self.phases]
         if missing:
             raise ValueError(f"`phases` must name the YAML of {missing}.")
+        unknown = sorted(set(self.phases) - {"search", *PHASES, *OPTIONAL_PHASES})
+        if unknown:
+            raise ValueError(f"`phases` may name search, {', '.join((*PHASES, *OPTIONAL_PHASES))}, got {unknown}.")
         if self.targets not in ("mixture", "table"):
             raise ValueError(f"`targets` must be 'mixture' or 'table', got {self.targets!r}.")
         if not self.seeds:
             raise ValueError("`seeds` must hold at least one seed.")
         if self.teachers and len(self.teachers) != len(self.seeds):
             raise ValueError(f"`teachers` must be one for each of {len(self.seeds)} seeds, got {len(self.teachers)}.")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The phases after the search, in the order in which they run."""
+        return tuple(name for name in (*PHASES, *OPTIONAL_PHASES) if name in self.phases)
 
     @classmethod
     def read(cls, path: str | Path, **changes: Any) -> "Protocol":
@@ -148,9 +156,9 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
                 _run_phase(protocol, "search", seed)
             if protocol.targets == "table":
                 _write_targets(protocol, seed)
-            for phase in PHASES:
+            for phase in protocol.names:
                 _run_phase(protocol, phase, seed)
-        return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path)
+        return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path, protocol.names)
 
 
 @contextmanager

@@ -16,13 +16,18 @@ from certvae.figures import protocol_figure, save_figure
 from certvae.files import sha256_file, write_atomic
 from certvae.teachers import load_teacher
 
-__all__ = ["PHASES", "summarise", "summary_table"]
+__all__ = ["OPTIONAL_PHASES", "PHASES", "summarise", "summary_table"]
 
 PHASES = ("full", "no_align", "rescue")
+OPTIONAL_PHASES = ("ablate",)
 
 
 def summarise(
-    dataset: str, output_dir: Path, seeds: Sequence[int], teacher_path: Callable[[int], Path]
+    dataset: str,
+    output_dir: Path,
+    seeds: Sequence[int],
+    teacher_path: Callable[[int], Path],
+    phases: Sequence[str] = PHASES,
 ) -> dict[str, Any]:
     """Collect what the phases left, and write ``summary.json``, ``summary.csv`` and ``margin.png``.
 
@@ -31,6 +36,7 @@ def summarise(
         output_dir: folder of the protocol.
         seeds: seeds that are complete.
         teacher_path: teacher file of a seed.
+        phases: what each seed has run.
 
     Returns:
         ``{"dataset", "seeds": {seed: {"teacher": {...}, "phases": {phase: {...}}}}}``.
@@ -39,14 +45,14 @@ def summarise(
     summary = {
         "dataset": dataset,
         "seeds": {
-            str(seed): {"teacher": _teacher(teacher_path(seed)), "phases": _phases(folders[str(seed)])}
+            str(seed): {"teacher": _teacher(teacher_path(seed)), "phases": _phases(folders[str(seed)], phases)}
             for seed in seeds
         },
     }
     write_atomic(output_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_atomic(output_dir / "summary.csv", _csv(summary))
     histories = {
-        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in PHASES}
+        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in phases}
         for seed, folder in folders.items()
     }
     save_figure(protocol_figure(histories, f"{dataset}: certified, collapsed, rescued"), output_dir / "margin.png")
@@ -57,9 +63,9 @@ def _teacher(path: Path) -> dict[str, Any]:
     return {**asdict(load_teacher(path).card), "sha256": sha256_file(path)}
 
 
-def _phases(folder: Path) -> dict[str, Any]:
+def _phases(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     phases = {}
-    for phase in PHASES:
+    for phase in names:
         certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
         run = json.loads((folder / phase / "phase.json").read_text())
         seconds, epochs = run["seconds"], run["epochs_run"]  # of the last start, if the phase was interrupted

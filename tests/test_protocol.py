@@ -105,6 +105,27 @@ def test_another_teacher_for_a_finished_run_is_refused(demo: Path, tmp_path: Pat
         run_protocol(Protocol.read(DIGITS, **options))
 
 
+def test_a_certified_model_loses_its_margin_where_alignment_is_taken_away(demo: Path, tmp_path: Path) -> None:
+    ablate = yaml.safe_load(
+        (EXPERIMENTS / "digits" / "rescue.yaml").read_text().replace("digits/rescue", "digits/ablate")
+    )
+    ablate["model"]["init_args"] |= {
+        "alignment_weight": 0.0,
+        "init_weights_from": "runs/digits/full/checkpoints/last.ckpt",
+    }
+    (tmp_path / "ablate.yaml").write_text(yaml.safe_dump(ablate))
+    values = yaml.safe_load(Path(DIGITS).read_text())
+    values["phases"] = {name: str(EXPERIMENTS / path) for name, path in values["phases"].items()}
+    values["phases"]["ablate"] = str(tmp_path / "ablate.yaml")
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(values))
+    teacher = demo / "seed0" / "search" / "teacher.safetensors"
+    options = {"teachers": (teacher,), "max_epochs": 20, "output_dir": str(tmp_path / "runs")}
+    phases = run_protocol(Protocol.read(tmp_path / "protocol.yaml", **options))["seeds"]["0"]["phases"]
+    assert list(phases) == ["full", "no_align", "rescue", "ablate"]
+    assert phases["full"]["status"] == "CERTIFIED"
+    assert phases["ablate"]["status"] == "NOT_CERTIFIED"
+
+
 def test_fixed_targets_and_given_teachers(demo: Path, tmp_path: Path) -> None:
     """A table of targets from a given teacher, without a search."""
     values = yaml.safe_load(Path(DIGITS).read_text())
