@@ -4,8 +4,10 @@ from certvae.callbacks.alignment import AlignmentCallback, LinearWeight
 from certvae.callbacks.capture import Latents
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.controller import DualController
+from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
+from certvae.callbacks.probe import ProbeCallback
 from certvae.callbacks.status import StatusLine
 
 __all__ = [
@@ -14,9 +16,11 @@ __all__ = [
     "CertificateGuard",
     "CertificateLostError",
     "CheckpointError",
+    "CollapseDiagnostics",
     "DualController",
     "LastCheckpoint",
     "Latents",
     "LinearWeight",
+    "ProbeCallback",
     "StatusLine",
 ]

@@ -1,5 +1,6 @@
 """What each process of a launch does, job by job; results are plain values, so that they can be compared."""
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -7,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from certvae import VAE, TeacherSearch
 from certvae.callbacks import CertificateCallback
@@ -19,6 +20,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.networks import MLPDecoder, MLPEncoder
 from certvae.teachers import Teacher
 from tests.distributed.sets import BATCH, KINDS, Lengthy, Stream, digits, loader, rank
+from tests.foreign import ForeignVAE, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
 Result = dict[str, Any]
@@ -233,3 +235,36 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "without_batches": without_batches,
     "first_process_idle_logging": partial(streamed, idle=0, kind=VAE),
 }
+
+
+class WithAdam(ForeignVAE):
+    """The foreign VAE, whose steps do not grow with the guard's weight."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.03)
+
+
+def trained(folder: Path, world: int, callbacks: list[Callback], accumulate: int = 1, **arguments: Any) -> Result:
+    """Train on the same 32 rows an optimizer step, whatever the number of processes and of batches for a step."""
+    torch.manual_seed(0)
+    model = WithAdam()
+    options = {"accumulate_grad_batches": accumulate, "max_epochs": 4, "callbacks": callbacks, **arguments}
+    run = spread(folder, world, **options)
+    # Lightning's own sampler would shuffle training rows on several processes, and not on one.
+    sampler: Any = DistributedSampler(range(96), world, rank(), shuffle=False)
+    run.fit(model, plain_loader(96, 32 // world // accumulate, sampler=sampler), plain_loader(96, 32 // world))
+    return {
+        "weights": {name: value.flatten().tolist() for name, value in model.state_dict().items()},
+        "alignment": float(run.callback_metrics.get("certificate/alignment_train", torch.nan)),
+        "epochs": run.current_epoch,
+    }
+
+
+if os.environ.get("CERTVAE_TEST_JOBS") == "guard":
+    from tests.distributed.guard_jobs import GUARD_JOBS
+
+    JOBS = GUARD_JOBS
+if os.environ.get("CERTVAE_TEST_JOBS") == "callbacks":
+    from tests.distributed.callback_jobs import CALLBACK_JOBS
+
+    JOBS = CALLBACK_JOBS

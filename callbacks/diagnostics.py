@@ -1,0 +1,190 @@
+"""The callback that logs the usual signs of collapse, to be read beside the certificate."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+
+from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
+from certvae.callbacks.source import choose_loader
+from certvae.posterior import Posterior
+from certvae.row_sample import RowSample
+from certvae.rows import RowPositions
+
+__all__ = ["CollapseDiagnostics", "aggregate_information"]
+
+CHUNK = 2**22  # numbers held at once while rows are compared with each other
+
+
+def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
+    r"""Mutual information of the data point and the code, with the rows themselves as the aggregate posterior.
+
+    .. math:: I = E\,KL(q(z|x) \| p) - KL(q(z) \| p) = E_x E_{q(z|x)} \log \frac{q(z|x)}{q(z)}, \qquad
+              q(z) = \frac1B \sum_j q(z|x_j)
+
+    with one draw for each row. The prior cancels. It cannot exceed :math:`\log B`, and its expectation is at most the
+    true information, because it is the contrastive bound with the exact posterior as critic. Sources: Hoffman and
+    Johnson, 2016, *ELBO surgery*; Poole et al., 2019, https://arxiv.org/abs/1905.06922, section 2.3.
+
+    Args:
+        posterior: of B rows, float64, shapes ``(B, latent_dim)``.
+        seed: of the draws. The noise belongs to the row's place (:mod:`certvae.noise`).
+
+    Returns:
+        Scalar in nats, at most ``log B``.
+    """
+    mean, log_variance = posterior
+    rows, dim = mean.shape
+    draws = posterior.row_draws(torch.arange(rows, device=mean.device), 1, seed)[0]
+    precision, log_scale = (-log_variance).exp(), log_variance.sum(dim=1)
+    information = mean.new_zeros(())
+    for part in torch.arange(rows, device=mean.device).split(max(1, CHUNK // (rows * dim))):
+        distance = ((draws[part, None] - mean) ** 2 * precision).sum(dim=2)
+        log_density = -0.5 * (distance + log_scale)  # less a constant that cancels
+        own = log_density[torch.arange(len(part)), part]
+        information += (own - log_density.logsumexp(dim=1)).sum()
+    return information / rows + torch.tensor(float(rows), dtype=mean.dtype).log().to(mean.device)
+
+
+class CollapseDiagnostics(Callback):
+    r"""Log active units, mutual information and rate of a code on each validation epoch.
+
+    These are symptoms and not verdicts. A code scaled by 1e-3 has no active unit and loses no information, and a
+    constant posterior can hold any rate; see :class:`certvae.callbacks.CertificateCallback` for a threshold.
+
+    Logs, at the end of each validation epoch:
+
+    * ``diagnostics/active_units``: number of coordinates with :math:`Var_x(E[z|x])` of at least ``threshold`` (Burda
+      et al., 2016, https://arxiv.org/abs/1509.00519, section 5.1), over all rows. It depends on the scale of the code.
+    * ``diagnostics/mutual_information``: nats, :func:`aggregate_information` of ``block`` rows that a hash of their
+      places picks. It saturates near the logarithm of ``block``, 6.24 nats at 512, or of the number of rows if there
+      are fewer: compare only runs of equal blocks, and read a value near the ceiling as 'at least'.
+    * ``diagnostics/rate``: nats, :math:`E\,KL(q(z|x) \| p)`, over all rows. Less the mutual information it is the
+      distance of the aggregate posterior from the prior.
+
+    A latent that is only a mean has active units, and neither of the others. No second forward pass, no random state
+    touched; sums are float64, padded rows are not counted, and several processes find what one finds.
+
+    Args:
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
+        block: rows in the aggregate posterior, from 2. Cost grows with its square.
+        threshold: variance from which a unit is active, above 0.
+        dataloader: which of several validation dataloaders is measured: its position or its name.
+        seed: of the choice of rows and of the draws.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        latents: LatentSource | None = None,
+        block: int = 512,
+        threshold: float = 0.01,
+        dataloader: int | str = 0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if block < 2:
+            raise ValueError(f"`block` must be at least 2 rows, got {block}.")
+        if not threshold > 0:
+            raise ValueError(f"`threshold` must be above 0, got {threshold}.")
+        self.block, self.threshold, self.dataloader, self.seed = block, threshold, dataloader, seed
+        self.capture = LatentCapture(latents)
+        self._loader_position = 0
+        self._positions: RowPositions | None = None
+        self._sample = RowSample(block, seed)
+        self._sums: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the hook in place.
+
+        Raises:
+            ValueError: if there is no submodule of this name.
+        """
+        if stage in ("fit", "validate"):
+            self.capture.attach(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._positions = self._sums = None
+        if trainer.sanity_checking:
+            return
+        self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
+        self._positions, self._sample = RowPositions(loader, trainer), RowSample(self.block, self.seed)
+
+    def on_validation_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self.capture.listen(self._positions is not None and dataloader_idx == self._loader_position)
+
+    @torch.no_grad()
+    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._positions is not None and dataloader_idx == self._loader_position:
+            captured = self.capture.read(pl_module, batch, outputs).checked()
+            positions, weights = self._positions.next(len(captured.mean))
+            self._add(captured, positions, weights)
+
+    def _add(self, captured: Captured, positions: Tensor, weights: Tensor) -> None:
+        # MPS has no float64, so the sums stay on the CPU there.
+        device = torch.device("cpu") if captured.mean.device.type == "mps" else captured.mean.device
+        mean, log_variance, rate = (None if value is None else value.to(device).double() for value in captured)
+        assert mean is not None
+        row_weights, counted = weights.to(mean), weights > 0
+        rates = torch.zeros_like(row_weights) if rate is None else rate
+        columns = torch.cat([torch.ones_like(mean[:, :1]), rates[:, None], mean, mean**2], dim=1)
+        sums = row_weights @ columns
+        self._sums = sums if self._sums is None else self._sums + sums
+        if log_variance is not None and bool(counted.any()):
+            self._sample.add(torch.cat([mean, log_variance], dim=1).cpu()[counted], positions[counted])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what all processes' rows give; collectives that every rank must reach.
+
+        Raises:
+            ValueError: if there was no row.
+        """
+        if self._positions is None:
+            return
+        self.capture.listen(False)
+        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        sums, sample = self._gathered(trainer, device)
+        count, rate, dim = sums[0], sums[1], (len(sums) - 2) // 2
+        if count == 0:
+            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+        mean, second = (sums[2:] / count).split(dim)
+        self._log(pl_module, "active_units", (second - mean**2 >= self.threshold).sum().double())
+        if len(sample.rows):
+            posterior = Posterior(*sample.rows.to(device).split(dim, dim=1))
+            self._log(pl_module, "mutual_information", aggregate_information(posterior, self.seed))
+            self._log(pl_module, "rate", rate / count)
+
+    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[Tensor, RowSample]:
+        """Sums and sample of all processes, also with some that have seen no row; collectives."""
+        strategy = trainer.strategy
+        seen = [0 if self._sums is None else len(self._sums), self._sample.rows.shape[1]]
+        length, width = strategy.all_gather(torch.tensor(seen, device=device)).view(-1, 2).amax(dim=0).tolist()
+        sums = torch.zeros(max(length, 2), dtype=torch.float64, device=device) if self._sums is None else self._sums
+        if len(self._sample.rows) == 0:
+            self._sample.rows = torch.empty(0, width, dtype=torch.float64)
+        sample = self._sample.gather(lambda values: strategy.all_gather(values.to(device))) if width else self._sample
+        return strategy.reduce(sums, reduce_op="sum"), sample
+
+    def _log(self, pl_module: LightningModule, name: str, value: Tensor) -> None:
+        pl_module.log(f"diagnostics/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self.capture.detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self.capture.detach()

@@ -1,0 +1,198 @@
+"""The callback that shows, beside the raw witness, what an affine probe reads from the same code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import nn
+
+from certvae.callbacks.affine_probe import AffineProbe
+from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.measurement import Measurement, new_metric
+from certvae.callbacks.source import CodeSource, choose_loader
+
+__all__ = ["ProbeCallback"]
+
+LOGGED = ("alignment_loss", "margin", "margin_lower")
+
+
+class ProbeCallback(Callback):
+    r"""Fit an affine probe on the codes of training rows, and score it on validation rows; nothing is certified.
+
+    The probe is :class:`certvae.callbacks.affine_probe.AffineProbe`, a multinomial logistic regression from the
+    posterior's mean to the teacher's components, one step for each training batch. At the rows of a validation it is
+    a fixed witness, so its margin ``I_T - E KL(T || probe(z))`` is a lower bound on what the code carries about the
+    input (Barber and Agakov, 2003), as the raw witness's is.
+
+    The certificate is about the raw witness and stays so: it needs no training, so that nothing has to be believed
+    about a fit. The two differ in what they ask of the code. The raw witness asks whether the code answers in the
+    teacher's own coordinates; the probe asks whether an affine map finds the answer in it. A reconstructing VAE that
+    nobody aligned often has a probe margin far above 0 with a raw margin below 0. That is a finding, 'informative but
+    not aligned', and no contradiction; both below 0 is what a collapsed code gives.
+
+    It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
+    images, dataloader and the method and confidence of the bound. Gradients never reach the model: the run is the
+    same bits with and without it. The code is that of the training step, by a hook or from ``outputs["posterior"]``;
+    only where ``latents`` is a function is it called once more for each training batch, with the module in eval mode.
+    The teacher is asked about each training batch, which a table of targets makes cheap. On several processes gradients
+    are added up, so that all hold the same probe. The probe and its optimizer are kept in checkpoints as this
+    callback's state, not the module's.
+
+    Logs ``probe/alignment_loss`` (nats, lower is better), ``probe/margin`` and ``probe/margin_lower`` (nats, higher is
+    better; the bound is that of a single look) at the end of each validation epoch. A validation without a probe,
+    before any training batch and without a checkpoint, logs none of them and warns.
+
+    Args:
+        certificate: ``name`` of the certificate callback.
+        learning_rate: of the probe's Adam, above 0.
+        name: of the logged keys and the state in checkpoints; several probes in a run need a different one each.
+
+    Attributes:
+        figures: what the latest validation logged, by name without ``probe/``; empty before.
+
+    Raises:
+        ValueError: if ``learning_rate`` is not above 0, or there is no such certificate callback.
+    """
+
+    def __init__(self, certificate: str = "certificate", learning_rate: float = 0.05, name: str = "probe") -> None:
+        super().__init__()
+        self.certificate, self.name, self.learning_rate = certificate, name, learning_rate
+        self.figures: dict[str, float] = {}
+        self._probe = AffineProbe(learning_rate)
+        self._loaded: dict[str, Any] = {}
+        self._watched: CertificateCallback | None = None
+        self._source: CodeSource | None = None
+        self._measurement: Measurement | None = None
+        self._loader_position = 0
+        self._device = torch.device("cpu")
+
+    @property
+    def state_key(self) -> str:  # noqa: D102
+        return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the certificate callback, and put a hook of our own where it has its.
+
+        Raises:
+            ValueError: if there is none of this name, or its teacher or latents are not there.
+        """
+        if stage not in ("fit", "validate"):
+            return
+        found = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
+        named = [item for item in found if item.name == self.certificate]
+        if not named:
+            raise ValueError(
+                f"ProbeCallback needs a CertificateCallback with name={self.certificate!r} in the same trainer, got "
+                f"{[item.name for item in found] or 'none'}. Add CertificateCallback(teacher=..., latents=...)."
+            )
+        self._watched, given = named[0], named[0].source
+        self._source = CodeSource(given._given, given.capture.source, given.images, self._probe)
+        self._source.setup(trainer, pl_module)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._move(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.state.fn != "fit":
+            self._move(pl_module)
+
+    def _move(self, pl_module: LightningModule) -> None:
+        assert self._source is not None
+        self._device = self._source.start(pl_module)
+        self._probe.load(self._loaded or self._probe.state(), self._device)
+        self._loaded = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        assert self._source is not None
+        self._source.capture.listen()
+
+    @torch.no_grad()
+    @isolate_rng()  # a function given as `latents` or `images` may draw numbers: the run must not depend on it
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        source = self._source
+        assert source is not None
+        if batch is None or (pl_module.automatic_optimization and (outputs or {}).get("loss") is None):
+            source.capture.listen(False)
+            return  # the module skips this batch
+        with _evaluating(pl_module) if callable(source.capture.source) else nullcontext():
+            codes = source.code(pl_module, batch, outputs).mean.detach().to(self._device)
+        source.capture.listen(False)
+        self._probe.fit(codes, source.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.sanity_checking:
+            return
+        assert self._source is not None
+        assert self._watched is not None
+        self._measurement = None
+        if self._probe.steps == 0:
+            rank_zero_warn(
+                "ProbeCallback has no probe to score: it is fitted on training batches, and none came before this "
+                "validation. No probe/margin is logged; give the `ckpt_path` of a run that had this callback."
+            )
+            return
+        watched, loaders = self._watched, trainer.val_dataloaders
+        self._loader_position, loader = choose_loader(loaders, watched.dataloader)
+        metric = new_metric(self._source.teacher, watched.safety_margin, watched.confidence, watched.method)
+        batches = trainer.num_val_batches[self._loader_position]
+        self._measurement = Measurement(self._source, metric, trainer, pl_module, loader, batches, 0, 0)
+
+    def on_validation_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._measurement is not None:
+            self._measurement.source.capture.listen(dataloader_idx == self._loader_position)
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._measurement is not None and dataloader_idx == self._loader_position:
+            self._measurement.update(pl_module, batch, outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self._measurement is None:
+            return
+        scored, self._measurement = self._measurement.finish(trainer), None
+        self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status: a probe certifies nothing
+        for name, figure in self.figures.items():
+            value = torch.tensor(figure, dtype=torch.float64, device=self._device)
+            pl_module.log(f"{self.name}/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._measurement = None
+        if self._source is not None:
+            self._source.capture.detach()
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return self._loaded or self._probe.state()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        self._loaded = state_dict
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Every part in eval mode, so that a second forward pass leaves the statistics of a batch norm as they are."""
+    modes = {part: part.training for part in module.modules()}
+    for part in modes:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

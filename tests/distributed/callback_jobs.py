@@ -1,0 +1,55 @@
+"""Jobs of the callbacks that stand beside the certificate; see :mod:`tests.distributed.jobs`."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from certvae.callbacks import CertificateCallback, CollapseDiagnostics, ProbeCallback
+from certvae.datamodules import DigitsDataModule
+from tests.distributed.jobs import Result, Silent, WithAdam, spread, teacher, trained, vae
+from tests.distributed.sets import BATCH, Stream, digits
+from tests.foreign import plain_loader
+
+ROWS = (101, 7, 3)
+
+
+def logged(metrics: Any) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items() if name.startswith(("probe", "diagnostics"))}
+
+
+def probed(folder: Path, world: int) -> Result:
+    """A probe fitted in a run, and then scored on rows that do not divide evenly."""
+    probe = ProbeCallback()
+    trained(folder, world, [CertificateCallback(teacher(), "encoder"), probe])
+    state, figures = probe.state_dict(), probe.figures
+    checker = spread(folder, world, callbacks=[CertificateCallback(teacher(), "encoder"), probe])
+    checker.validate(WithAdam().double(), plain_loader(101, BATCH), verbose=False)
+    weights = {name: state[name].flatten().tolist() for name in ("weights", "average", "sums")}
+    return {"probe": weights, "steps": state["steps"], "fitted": figures, "validated": probe.figures}
+
+
+def diagnosed(folder: Path, world: int, rows: int) -> Result:
+    run = spread(folder, world, CollapseDiagnostics(block=40, threshold=1e-4))
+    run.validate(vae(), DigitsDataModule(BATCH, subset=rows), verbose=False)
+    return logged(run.callback_metrics)
+
+
+def streamed(folder: Path, world: int, idle: int | None) -> Result:
+    """Iterable data; ``idle`` counts from the end if negative, and is nobody in a single process."""
+    absent = None if idle is None or world == 1 else idle % world
+    run = spread(folder, world, CollapseDiagnostics(block=500))
+    model, data = vae(Silent, own_teacher=False), DataLoader(Stream(digits(101), world, absent), BATCH)
+    run.validate(model, data, verbose=False)
+    return logged(run.callback_metrics)
+
+
+CALLBACK_JOBS: dict[str, Callable[[Path, int], Any]] = {
+    "probed": probed,
+    **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
+    "streamed": partial(streamed, idle=None),
+    "first_process_idle": partial(streamed, idle=0),
+    "last_process_idle": partial(streamed, idle=-1),
+}

@@ -1,0 +1,69 @@
+"""Probe and diagnostics find on several processes what they find on one.
+
+Networks compute in float64, so that differences are those of the order in which sums are added up.
+"""
+
+from typing import Any
+
+import pytest
+
+from tests.distributed.callback_jobs import CALLBACK_JOBS, ROWS
+from tests.distributed.launch import launch
+
+LIMIT = 200.0
+TOLERANCE = 1e-9
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results of a single process."""
+    return {name: job(tmp_path_factory.mktemp(name), 1) for name, job in CALLBACK_JOBS.items()}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """Results of each of two processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CERTVAE_TEST_JOBS", "callbacks")
+        return launch(tmp_path_factory.mktemp("two"), 2, LIMIT)
+
+
+def common(two: list[Results], job: str) -> Any:
+    """The result on which both processes agree to the last bit."""
+    first, second = (results[job] for results in two)
+    assert "error" not in first, first["error"]
+    assert first == second, f"processes differ in {job}"
+    return first["result"]
+
+
+def test_the_probe_is_that_of_one_process_and_scores_each_row_once(one: Results, two: list[Results]) -> None:
+    """Given the same rows for each step; 101 rows, so that a process reads a repeated one."""
+    seen, expected = common(two, "probed"), one["probed"]
+    for name, values in expected["probe"].items():
+        assert seen["probe"][name] == pytest.approx(values, abs=1e-6), name
+    assert seen["fitted"] == pytest.approx(expected["fitted"], abs=1e-6)
+    assert seen["validated"] == pytest.approx(expected["validated"], abs=1e-6)
+    assert seen["steps"] == expected["steps"] == 12
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_diagnostics_are_those_of_one_process_and_padding_is_not_counted(
+    one: Results, two: list[Results], rows: int
+) -> None:
+    seen = common(two, f"diagnosed_{rows}")
+    assert len(seen) == 3
+    assert seen == pytest.approx(one[f"diagnosed_{rows}"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("job", ["first_process_idle", "last_process_idle"])
+def test_a_process_without_rows_takes_part(one: Results, two: list[Results], job: str) -> None:
+    """Its rows have other places then, and with them other noise in the mutual information."""
+    seen, expected = dict(common(two, job)), dict(one[job])
+    noisy = "diagnostics/mutual_information"
+    assert seen.pop(noisy) == pytest.approx(expected.pop(noisy), abs=0.1)
+    assert seen == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_iterable_rows_count_as_they_come(one: Results, two: list[Results]) -> None:
+    assert common(two, "streamed") == pytest.approx(one["streamed"], abs=TOLERANCE)
