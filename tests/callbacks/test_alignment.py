@@ -1,19 +1,26 @@
 """The alignment term is added as the module's own terms are, and leaves nothing behind."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from certvae import Certificate
-from certvae.callbacks import AlignmentCallback, CertificateCallback, LinearWeight
+from certvae.callbacks import AlignmentCallback, CertificateCallback, Latents, LinearWeight
 from certvae.information import kl_divergence
 from tests.foreign import ForeignVAE, plain_loader
 from tests.runs import digits_teacher, trainer
 
 TEACHER = digits_teacher()
+
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_code() -> Iterator[None]:
+    yield
+    torch.compiler.reset()
 
 
 class AlignedByHand(ForeignVAE):
@@ -67,6 +74,122 @@ def test_an_aligned_model_is_certified_and_keeps_its_checkpoint_keys(tmp_path: P
     assert list(model.state_dict()) == keys
     logged = float(runner.callback_metrics["certificate/alignment_train"])
     assert logged == pytest.approx(certificate.certificate.alignment_loss, abs=0.05)
+
+
+class Watched(ForeignVAE):
+    """Trains its decoder only, so that the gradient at its code is that of the term; compares the two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: list[float] = []
+
+    def step(self, batch: Any) -> Tensor:
+        self.inputs, (self.code, _) = batch[0], self.encoder(self.images(batch))
+        if self.code.requires_grad:
+            self.code.retain_grad()
+        return ((self.decoder(self.code.detach()) - self.images(batch)) ** 2).mean()
+
+    def on_after_backward(self) -> None:
+        assert self.code.grad is not None
+        direction = TEACHER.witness(6).alignment_gradient(self.code.detach(), TEACHER(self.inputs)) / len(self.code)
+        seen = self.code.grad.double()
+        weight = float((seen * direction).sum() / direction.square().sum())
+        torch.testing.assert_close(seen, weight * direction, atol=1e-6, rtol=1e-4)
+        self.weights.append(weight)
+
+
+def test_the_gradient_at_the_code_is_the_closed_form_times_the_epochs_weight(tmp_path: Path) -> None:
+    """``weight * scale * (S - T) U / B``, with the weight of each epoch, from 0 up."""
+    model = foreign(Watched)
+    fit(tmp_path, model, aligned(LinearWeight(0.0, 8.0, epochs=2)), max_epochs=4)
+    assert model.weights == pytest.approx([0.0] * 6 + [4.0] * 6 + [8.0] * 12, abs=1e-4)
+
+
+class Twice(ForeignVAE):
+    """Has its encoder in a list, and calls it twice a step: with the image, and with a brighter one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Identity(), self.encoder.body])
+
+    def step(self, batch: Any) -> Tensor:
+        images = self.images(batch)
+        first, second = (self.blocks[1](self.blocks[0](values))[:, :6] for values in (images, 2 * images))
+        return ((self.decoder(first + 0 * second) - images) ** 2).mean()
+
+
+def by_path(latents: Any) -> AlignmentCallback:
+    return AlignmentCallback(TEACHER, latents, weight=3.0)
+
+
+def test_of_several_calls_in_a_step_the_chosen_one_is_aligned(tmp_path: Path) -> None:
+    found = {
+        calls: fit(tmp_path, foreign(Twice), by_path(Latents("blocks.1", "chunk", calls=calls))).state_dict()
+        for calls in ("first", "last")
+    }
+    once = fit(tmp_path, foreign(), aligned()).state_dict()
+    assert torch.allclose(found["first"]["blocks.1.weight"], once["encoder.body.weight"], atol=1e-6)
+    assert not torch.allclose(found["last"]["blocks.1.weight"], once["encoder.body.weight"], atol=1e-3)
+    with pytest.raises(ValueError, match=r"called 2 times in one step.*calls='first'"):
+        fit(tmp_path, foreign(Twice), by_path("blocks.1:chunk"))
+
+
+@pytest.mark.parametrize(("whole", "latents"), [(True, "encoder.body:chunk"), (False, "encoder")])
+def test_a_compiled_module_is_aligned_as_it_is_without_compilation(tmp_path: Path, whole: bool, latents: str) -> None:
+    model = foreign()
+    if not whole:
+        model.encoder.compile(backend="eager")
+    options: dict[str, Any] = {"max_epochs": 2, "callbacks": [by_path(latents)]}
+    given: Any = torch.compile(model, backend="eager") if whole else model
+    trainer(tmp_path, **options).fit(given, plain_loader(batch_size=16), plain_loader())
+    plain = fit(tmp_path, foreign(), by_path(latents)).state_dict()
+    assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in model.state_dict().items())
+
+
+class Configured(ForeignVAE):
+    """Keeps a hyper-parameter, and trains with a stateful optimizer."""
+
+    def __init__(self, rate: float = 0.01) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.hparams["rate"])
+
+
+def outline(value: Any) -> Any:
+    """Names and shapes of everything in a checkpoint."""
+    if isinstance(value, dict):
+        return {name: outline(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [outline(part) for part in value]
+    return tuple(value.shape) if isinstance(value, Tensor) else value
+
+
+def checkpoint(path: Path, callbacks: list[Any], resume: Path | None = None) -> dict[str, Any]:
+    """What is in the checkpoint of an epoch, or of a second one."""
+    torch.manual_seed(0)
+    runner = trainer(path.parent, max_epochs=2 if resume else 1, callbacks=callbacks)
+    runner.fit(Configured(), plain_loader(), plain_loader(), ckpt_path=resume)
+    runner.save_checkpoint(path)
+    kept = torch.load(path, weights_only=True)
+    return {
+        part: kept[part] for part in ("state_dict", "optimizer_states", "hyper_parameters", "callbacks", "global_step")
+    }
+
+
+def test_checkpoints_with_and_without_the_callback_are_alike_and_each_resumes_the_other(tmp_path: Path) -> None:
+    """Weights, optimizer and hyper-parameters have the same names and shapes; only their numbers differ."""
+    paths = [tmp_path / name for name in ("without.ckpt", "with.ckpt")]
+    without, with_callback = (checkpoint(path, found) for path, found in zip(paths, ([], [aligned()]), strict=True))
+    assert outline(without) == outline(with_callback)
+    assert without["hyper_parameters"] == {"rate": 0.01}
+    name = "encoder.body.weight"
+    assert not torch.equal(without["state_dict"][name], with_callback["state_dict"][name])
+    for path, callbacks in zip(paths, ([aligned()], []), strict=True):
+        resumed = checkpoint(tmp_path / "resumed.ckpt", callbacks, path)
+        assert outline(resumed["state_dict"]) == outline(without["state_dict"])
+        assert resumed["global_step"] == 2 * without["global_step"]
 
 
 class Failing(ForeignVAE):

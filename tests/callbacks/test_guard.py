@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from certvae.callbacks import CertificateCallback, CertificateGuard, CertificateLostError, DualController
@@ -24,11 +26,14 @@ def fit(folder: Path, guard: CertificateGuard, model: Any = None, epochs: int = 
 
 
 def collapsed(folder: Path) -> Any:
-    model, certificate = small_vae(digits_teacher(), beta=20.0), CertificateCallback()
-    trainer(folder, max_epochs=4, callbacks=[certificate]).fit(model, datamodule=DigitsDataModule(batch_size=32))
+    """A model with the weights of a collapsed one's checkpoint."""
+    certificate = CertificateCallback()
+    runner = trainer(folder, max_epochs=4, callbacks=[certificate])
+    runner.fit(small_vae(digits_teacher(), beta=20.0), datamodule=DigitsDataModule(batch_size=32))
     assert certificate.certificate is not None
     assert not certificate.certificate.certified
-    return model
+    runner.save_checkpoint(folder / "collapsed.ckpt")
+    return small_vae(digits_teacher(), beta=20.0, init_weights_from=folder / "collapsed.ckpt")
 
 
 def test_a_collapsed_model_is_rescued_and_kept_by_the_guard_alone(tmp_path: Path) -> None:
@@ -55,16 +60,28 @@ def test_a_foreign_module_is_guarded_through_its_certificate(tmp_path: Path) -> 
     assert "training_step" not in vars(model)
 
 
-def test_the_state_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
-    saving = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
-    first, second = CertificateGuard(TARGET), CertificateGuard(TARGET)
-    for guard, epochs, path in ((first, 3, None), (second, 3, tmp_path / "last.ckpt")):
-        callbacks = [CertificateCallback(), guard, saving]
-        runner = trainer(tmp_path, max_epochs=epochs, enable_checkpointing=True, callbacks=callbacks)
-        model = small_vae(digits_teacher(), beta=20.0)
-        runner.fit(model, datamodule=DigitsDataModule(batch_size=32), ckpt_path=path)
-    assert second.controller.log_weight == pytest.approx(first.controller.log_weight, abs=1e-12)
-    assert second.state_dict()["reached"] == first.state_dict()["reached"]
+def guarded(folder: Path, epochs: int, resume: Path | None = None) -> tuple[CertificateGuard, Any]:
+    """A run that keeps its last checkpoint; everything in it is deterministic."""
+    torch.manual_seed(0)
+    saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
+    guard, model = CertificateGuard(0.1), WithAdam()
+    callbacks = [CertificateCallback(digits_teacher(), "encoder"), guard, saving]
+    runner = trainer(folder, max_epochs=epochs, enable_checkpointing=True, callbacks=callbacks)
+    runner.fit(model, plain_loader(), plain_loader(), ckpt_path=resume)
+    return guard, model
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """Weight, average, distance to the bound and what was reached: to the last bit, and so are the model's weights."""
+    guarded(tmp_path, 15)
+    (resumed, model), (straight, same) = guarded(tmp_path, 20, tmp_path / "last.ckpt"), guarded(tmp_path / "new", 20)
+    seen, expected = resumed.state_dict(), straight.state_dict()
+    assert torch.equal(seen.pop("average"), expected.pop("average"))
+    assert seen == expected
+    assert expected["gap"] > 0
+    assert expected["reached"]
+    assert resumed.weight_now == straight.weight_now
+    assert all(torch.equal(value, same.state_dict()[name]) for name, value in model.state_dict().items())
 
 
 def reached(on_loss: Any) -> CertificateGuard:
@@ -105,6 +122,28 @@ def test_the_controller_meets_a_constraint_at_the_least_weight_and_does_not_wind
         seen.append(weight)
     assert seen[-1] == pytest.approx(50, rel=0.01)
     assert next(step for step, value in enumerate(seen) if value < 100) < 200
+
+
+@pytest.mark.parametrize(("side", "bound"), [(1.0, 1e3), (-1.0, 1e-2)])
+def test_the_weight_leaves_its_bound_at_the_first_step_that_asks_for_it(side: float, bound: float) -> None:
+    controller = DualController(low=1e-2, high=1e3)
+    for _ in range(10_000):
+        controller.step(side)
+    assert controller.step(side) == pytest.approx(bound)
+    for deficit in (1e-3, 0.1, 1.0):
+        one = DualController(low=1e-2, high=1e3, log_weight=controller.log_weight)
+        change = (one.rate + one.damping) * deficit
+        assert one.step(-side * deficit) == pytest.approx(bound * math.exp(-side * change), rel=1e-12)
+
+
+@given(st.lists(st.floats(allow_nan=False), max_size=50), st.floats(1e-6, 1.0), st.floats(0.0, 100.0))
+def test_the_weight_stays_in_its_bounds_whatever_the_deficits(
+    deficits: list[float], rate: float, damping: float
+) -> None:
+    controller = DualController(rate, damping, low=0.5, high=20.0)
+    for deficit in deficits:
+        assert 0.5 * (1 - 1e-12) <= controller.step(deficit) <= 20 * (1 + 1e-12)
+        assert 0.5 * (1 - 1e-12) <= controller.weight <= 20 * (1 + 1e-12)
 
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:

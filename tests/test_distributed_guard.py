@@ -1,0 +1,94 @@
+"""Alignment and the guard do on two processes what they do on one, given the same rows for each optimizer step.
+
+Networks compute in float64, so that differences are those of the order in which gradients are added up.
+"""
+
+import math
+from typing import Any
+
+import pytest
+from torch import tensor
+
+from tests.distributed.guard_jobs import GUARD_JOBS
+from tests.distributed.launch import launch
+
+LIMIT = 240.0
+TOLERANCE = 1e-9
+Results = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Results of a single process."""
+    return {name: job(tmp_path_factory.mktemp(name), 1) for name, job in GUARD_JOBS.items()}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
+    """Results of each of two processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CERTVAE_TEST_JOBS", "guard")
+        return launch(tmp_path_factory.mktemp("two"), 2, LIMIT)
+
+
+def common(two: list[Results], job: str) -> Any:
+    """The result on which both processes agree to the last bit."""
+    first, second = (results[job] for results in two)
+    assert "error" not in first, first["error"]
+    assert first == second, f"processes differ in {job}"
+    return first["result"]
+
+
+def difference(seen: Results, expected: Results) -> float:
+    """Largest difference of a weight."""
+    pairs = [(tensor(seen["weights"][name]), tensor(value)) for name, value in expected["weights"].items()]
+    return max(float((left - right).abs().max()) for left, right in pairs)
+
+
+@pytest.mark.parametrize("job", ["aligned", "aligned_after_the_raise"])
+def test_aligned_weights_and_loss_are_those_of_one_process(one: Results, two: list[Results], job: str) -> None:
+    seen = common(two, job)
+    assert difference(seen, one["aligned"]) < TOLERANCE
+    assert seen["alignment"] == pytest.approx(one["aligned"]["alignment"], abs=TOLERANCE)
+
+
+def test_gradients_of_two_batches_add_up_to_those_of_one_twice_as_large(one: Results, two: list[Results]) -> None:
+    for seen in (one["aligned_accumulated"], common(two, "aligned_accumulated")):
+        assert difference(seen, one["aligned"]) < TOLERANCE
+        assert seen["alignment"] == pytest.approx(one["aligned"]["alignment"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("job", ["aligned_bf16", "guarded_bf16"])
+def test_bfloat16_trains_to_finite_weights_and_the_loss_of_float64(one: Results, two: list[Results], job: str) -> None:
+    wide = one[job.removesuffix("_bf16")]
+    for seen in (one[job], common(two, job)):
+        assert all(math.isfinite(value) for values in seen["weights"].values() for value in values)
+        assert seen["alignment"] == pytest.approx(wide["alignment"], abs=0.02)
+
+
+def test_the_guards_weight_takes_the_path_of_one_process(one: Results, two: list[Results]) -> None:
+    seen, expected = common(two, "guarded"), one["guarded"]
+    assert len(seen["path"]) == 12
+    assert max(seen["path"]) > 1.2 * seen["path"][-1], "the weight has not yet come down"
+    assert seen["path"] == pytest.approx(expected["path"], rel=TOLERANCE)
+    assert seen["gap"] == pytest.approx(expected["gap"], abs=TOLERANCE)
+    assert difference(seen, expected) < TOLERANCE
+
+
+def test_the_guards_weight_moves_with_each_batch_also_where_several_make_a_step(
+    one: Results, two: list[Results]
+) -> None:
+    seen, expected = common(two, "guarded_accumulated"), one["guarded_accumulated"]
+    assert len(seen["path"]) == 24
+    assert seen["path"] == pytest.approx(expected["path"], rel=TOLERANCE)
+    assert difference(seen, expected) < TOLERANCE
+
+
+def test_a_lost_certificate_stops_all_processes(one: Results, two: list[Results]) -> None:
+    assert common(two, "lost_stop") == one["lost_stop"] == {"epochs": 1}
+
+
+def test_a_lost_certificate_raises_on_all_processes_and_none_waits(one: Results, two: list[Results]) -> None:
+    """What follows on the same processes still works: none has left the others behind."""
+    assert "epoch 0: the margin's lower bound" in common(two, "lost_raise")["error"]
+    assert common(two, "lost_raise") == one["lost_raise"]
