@@ -10,6 +10,7 @@ from torch import Tensor
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.controller import DualController
+from certvae.callbacks.lookup import find_certificate
 from certvae.callbacks.source import CodeSource
 from certvae.information import entropy
 
@@ -91,14 +92,7 @@ class CertificateGuard(AlignmentCallback):
         Raises:
             ValueError: if there is none of this name.
         """
-        found = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
-        named = [item for item in found if item.name == self.certificate]
-        if not named:
-            raise ValueError(
-                f"CertificateGuard needs a CertificateCallback with name={self.certificate!r} in the same trainer, got "
-                f"{[item.name for item in found] or 'none'}. Add CertificateCallback(teacher=..., latents=...)."
-            )
-        self._watched = named[0]
+        self._watched = find_certificate(trainer, self.certificate, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the alignment term in place, if the answer is to rescue.

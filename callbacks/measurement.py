@@ -1,5 +1,6 @@
 """One pass over validation rows that ends in a certificate; what a callback does between two epoch hooks."""
 
+import math
 from typing import Any
 
 import torch
@@ -130,4 +131,4 @@ class Measurement:
                 "are probably not scaled, ordered or drawn as those that it was made from. See that `images` gives "
                 "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
             )
-        return drift
+        return drift if math.isfinite(drift) else None

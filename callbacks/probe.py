@@ -12,6 +12,7 @@ from torch import nn
 
 from certvae.callbacks.affine_probe import AffineProbe
 from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.lookup import find_certificate
 from certvae.callbacks.measurement import Measurement, new_metric
 from certvae.callbacks.source import CodeSource, choose_loader
 
@@ -82,15 +83,9 @@ class ProbeCallback(Callback):
         """
         if stage not in ("fit", "validate"):
             return
-        found = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
-        named = [item for item in found if item.name == self.certificate]
-        if not named:
-            raise ValueError(
-                f"ProbeCallback needs a CertificateCallback with name={self.certificate!r} in the same trainer, got "
-                f"{[item.name for item in found] or 'none'}. Add CertificateCallback(teacher=..., latents=...)."
-            )
-        self._watched, given = named[0], named[0].source
-        self._source = CodeSource(given._given, given.capture.source, given.images, self._probe)
+        self._watched = find_certificate(trainer, self.certificate, self)
+        given = self._watched.source
+        self._source = CodeSource(given.given_teacher, given.capture.source, given.images, self._probe)
         self._source.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102

@@ -1,6 +1,5 @@
 """What a callback reads from somebody's run: the code, the input, the teacher's answer and the witness's."""
 
-from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch.func import functional_call
 
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.teachers import Teacher, load_teacher
-from certvae.teachers.base import index_of
+from certvae.teachers.batches import InputSource, index_of, select_inputs
 from certvae.witness import SimplexWitness, own_witness
 
 __all__ = ["CodeSource", "choose_loader"]
@@ -35,11 +34,11 @@ class CodeSource:
         self,
         teacher: str | Path | Teacher | None = None,
         latents: LatentSource | None = None,
-        images: int | str | Callable[[Any], Tensor] = 0,
+        images: InputSource = 0,
         witness: nn.Module | None = None,
         witness_scale: float = 2.0,
     ) -> None:
-        self._given, self.images = teacher, images
+        self.given_teacher, self.images = teacher, images
         self._given_witness, self.witness_scale = witness, witness_scale
         self.capture = LatentCapture(latents)
         self._teacher: Teacher | None = None
@@ -69,7 +68,7 @@ class CodeSource:
         Raises:
             ValueError: if there is no teacher, it does not fit the data, or there is no such submodule.
         """
-        given = self._given if self._given is not None else getattr(pl_module, "teacher", None)
+        given = self.given_teacher if self.given_teacher is not None else getattr(pl_module, "teacher", None)
         if given is None:
             raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
         self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
@@ -102,21 +101,10 @@ class CodeSource:
         """What the teacher is asked about.
 
         Raises:
+            TypeError: if it is no tensor.
             ValueError: if ``images`` is not in the batch.
         """
-        if callable(self.images):
-            return self.images(batch)
-        if isinstance(batch, Tensor):
-            return batch
-        try:
-            return batch[self.images]
-        except (KeyError, IndexError, TypeError):
-            if isinstance(self.images, str) and isinstance(getattr(batch, self.images, None), Tensor):
-                return getattr(batch, self.images)
-        raise ValueError(
-            f"`images={self.images!r}` is not in the batch, which has {_contents(batch)}; give a position, a key, an "
-            "attribute, or a function of the batch."
-        )
+        return self.teacher.prepared(select_inputs(batch, self.images))
 
     def teacher_probs(self, batch: Any) -> Tensor:
         """Teacher probabilities of the batch, shape ``(B, K)``."""
@@ -157,14 +145,6 @@ class _Widened(nn.Module):
 def _floats(module: nn.Module) -> dict[str, Tensor]:
     values = [*module.named_parameters(), *module.named_buffers()]
     return {name: value for name, value in values if value.is_floating_point()}
-
-
-def _contents(batch: Any) -> Any:
-    if isinstance(batch, dict):
-        return list(batch)
-    if isinstance(batch, tuple | list):
-        return f"{len(batch)} entries"
-    return type(batch).__name__
 
 
 def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:

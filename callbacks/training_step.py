@@ -45,6 +45,8 @@ class LossTerm:
 
         @functools.wraps(original)
         def training_step(*args: Any, **kwargs: Any) -> Any:
+            if not pl_module.trainer.training:  # called by their validation_step
+                return original(*args, **kwargs)
             self._before()
             outputs = original(*args, **kwargs)
             if outputs is None or (not isinstance(outputs, Tensor) and outputs.get("loss") is None):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 from certvae.callbacks.capture import Captured, LatentCapture, read_latents
 from certvae.posterior import Posterior
 from certvae.teachers import Teacher
-from certvae.teachers.base import inputs_and_index
+from certvae.teachers.batches import inputs_and_index
 
 __all__ = ["Measurement", "evenly_spaced", "measure_rows"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
@@ -14,7 +14,8 @@ from certvae.rows import RowPositions, first_loader, is_cut_short
 from certvae.search_passes import Phase, SearchPasses
 from certvae.search_settings import SearchSettings, TeacherSearchError
 from certvae.search_table import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
-from certvae.teachers.base import TeacherCard, flat_float64, inputs_and_index
+from certvae.teachers.base import TeacherCard, flat_float64
+from certvae.teachers.batches import InputSource, inputs_and_index
 from certvae.teachers.mixture import GaussianMixtureTeacher
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
@@ -25,12 +26,12 @@ _STATE = "certvae.teacher_search"
 class TeacherSearch(LightningModule):
     """Search a Gaussian-mixture teacher on principal components, for a whole grid of candidates at once.
 
-    Run it with ``Trainer.fit`` on batches ``(images, label, index)``: some epochs for the principal components, one
-    for the starting points, one for each EM iteration of all candidates together, and one to measure every candidate
-    at every temperature on training and validation rows. Validation rows are used to compare candidates, never to
-    fit one. Of the teachers within the bounds, the one with the most held-out information is saved. Checkpoints hold
-    the whole search: with :class:`certvae.callbacks.LastCheckpoint` it goes on from the end of any pass to the same
-    teacher, bit for bit.
+    Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``: some
+    epochs for the principal components, one for the starting points, one for each EM iteration of all candidates
+    together, and one to measure every candidate at every temperature on training and validation rows. Validation rows
+    are used to compare candidates, never to fit one. Of the teachers within the bounds, the one with the most held-out
+    information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it goes on
+    from the end of any pass to the same teacher, bit for bit.
 
     Args:
         components: numbers of components K to try.
@@ -48,6 +49,7 @@ class TeacherSearch(LightningModule):
         sample_size: rows drawn for the k-means starts.
         output_dir: where ``teacher.safetensors`` and ``candidates.csv`` go; default: the run's directory.
         seed: of the search; default: the seed of the run.
+        images: where the input stands in a batch, as for the callbacks.
 
     Attributes:
         rows: the table of all candidates, when the search has ended.
@@ -73,9 +75,11 @@ class TeacherSearch(LightningModule):
         sample_size: int = 4096,
         output_dir: str | None = None,
         seed: int | None = None,
+        images: InputSource = 0,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["bounds"])
+        # A checkpoint with a function in it would not load without running code.
+        self.save_hyperparameters(ignore=["bounds", "images"])
         self.automatic_optimization = False
         # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
         self.anchor = torch.nn.Parameter(torch.zeros(1))
@@ -93,7 +97,8 @@ class TeacherSearch(LightningModule):
             sample_size,
             seed=torch.initial_seed() % 2**31 if seed is None else seed,
         )
-        self.witness_scale, self.bounds, self.output_dir = witness_scale, bounds or SearchBounds(), output_dir
+        self.witness_scale, self.bounds = witness_scale, bounds or SearchBounds()
+        self.output_dir, self.images = output_dir, images
         self.rows: list[CandidateRow] = []
         # In a list, so that the teacher is in no checkpoint: weights are loaded before the search goes on.
         self._chosen: list[GaussianMixtureTeacher] = []
@@ -107,6 +112,13 @@ class TeacherSearch(LightningModule):
     def teacher(self) -> GaussianMixtureTeacher | None:
         """The chosen teacher, when the search has ended."""
         return self._chosen[0] if self._chosen else None
+
+    def search(self, train_dataloader: Any, val_dataloader: Any) -> GaussianMixtureTeacher:
+        """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class."""
+        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = Trainer(max_epochs=-1, devices=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet)
+        trainer.fit(self, train_dataloader, val_dataloader)
+        return self._chosen[0]
 
     @property
     def max_passes(self) -> int:
@@ -132,6 +144,8 @@ class TeacherSearch(LightningModule):
             raise ValueError(
                 f"`max_epochs` must be -1 or at least {self.max_passes}, the passes of this search, got {limit}."
             )
+        if not self.trainer.enable_validation:
+            raise TeacherSearchError("the search needs a validation set to compare candidates on, got none.")
         self._check_data()
         if self._done:
             self._choose()
@@ -168,11 +182,14 @@ class TeacherSearch(LightningModule):
 
     def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
-        images, index = inputs_and_index(batch)
+        images, index = inputs_and_index(batch, self.images)
         assert self._positions is not None
         positions, weights = self._positions.next(images.shape[0])
         keep = (weights > 0).to(images.device)
-        return images[keep], (positions.to(images.device) if index is None else index)[keep]
+        # A third entry that repeats itself is a class or a site: rows that share it would be one row of the sample.
+        if index is None or index.unique().numel() < len(images):
+            index = positions.to(images.device)
+        return images[keep], index[keep]
 
     def on_train_epoch_end(self) -> None:  # noqa: D102
         if self._done:  # `min_epochs` keeps the trainer going
@@ -247,7 +264,8 @@ class TeacherSearch(LightningModule):
             self.settings.floor,
             self.settings.seed,
             self._image_shape,
-            None if self._passes.outside else (0.0, 1.0),
+            # Columns of vectors that were scaled on training rows leave [0, 1] on others.
+            None if self._passes.outside or len(self._image_shape) < 2 else (0.0, 1.0),
             self._fingerprint,
             row.information_train,
             row.information_held_out,

@@ -2,12 +2,14 @@
 
 from certvae.teachers.base import Teacher, TeacherCard, TeacherMismatchError
 from certvae.teachers.files import TeacherFileError, load_teacher
+from certvae.teachers.labels import LabelTeacher
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.network import NetworkTeacher
 from certvae.teachers.table import TargetTable
 
 __all__ = [
     "GaussianMixtureTeacher",
+    "LabelTeacher",
     "NetworkTeacher",
     "TargetTable",
     "Teacher",

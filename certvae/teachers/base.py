@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from certvae.arguments import as_number, as_share, as_whole_number
 from certvae.information import as_probabilities
 from certvae.sums import CertificateSums
+from certvae.teachers.batches import InputSource, as_floats, index_of, inputs_and_index, select_inputs
 from certvae.witness import SimplexWitness
 
-__all__ = ["Teacher", "TeacherCard", "TeacherMismatchError"]
+__all__ = ["Teacher", "TeacherCard", "TeacherMismatchError", "index_of", "inputs_and_index"]
 
 T = TypeVar("T", bound="Teacher")
 VALUE_TOLERANCE = 0.01
@@ -142,6 +143,18 @@ class Teacher(nn.Module):
     def tensors(self) -> dict[str, Tensor]:
         """The tensors that a file must hold to rebuild the teacher."""
 
+    @classmethod
+    def from_tensors(
+        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None = None
+    ) -> "Teacher":
+        """Rebuild from what a file holds; ``network`` takes a :class:`certvae.teachers.NetworkTeacher`'s weights."""
+        make: Callable[..., Teacher] = cls
+        return make(card, average=average, **tensors)
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """What a batch holds as the teacher's input: uint8 images are scaled to [0, 1]."""
+        return as_floats(images)
+
     @property
     def num_components(self) -> int:
         """K."""
@@ -167,11 +180,13 @@ class Teacher(nn.Module):
         return self.average
 
     @torch.no_grad()
-    def measure(self: T, batches: Iterable[Any]) -> T:
+    def measure(self: T, batches: Iterable[Any], images: InputSource = 0) -> T:
         """Record the average, the information and the energy on training rows; returns the teacher itself.
 
         Args:
-            batches: batches ``(images, label, index)`` of training rows; uint8 images are scaled to [0, 1].
+            batches: batches of training rows, such as a dataloader; uint8 images are scaled to [0, 1].
+            images: where the teacher's input stands in a batch, as for the callbacks: a position, a key or an
+                attribute, or a function of the batch.
         """
         totals = CertificateSums.unpack(
             torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64),
@@ -179,7 +194,7 @@ class Teacher(nn.Module):
         )
         log_sums = torch.zeros(self.num_components + 1, dtype=torch.float64)
         for batch in batches:
-            probs = self(*inputs_and_index(batch)).double().cpu()
+            probs = self(self.prepared(select_inputs(batch, images)), index_of(batch)).double().cpu()
             totals = totals + CertificateSums.from_rows(probs, torch.zeros_like(probs))
             log_sums += log_ratio_sums(probs)
         if totals.num_rows == 0:
@@ -251,20 +266,6 @@ def check_average(card: TeacherCard, average: Tensor | None) -> None:
     if tuple(average.shape) != (card.num_components,):
         raise ValueError(f"`average` must have shape ({card.num_components},), got {tuple(average.shape)}.")
     as_probabilities(average[None], "average")
-
-
-def index_of(batch: Any) -> Tensor | None:
-    """The rows' index: the entry ``"index"`` or the third entry of a batch, where that holds integers."""
-    index = batch.get("index") if isinstance(batch, dict) else None
-    if isinstance(batch, tuple | list) and len(batch) > 2:
-        index = batch[2]
-    return index if isinstance(index, Tensor) and not index.is_floating_point() else None
-
-
-def inputs_and_index(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Images as floats and, where the batch has one, the rows' index."""
-    images = batch if isinstance(batch, Tensor) else batch[0]
-    return (images.float() / 255 if images.dtype == torch.uint8 else images), index_of(batch)
 
 
 def flat_float64(images: Tensor) -> Tensor:

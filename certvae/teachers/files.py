@@ -114,15 +114,11 @@ def _build(
     network: nn.Module | None,
     path: Path,
 ) -> Teacher:
-    from certvae.teachers.mixture import GaussianMixtureTeacher
-    from certvae.teachers.network import NetworkTeacher
-    from certvae.teachers.table import TargetTable
+    from certvae.teachers import GaussianMixtureTeacher, LabelTeacher, NetworkTeacher, TargetTable
 
-    makers: dict[str, Any] = {cls.kind: cls for cls in (GaussianMixtureTeacher, TargetTable)}
+    kinds: tuple[type[Teacher], ...] = (GaussianMixtureTeacher, LabelTeacher, NetworkTeacher, TargetTable)
     try:
-        if kind == NetworkTeacher.kind:
-            return NetworkTeacher.from_tensors(card, average, tensors, network)
-        return makers[kind](card, average=average, **tensors)
+        return {cls.kind: cls for cls in kinds}[kind].from_tensors(card, average, tensors, network)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise TeacherFileError(f"{path} does not hold a teacher of kind {short(kind)}: {_line(error)}") from None
 

@@ -43,7 +43,7 @@ class NetworkTeacher(Teacher):
 
     @classmethod
     def from_tensors(
-        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None
+        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None = None
     ) -> "NetworkTeacher":
         """Rebuild from a file's tensors and a module of the same architecture.
 

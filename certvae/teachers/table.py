@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from certvae.information import as_probabilities
-from certvae.teachers.base import Teacher, TeacherCard, inputs_and_index
+from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.batches import InputSource, index_of, select_inputs
 from certvae.teachers.mixture import FLOATS
 
 __all__ = ["TargetTable"]
@@ -41,22 +42,24 @@ class TargetTable(Teacher):
 
     @classmethod
     @torch.no_grad()
-    def from_teacher(cls, teacher: Teacher, loaders: Iterable[Iterable[Any]]) -> "TargetTable":
+    def from_teacher(cls, teacher: Teacher, loaders: Iterable[Iterable[Any]], images: InputSource = 0) -> "TargetTable":
         """Targets of a teacher for every row of some dataloaders.
 
         Args:
             teacher: the teacher whose answers are kept; its card and average are taken over.
-            loaders: dataloaders of batches ``(images, label, index)``.
+            loaders: dataloaders of batches ``(images, label, index)``, or with something called ``index``.
+            images: where the teacher's input stands in a batch, as for the callbacks.
 
         Raises:
-            ValueError: if a batch carries no index.
+            ValueError: if a batch carries no index, or an index stands for two rows with different targets.
         """
-        pieces = [_targets_of(teacher, batch) for loader in loaders for batch in loader]
+        pieces = [_targets_of(teacher, batch, images) for loader in loaders for batch in loader]
         if not pieces:
             raise ValueError("`loaders` must hold at least one row, got none.")
         index = torch.cat([piece[0] for piece in pieces])
         targets = torch.full((int(index.max()) + 1, teacher.num_components), torch.nan)
-        targets[index] = torch.cat([piece[1] for piece in pieces])
+        targets[index] = probs = torch.cat([piece[1] for piece in pieces])
+        _check_index(index, targets[index], probs)
         return cls(replace(teacher.card), targets, teacher.average)
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
@@ -75,8 +78,21 @@ class TargetTable(Teacher):
         return {"targets": self.targets}
 
 
-def _targets_of(teacher: Teacher, batch: Any) -> tuple[Tensor, Tensor]:
-    images, index = inputs_and_index(batch)
+def _targets_of(teacher: Teacher, batch: Any, images: InputSource) -> tuple[Tensor, Tensor]:
+    index = index_of(batch)
     if index is None:
-        raise ValueError("`loaders` must give batches (images, label, index); this batch has no index.")
-    return index.cpu(), teacher(images, index).float().cpu()
+        raise ValueError(
+            "`loaders` must give batches (images, label, index), or with whole numbers called 'index'; this batch has "
+            "no index."
+        )
+    return index.cpu(), teacher(teacher.prepared(select_inputs(batch, images)), index).float().cpu()
+
+
+def _check_index(index: Tensor, kept: Tensor, probs: Tensor) -> None:
+    """Reject an index that is not one: a label or a site in its place would leave one target for many rows."""
+    other = ((kept - probs).abs() > 1e-4).any(dim=1)
+    if bool(other.any()):
+        raise ValueError(
+            f"index {int(index[other][0])} stands for rows with different targets: each row of all `loaders` needs an "
+            "index of its own. Is the third entry of the batch a label?"
+        )

@@ -98,6 +98,22 @@ class Watched(ForeignVAE):
         self.weights.append(weight)
 
 
+class SharedStep(ForeignVAE):
+    """Its validation calls its training step."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        self.log("val_loss", self.training_step(batch, batch_idx), batch_size=1)
+
+
+def test_a_validation_that_calls_the_training_step_gets_their_loss_alone(tmp_path: Path) -> None:
+    model = foreign(SharedStep)
+    runner = trainer(tmp_path, max_epochs=2, callbacks=[aligned(1.0)])
+    runner.fit(model, plain_loader(), plain_loader(batch_size=90))
+    with torch.no_grad():
+        own = float(model.step(next(iter(plain_loader(batch_size=90)))))
+    assert float(runner.callback_metrics["val_loss"]) == pytest.approx(own, rel=1e-5)
+
+
 def test_the_gradient_at_the_code_is_the_closed_form_times_the_epochs_weight(tmp_path: Path) -> None:
     """``weight * scale * (S - T) U / B``, with the weight of each epoch, from 0 up."""
     model = foreign(Watched)

@@ -1,0 +1,87 @@
+"""A teacher from class labels: the label itself, smoothed."""
+
+import torch
+from torch import Tensor, nn
+
+from certvae.teachers.base import Teacher, TeacherCard, check_average
+
+__all__ = ["LabelTeacher"]
+
+
+class LabelTeacher(Teacher):
+    r"""Class labels, smoothed: :math:`T(\cdot|x) = (1 - \epsilon)\, onehot(y) + \epsilon / K`.
+
+    Its input is the label, so ``images`` of a callback and of ``measure`` says where the label stands in the
+    batch: ``LabelTeacher(10).measure(train_dataloader, images=1)``. A tensor of all training labels will do:
+    ``LabelTeacher(10).measure([labels])``. With class shares :math:`p` and :math:`a = 1 - \epsilon + \epsilon / K`,
+    :math:`b = \epsilon / K`, its information is :math:`H((1 - \epsilon) p + b) + a \log a + (K - 1)\, b \log b`.
+
+    Args:
+        num_classes: K.
+        smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1); without any, no code of finite
+            energy answers what the teacher says.
+
+    Raises:
+        TypeError: if an argument is not a number.
+        ValueError: if it is out of its range.
+    """
+
+    kind = "labels"
+
+    def __init__(self, num_classes: int, smoothing: float = 0.1) -> None:
+        super().__init__(TeacherCard(num_classes, floor=smoothing))
+
+    @classmethod
+    def from_tensors(
+        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None = None
+    ) -> "LabelTeacher":
+        """Rebuild from a file's card.
+
+        Raises:
+            ValueError: if the file holds tensors, of which this teacher has none.
+        """
+        if tensors:
+            raise ValueError(f"a label teacher has no tensors but its average, got {sorted(tensors)[:5]}.")
+        check_average(card, average)
+        teacher = cls(card.num_components, card.floor)
+        teacher.card, teacher.average = card, average
+        return teacher
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """Labels as they are: whole numbers are not pixels."""
+        return images
+
+    def check_values(self, images: Tensor) -> None:
+        """Reject what is not a label for each row.
+
+        Raises:
+            TypeError: if they are not whole numbers.
+            ValueError: if there is not one in a row, or one is not in ``0 ... K - 1``.
+        """
+        if images.is_floating_point() or images.is_complex():
+            raise TypeError(
+                "a label teacher is asked about class labels, whole numbers of shape (B,), got "
+                f"{images.dtype} of shape {tuple(images.shape)}. Say where they stand in the batch, `images=1` or "
+                "`images='label'`; labels in floats need `images=lambda batch: batch[1].long()`."
+            )
+        if images.ndim != 1:
+            raise ValueError(
+                f"class labels must have shape (B,), got {tuple(images.shape)}. One-hot labels need "
+                "`images=lambda batch: batch[1].argmax(dim=1)`, a column of labels `batch[1][:, 0]`."
+            )
+        labels = images.long()
+        outside = labels[(labels < 0) | (labels >= self.num_components)]
+        if len(outside):
+            raise ValueError(
+                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Leave rows without "
+                "a label out, or give the right `num_classes`."
+            )
+
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+        self.check_values(images)
+        labels = (images.cpu() if images.device.type == "mps" else images).long()
+        hard = nn.functional.one_hot(labels, self.num_components).to(torch.float64)
+        return (1 - self.card.floor) * hard + self.card.floor / self.num_components
+
+    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+        return {}

@@ -1,0 +1,138 @@
+"""Class labels as a teacher: its numbers are closed forms, and what is no label is refused."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from sklearn.datasets import load_digits
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from certvae import load_teacher
+from certvae.callbacks import AlignmentCallback, CertificateCallback
+from certvae.teachers import LabelTeacher, TargetTable
+from tests.foreign import ForeignVAE, images, measured
+from tests.runs import trainer
+
+LABELS = torch.from_numpy(load_digits().target[:90]).long()
+
+
+def smoothed_information(labels: Tensor, classes: int, smoothing: float) -> float:
+    """The information of smoothed labels in nats, from the class shares."""
+    shares = torch.bincount(labels.long(), minlength=classes).double() / len(labels)
+    average = (1 - smoothing) * shares + smoothing / classes
+    hit, miss = 1 - smoothing + smoothing / classes, smoothing / classes
+    row = -(hit * math.log(hit) + (classes - 1) * miss * math.log(miss)) if smoothing else 0.0
+    return float(torch.special.entr(average).sum()) - row
+
+
+def loader(labels: Tensor = LABELS, named: bool = False) -> DataLoader[Any]:
+    if not named:
+        return DataLoader(TensorDataset(images(), labels), batch_size=32)
+    rows: Any = [{"pixels": image, "label": label} for image, label in zip(images(), labels, strict=True)]
+    return DataLoader(rows, batch_size=32)
+
+
+class NamedVAE(ForeignVAE):
+    def step(self, batch: Any) -> Tensor:
+        return super().step([batch["pixels"]])
+
+
+def watched(folder: Path, teacher: LabelTeacher, where: Any, **arguments: Any) -> tuple[CertificateCallback, Trainer]:
+    callback = CertificateCallback(teacher, "encoder", images=where, witness=torch.nn.Linear(6, 10), **arguments)
+    return callback, trainer(folder, callbacks=[callback])
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+@pytest.mark.parametrize("where", [1, "label"])
+def test_the_callback_finds_the_closed_form_of_smoothed_labels(tmp_path: Path, dtype: torch.dtype, where: Any) -> None:
+    rows = loader(LABELS.to(dtype), named=where == "label")
+    teacher = LabelTeacher(10, smoothing=0.2).measure(rows, images=where)
+    callback, runner = watched(tmp_path, teacher, where)
+    runner.fit(NamedVAE() if where == "label" else ForeignVAE(), rows, rows)
+    expected = smoothed_information(LABELS, 10, 0.2)
+    assert measured(callback).teacher_information == pytest.approx(expected, abs=1e-12)
+    assert teacher.card.information_train == pytest.approx(expected, abs=1e-12)
+    assert measured(callback).provenance["teacher_drift"] == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+def test_probabilities_are_those_of_the_formula(smoothing: float) -> None:
+    probs = LabelTeacher(3, smoothing)(torch.tensor([2, 0]))
+    hit, miss = 1 - smoothing + smoothing / 3, smoothing / 3
+    assert torch.allclose(probs, torch.tensor([[miss, miss, hit], [hit, miss, miss]], dtype=torch.float64))
+    information = LabelTeacher(3, smoothing).measure([torch.tensor([0, 1, 2, 2])]).card.information_train
+    assert information == pytest.approx(smoothed_information(torch.tensor([0, 1, 2, 2]), 3, smoothing), abs=1e-12)
+
+
+def test_a_file_brings_it_back(tmp_path: Path) -> None:
+    fresh, teacher = LabelTeacher(10, 0.3), LabelTeacher(10, 0.3).measure([LABELS])
+    for name, saved in (("fresh", fresh), ("measured", teacher)):
+        loaded = load_teacher(saved.save(tmp_path / name))
+        assert isinstance(loaded, LabelTeacher)
+        assert loaded.card == saved.card
+        assert torch.equal(loaded(LABELS), saved(LABELS))
+    assert torch.equal(load_teacher(tmp_path / "measured").measured_average(), teacher.measured_average())
+
+
+def test_a_table_keeps_what_it_answers() -> None:
+    batches = [(images(), LABELS, torch.arange(90))]
+    table = TargetTable.from_teacher(LabelTeacher(10).measure([LABELS]), [batches], images=1)
+    assert torch.allclose(table(images(), torch.arange(90)), LabelTeacher(10)(LABELS).float())
+
+
+def test_alignment_to_labels_raises_the_margin(tmp_path: Path) -> None:
+    class Wide(ForeignVAE):
+        def __init__(self) -> None:
+            super().__init__("mean")
+            self.encoder.body, self.decoder = torch.nn.Linear(64, 20), torch.nn.Linear(10, 64)
+
+    rows, margins = loader(), []
+    for weight in (0.0, 1.0):
+        teacher = LabelTeacher(10).measure(rows, images=1)
+        callback = CertificateCallback(teacher, "encoder", images=1)
+        align = AlignmentCallback(teacher, "encoder", images=1, weight=weight)
+        torch.manual_seed(0)
+        trainer(tmp_path, max_epochs=20, callbacks=[callback, align]).fit(Wide(), rows, rows)
+        margins.append(measured(callback).margin)
+    assert margins[0] < 0 < 0.3 < margins[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([0, 10]), ValueError, "class labels must lie in 0 ... 9, got 10"),
+        (torch.tensor([-1, 3]), ValueError, "class labels must lie in 0 ... 9, got -1"),
+        (torch.tensor([1.0, 2.0]), TypeError, r"whole numbers of shape \(B,\), got torch.float32 of shape \(2,\)"),
+        (torch.rand(2, 1, 8, 8), TypeError, "`images=1` or `images='label'`"),
+        (torch.eye(10).long(), ValueError, r"must have shape \(B,\), got \(10, 10\). One-hot labels need"),
+        (torch.tensor([[1], [2]]), ValueError, r"a column of labels `batch\[1\]\[:, 0\]`"),
+        (torch.tensor(3), ValueError, r"must have shape \(B,\), got \(\)"),
+    ],
+)
+def test_what_is_no_label_is_refused(labels: Tensor, error: type[Exception], message: str) -> None:
+    teacher = LabelTeacher(10)
+    for ask in (teacher, teacher.check_values, lambda values: teacher.measure([values])):
+        with pytest.raises(error, match=message):
+            ask(labels)
+
+
+def test_the_callback_without_images_says_where_labels_have_to_come_from(tmp_path: Path) -> None:
+    callback, runner = watched(tmp_path, LabelTeacher(10).measure([LABELS]), 0)
+    with pytest.raises(TypeError, match="Say where they stand in the batch, `images=1`"):
+        runner.fit(ForeignVAE(), loader(), loader())
+    assert callback.certificate is None
+
+
+def test_bad_settings_are_refused() -> None:
+    for arguments, message in (
+        ({"num_classes": 1}, "`num_components` must be at least 2"),
+        ({"num_classes": 3, "smoothing": 1.0}, "must be at least 0 and below 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            LabelTeacher(**arguments)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="has no tensors but its average"):
+        LabelTeacher.from_tensors(LabelTeacher(3).card, None, {"targets": torch.zeros(1)})

@@ -1,0 +1,132 @@
+"""A teacher searched on somebody's table of numbers: vectors of any scale, in batches of any shape."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from certvae import TeacherSearch, load_teacher
+from certvae.callbacks import CertificateCallback
+from certvae.search import TeacherSearchError
+from tests.foreign import ForeignVAE, measured
+from tests.runs import trainer
+
+GENES, ROWS, TRAIN = 64, 500, 400
+
+
+def standardised() -> Tensor:
+    """Four clusters, each column with mean 0 and deviation 1, shape ``(ROWS, GENES)``."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 1.5 * torch.randn(4, GENES, generator=generator)
+    rows = centres[torch.arange(ROWS) % 4] + torch.randn(ROWS, GENES, generator=generator)
+    return (rows - rows.mean(dim=0)) / rows.std(dim=0)
+
+
+def counts() -> Tensor:
+    """Whole numbers, shape ``(ROWS, GENES)``."""
+    return torch.poisson((1 + standardised() / 3).exp(), generator=torch.Generator().manual_seed(1)).long()
+
+
+def log_normalised() -> Tensor:
+    rows = counts().double()
+    return (1e4 * rows / rows.sum(dim=1, keepdim=True)).log1p().float()
+
+
+def min_max() -> Tensor:
+    """Columns that the training rows fill from 0 to 1, and others leave."""
+    rows = standardised()
+    low, high = rows[:TRAIN].amin(dim=0), rows[:TRAIN].amax(dim=0)
+    return (rows - low) / (high - low)
+
+
+def search(folder: Path, *loaders: Any, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
+    settings: dict[str, Any] = {"components": (4,), "temperatures": (1.0, 8.0), "initialisations": 1, "pca_dim": 8}
+    settings |= {"pca_passes": 2, "em_iterations": 8, "seed": 0, "output_dir": str(folder)}
+    module = TeacherSearch(**settings, **arguments)
+    trainer(folder, max_epochs=-1).fit(module, *loaders, datamodule=datamodule)
+    return module
+
+
+def loaders(rows: Tensor, shape: Callable[[Tensor], Any]) -> list[DataLoader[Any]]:
+    items = [shape(row) for row in rows]
+    return [DataLoader(part, batch_size=64) for part in (items[:TRAIN], items[TRAIN:])]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("shape", "images"),
+    [
+        (lambda row: row, 0),
+        (lambda row: (row,), 0),
+        (lambda row: {"genes": row, "site": 3}, "genes"),
+        (lambda row: {"genes": row}, lambda batch: batch["genes"]),
+        (lambda row: (row, 0, 3), 0),
+    ],
+    ids=["bare", "tuple", "dict", "function", "site as third entry"],
+)
+def test_every_shape_of_batch_gives_the_same_teacher(
+    tmp_path: Path, shape: Callable[[Tensor], Any], images: Any
+) -> None:
+    rows = standardised()
+    teacher = search(tmp_path, *loaders(rows, shape), images=images).teacher
+    reference = search(tmp_path, *loaders(rows, lambda row: row)).teacher
+    assert teacher is not None
+    assert reference is not None
+    assert teacher.card.information_held_out == pytest.approx(1.33, abs=0.02)  # four clusters: log 4 less the floor
+    assert all(torch.equal(value, reference.tensors()[name]) for name, value in teacher.tensors().items())
+
+
+@pytest.mark.parametrize("make", [standardised, counts, log_normalised, min_max])
+def test_no_scale_of_vectors_is_taken_for_a_mistake(tmp_path: Path, make: Callable[[], Tensor]) -> None:
+    """From the search to the certificate on held-out rows, which go beyond the training rows, without a warning."""
+    rows = make()
+
+    class Table(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(rows[:TRAIN], batch_size=64)  # type: ignore[arg-type]
+
+        def val_dataloader(self) -> Any:
+            return DataLoader(rows[TRAIN:], batch_size=64)  # type: ignore[arg-type]
+
+    class TableVAE(ForeignVAE):
+        def images(self, batch: Any) -> Tensor:
+            return batch.float()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(nats from|values|outside).*")
+        search(tmp_path, datamodule=Table())
+        teacher = load_teacher(tmp_path / "teacher.safetensors")
+        callback = CertificateCallback(teacher, "encoder")
+        trainer(tmp_path, callbacks=[callback]).validate(TableVAE(), datamodule=Table(), verbose=False)
+    assert teacher.card.image_shape == (GENES,)
+    assert teacher.card.value_range is None
+    assert measured(callback).teacher_information > 0.5
+
+
+def test_images_keep_their_range_and_vectors_of_the_same_values_do_not(tmp_path: Path) -> None:
+    rows = torch.rand(ROWS, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for shape, expected in (((1, 8, 8), (0.0, 1.0)), ((64,), None)):
+        teacher = search(tmp_path, *loaders(rows.view(ROWS, *shape), lambda row: row)).teacher
+        assert teacher is not None
+        assert teacher.card.value_range == expected
+
+
+def test_a_search_without_validation_rows_ends_before_it_begins(tmp_path: Path) -> None:
+    with pytest.raises(TeacherSearchError, match="needs a validation set to compare candidates on, got none"):
+        search(tmp_path, DataLoader(standardised(), batch_size=64))  # type: ignore[arg-type]
+
+
+def test_the_search_without_a_trainer_finds_what_it_finds_with_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"temperatures": (1.0, 8.0), "initialisations": 1, "pca_dim": 8, "pca_passes": 2}
+    options |= {"em_iterations": 8, "seed": 0, "output_dir": str(tmp_path)}
+    rows = loaders(standardised(), lambda row: row)
+    with_trainer = search(tmp_path, *rows).teacher
+    assert with_trainer is not None
+    for teacher in (TeacherSearch((4,), **options).search(*rows), load_teacher(tmp_path / "teacher.safetensors")):
+        assert teacher.card == with_trainer.card
+        assert all(torch.equal(value, with_trainer.tensors()[name]) for name, value in teacher.tensors().items())
