@@ -1,12 +1,13 @@
 # make demo   installs into .venv and runs the protocol on scikit-learn's digits
 # make test   installs into .venv and runs the tests
+# make docs   installs into .venv and builds the documentation: build/docs/index.html
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -27,6 +28,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "The documentation: build/docs/index.html"
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,51 @@
+"""How Sphinx builds the documentation: `make docs`. Nothing is fetched; formulas need no script."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+import certvae
+
+project = "certvae"
+author = "the certvae authors"
+release = certvae.__version__
+copyright = "the certvae authors, Apache-2.0"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "mathml",
+    "modules",
+]
+html_theme = "furo"
+pygments_dark_style = "github-dark"
+html_title = f"certvae {release}"
+html_static_path = ["_static"]
+html_css_files = ["certvae.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+html_show_sphinx = False
+exclude_patterns = ["_ext", "_static"]
+
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["config.cache"]
+
+autodoc_inherit_docstrings = False  # hooks without words of ours would bring Lightning's
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_preserve_defaults = True
+autosummary_generate = False
+autodoc_default_options = {"members": True}
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_preprocess_types = False
+
+# A reference to one of ours must resolve; what other projects document is not looked up, for that needs the network.
+nitpicky = True
+nitpick_ignore_regex = [(r"py:.*", r"(?!certvae\.).*")]
