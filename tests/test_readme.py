@@ -7,15 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from certvae.callbacks import CertificateCallback, CertificateGuard, CollapseDiagnostics, ProbeCallback
 from certvae.callbacks.certificate import LOGGED
+from certvae.datamodules import DigitsDataModule
+from tests.runs import digits_teacher, small_vae, trainer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
 def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.runs import digits_teacher
-
     monkeypatch.chdir(tmp_path)
     digits_teacher().save("teacher.safetensors")
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -30,8 +31,14 @@ def test_every_link_points_to_a_file() -> None:
             assert (ROOT / target).exists(), target
 
 
-def test_the_table_of_keys_is_what_is_logged() -> None:
-    assert set(re.findall(r"^\| `certificate/(\w+)`", README, flags=re.MULTILINE)) == {*LOGGED}
+def test_the_table_of_keys_is_what_a_run_logs(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| (`(?:certificate|probe|diagnostics)/.*?`) \|", README, flags=re.MULTILINE)
+    told = {key for row in rows for key in re.findall(r"`([\w/]+)`", row)}
+    callbacks = [CertificateCallback(), CertificateGuard(0.3), ProbeCallback(), CollapseDiagnostics()]
+    run = trainer(tmp_path, callbacks=callbacks)
+    run.fit(small_vae(digits_teacher()), datamodule=DigitsDataModule(subset=256))
+    assert told <= set(run.callback_metrics)
+    assert {f"certificate/{name}" for name in LOGGED} <= told
 
 
 def test_the_plain_pytorch_example_is_certified() -> None:
