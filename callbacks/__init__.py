@@ -6,6 +6,7 @@ from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.controller import DualController
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
+from certvae.callbacks.images import ReconstructionImages
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
 from certvae.callbacks.probe import ProbeCallback
 from certvae.callbacks.status import StatusLine
@@ -22,5 +23,6 @@ __all__ = [
     "Latents",
     "LinearWeight",
     "ProbeCallback",
+    "ReconstructionImages",
     "StatusLine",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from certvae.callbacks.capture import LatentSource
 from certvae.callbacks.history import append_history
+from certvae.callbacks.loggers import LOGGED, CertificateLog
 from certvae.callbacks.measurement import Measurement, new_metric
 from certvae.callbacks.source import CodeSource, choose_loader
 from certvae.certificate import Certificate, Status
@@ -19,17 +20,6 @@ from certvae.verdict import CertificateSettings
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
-LOGGED = (
-    "teacher_information",
-    "alignment_loss",
-    "margin",
-    "margin_lower",
-    "channel_margin",
-    "rate",
-    "witness_information",
-    "certified",
-)
-
 
 class CertificateCallback(Callback):
     """Measure the raw-witness certificate on each validation epoch, for any LightningModule with a latent code.
@@ -37,7 +27,8 @@ class CertificateCallback(Callback):
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
     witness_information}`` in nats and ``certificate/certified`` (1 or 0) at the end of each validation epoch, and the
     same under ``test_certificate/`` for ``Trainer.test``. A higher margin is better. Prints one line when the status
-    changes. The run itself is not changed: no second forward pass, no random state touched.
+    changes; the margin stands in Lightning's progress bar too. Loggers that can show more are told more, see
+    :mod:`certvae.callbacks.loggers`. The run itself is not changed: no second forward pass, no random state touched.
 
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
@@ -110,6 +101,7 @@ class CertificateCallback(Callback):
         self.looks = 0
         self._measurement: Measurement | None = None
         self._loader_position = 0
+        self._told = CertificateLog(name, safety_margin)
 
     @property
     def state_key(self) -> str:  # noqa: D102
@@ -129,6 +121,8 @@ class CertificateCallback(Callback):
             raise ValueError(f"`name` must differ among the CertificateCallbacks of a run, got {self.name!r} twice.")
         self.source.setup(trainer, pl_module)
         new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method)
+        names = ("safety_margin", "confidence", "method", "channel_samples", "spending", "seed")
+        self._told.start(trainer, self.source.teacher, {key: getattr(self, key) for key in names})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
@@ -221,15 +215,21 @@ class CertificateCallback(Callback):
             return
         certificate = self._finish(trainer, pl_module, "val")
         if trainer.state.fn != "fit":
+            self._told.finish(trainer, certificate, "val")
             return
+        self._told.add(trainer, certificate)
         if certificate.certified and self.first_certified_epoch is None:
             self.first_certified_epoch = trainer.current_epoch
         complete = certificate.status is not Status.PARTIAL
         if complete and (self.best_margin is None or certificate.margin > self.best_margin):
             self.best_margin = certificate.margin
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if self.certificate is not None:
+            self._told.finish(trainer, self.certificate, "val")
+
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._finish(trainer, pl_module, "test")
+        self._told.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
         assert self._measurement is not None
@@ -250,7 +250,9 @@ class CertificateCallback(Callback):
             value = getattr(certificate, name)
             if value is not None:
                 tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
-                pl_module.log(f"{prefix}/{name}", tensor, on_step=False, on_epoch=True, sync_dist=True)
+                pl_module.log(
+                    f"{prefix}/{name}", tensor, name == "margin", on_step=False, on_epoch=True, sync_dist=True
+                )
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         previous = self.certificate.status if self.certificate is not None else None
@@ -286,9 +288,11 @@ class CertificateCallback(Callback):
             "first_certified_epoch": self.first_certified_epoch,
             "best_margin": self.best_margin,
             "looks": self.looks,
+            "curve": self._told.curve.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
         self.looks = state_dict["looks"]
+        self._told.curve.restore(state_dict.get("curve", []))

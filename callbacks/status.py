@@ -1,5 +1,6 @@
-"""One line of progress for a run: a live bar in a terminal, a few plain lines elsewhere."""
+"""One line of progress for a run: live in a terminal, a few plain lines elsewhere."""
 
+import math
 import sys
 from typing import Any
 
@@ -7,13 +8,17 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from certvae.callbacks.certificate import CertificateCallback
+from certvae.certificate import Certificate
+
 __all__ = ["StatusLine"]
 
 
 class StatusLine(Callback):
-    """Show epoch, margin, threshold and time of a run in one line.
+    """Show epoch, margin, threshold, verdict and time of a run in one line.
 
-    Use it with ``enable_progress_bar: false``. Without a terminal it prints about ``lines`` plain lines a run.
+    In a terminal the line is live. Without a terminal, about ``lines`` plain lines a run are printed; and so they are
+    above Lightning's own progress bar where that is on, which shows the margin as well.
 
     Args:
         label: what is running.
@@ -29,7 +34,7 @@ class StatusLine(Callback):
         self._task: TaskID | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if not (trainer.is_global_zero and sys.stdout.isatty()):
+        if not (trainer.is_global_zero and sys.stdout.isatty()) or _has_bar(trainer):
             return
         columns = (
             TextColumn("{task.description}"),
@@ -37,8 +42,9 @@ class StatusLine(Callback):
             TextColumn("{task.fields[text]}"),
         )
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console())
-        total = _epochs(trainer, pl_module) * trainer.num_training_batches
-        done = trainer.current_epoch * trainer.num_training_batches
+        batches = trainer.num_training_batches
+        known = math.isfinite(batches) and _epochs(trainer, pl_module)
+        total, done = (known * batches, trainer.current_epoch * batches) if known else (None, 0)
         self._task = self._progress.add_task(self.label, total=total, completed=int(done), text="")
         self._progress.start()
 
@@ -48,11 +54,12 @@ class StatusLine(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         epochs, epoch = _epochs(trainer, pl_module), trainer.current_epoch + 1
-        text = f"epoch {epoch}/{epochs}{_numbers(trainer)}"
+        text = f"epoch {epoch}{f'/{epochs}' if epochs else ''}{_verdicts(trainer)}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, text=text)
-        elif trainer.is_global_zero and (epoch % max(1, epochs // self.lines) == 0 or epoch == epochs):
-            print(f"{self.label}  {text}", flush=True)
+        elif epoch % max(1, epochs // self.lines) == 0 or epoch == epochs:
+            pl_module.print(f"{self.label}  {text}" if self.label else text)
+            sys.stdout.flush()
 
     def _stop(self) -> None:
         if self._progress is not None:
@@ -71,9 +78,18 @@ def _epochs(trainer: Trainer, pl_module: LightningModule) -> int:
     return limit if limit is not None and limit >= 0 else int(getattr(pl_module, "max_passes", 0))
 
 
-def _numbers(trainer: Trainer) -> str:
-    metrics = trainer.callback_metrics
-    if "certificate/margin" not in metrics:
-        return ""
-    margin, information = metrics["certificate/margin"], metrics["certificate/teacher_information"]
-    return f"  margin {float(margin):+.3f} of {float(information):.3f} nats"
+def _has_bar(trainer: Trainer) -> bool:
+    bar = trainer.progress_bar_callback
+    return bar is not None and bool(bar.is_enabled)  # type: ignore[attr-defined]
+
+
+def _verdicts(trainer: Trainer) -> str:
+    """The latest certificate of each callback."""
+    watches = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
+    return "".join(_verdict(watch.name, watch.certificate) for watch in watches if watch.certificate is not None)
+
+
+def _verdict(name: str, certificate: Certificate) -> str:
+    of = "" if name == "certificate" else f"{name}: "
+    margin, information = certificate.margin, certificate.teacher_information
+    return f"  {of}margin {margin:+.3f} of {information:.3f} nats, {certificate.status}"

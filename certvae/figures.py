@@ -4,13 +4,16 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from certvae.callbacks.curve import Curve
 from certvae.certificate import Certificate
 from certvae.files import write_atomic
 
-__all__ = ["PHASE_COLOURS", "protocol_figure", "save_figure"]
+__all__ = ["PHASE_COLOURS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
@@ -88,3 +91,41 @@ def save_figure(figure: Figure, path: Path) -> Path:
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=150)
     return write_atomic(path, content.getvalue())
+
+
+def certificate_figure(curve: Curve, title: str) -> Figure:
+    """Alignment loss against epoch, and the region below the teacher information where it is certified.
+
+    A loss is certified once its upper bound, the top of the band, is in that region. Filled marks are certified, hollow
+    ones are not.
+
+    Args:
+        curve: at least one validation.
+        title: drawn above.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
+    axes, looks, epochs = figure.subplots(), curve.looks, curve.positions()
+    threshold, loss = [look.teacher_information for look in looks], [look.alignment_loss for look in looks]
+    top = 1.1 * max(*threshold, *loss, 0.1)
+    upper = [min(look.teacher_information - look.margin_lower, top) for look in looks]
+    # Half an epoch wider, so that a single validation has an area too.
+    wide = [epochs[0] - 0.5, *epochs, epochs[-1] + 0.5]
+    limits = [value - curve.safety_margin for value in (threshold[0], *threshold, threshold[-1])]
+    green, blue = PHASE_COLOURS["rescue"], PHASE_COLOURS["full"]
+    axes.fill_between(wide, 0, limits, color=green, alpha=0.15, linewidth=0, label="certified region")
+    axes.fill_between(epochs, loss, upper, color=blue, alpha=0.25, linewidth=0)
+    axes.plot(epochs, threshold, color="black", marker="_", label="teacher information: the threshold")
+    axes.plot(epochs, loss, color=blue, label="alignment loss, up to its upper bound")
+    faces = [blue if look.certified else "white" for look in looks]
+    axes.scatter(epochs, loss, s=16, color=faces, edgecolors=blue, zorder=3)
+    axes.set(title=title, xlabel="epoch", ylabel="nats", xlim=(wide[0], wide[-1]), ylim=(0, top))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as an image, uint8, shape ``(height, width, 3)``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

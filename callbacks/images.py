@@ -1,0 +1,157 @@
+"""Pictures of what a VAE makes of some validation rows, and of its prior, in loggers that take images."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.distributions import Distribution
+from torchvision.utils import make_grid
+
+from certvae.callbacks.capture import LatentCapture, LatentSource
+from certvae.callbacks.loggers import log_image, plot_against_epoch, takes_images
+from certvae.teachers.batches import InputSource, as_floats, select_inputs
+
+__all__ = ["ReconstructionImages"]
+
+RECONSTRUCTIONS, SAMPLES = "images/reconstructions", "images/samples"
+SMALLEST = 48  # pixels a side of one image; smaller ones are enlarged, for loggers blur them
+
+
+class ReconstructionImages(Callback):
+    """Show inputs above their reconstructions, and samples of the prior, every ``every_n_epochs`` epochs.
+
+    Logs ``images/reconstructions`` and ``images/samples`` to Weights & Biases, TensorBoard and MLflow; other loggers
+    take no images, and then nothing is computed. The rows are the first of the first validation batch: the same in each
+    epoch, unless the validation loader shuffles. Their codes are those of the module's own step, so that only the
+    decoder is called once more; no random stream is touched. :class:`certvae.VAE` adds this callback by itself.
+
+    Args:
+        every_n_epochs: between pictures; the first and, with a given ``max_epochs``, the last epoch are always shown.
+            0 shows none.
+        rows: images in a picture's row, at least 1.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
+        images: where the input stands in the batch: a position, a key or an attribute, or a function of the batch.
+            Values are shown as if in [0, 1].
+        decoder: the submodule from codes to images or to a distribution of them, or a function
+            ``(pl_module, codes) -> images``. Samples decode draws of ``pl_module.prior``, of a standard normal if
+            there is none.
+        seed: of these draws, which are the same in each epoch.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        every_n_epochs: int = 5,
+        rows: int = 8,
+        latents: LatentSource | None = None,
+        images: InputSource = 0,
+        decoder: str | Callable[[Any, Tensor], Any] = "decoder",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if every_n_epochs < 0:
+            raise ValueError(f"`every_n_epochs` must be at least 0, got {every_n_epochs}.")
+        if rows < 1:
+            raise ValueError(f"`rows` must be at least 1, got {rows}.")
+        self.every_n_epochs, self.rows, self.images = every_n_epochs, rows, images
+        self.decoder, self.seed = decoder, seed
+        self._capture = LatentCapture(latents)
+        self._due = False
+        self._shown: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if stage in ("fit", "validate") and self.every_n_epochs:
+            self._shown = None
+            self._capture.attach(pl_module)
+            plot_against_epoch(trainer, (RECONSTRUCTIONS, SAMPLES))
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        every, epoch = self.every_n_epochs, trainer.current_epoch
+        self._due = bool(every) and not trainer.sanity_checking and takes_images(trainer)
+        if trainer.state.fn == "fit" and self._due:
+            self._due = (epoch % every == 0 or epoch + 1 == trainer.max_epochs) and epoch != self._shown
+            self._shown = epoch
+
+    def on_validation_batch_start(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._capture.listen(self._due)
+
+    def on_validation_batch_end(  # noqa: D102
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._due:
+            return
+        self._due = False
+        inputs = as_floats(select_inputs(batch, self.images))[: self.rows]
+        if inputs.ndim == 4 and inputs.shape[1] in (1, 3):
+            codes = self._capture.read(pl_module, batch, outputs).mean[: self.rows]
+            self._show(trainer, pl_module, inputs, codes)
+        else:
+            rank_zero_warn(
+                f"ReconstructionImages shows inputs of shape (B, 1, H, W) or (B, 3, H, W), got {tuple(inputs.shape)}, "
+                "so there are no pictures. Let `images` be a function of the batch that gives such, or set "
+                "`every_n_epochs=0`."
+            )
+
+    @torch.no_grad()
+    @isolate_rng()  # the run must not depend on being looked at
+    def _show(self, trainer: Trainer, pl_module: LightningModule, inputs: Tensor, codes: Tensor) -> None:
+        torch.manual_seed(self.seed)
+        draws = getattr(getattr(pl_module, "prior", None), "draws_like", torch.randn_like)(codes)
+        # On every process: a decoder whose parameters are sharded is a collective.
+        reconstructions, samples = (self._decode(pl_module, z).reshape_as(inputs) for z in (codes, draws))
+        for key, shown in ((RECONSTRUCTIONS, torch.cat([inputs, reconstructions])), (SAMPLES, samples)):
+            log_image(trainer, key, as_grid(shown, len(inputs)), trainer.current_epoch)
+
+    def _decode(self, pl_module: LightningModule, codes: Tensor) -> Tensor:
+        if callable(self.decoder):
+            decoded = self.decoder(pl_module, codes)
+        else:
+            decoded = pl_module.get_submodule(self.decoder)(codes.to(pl_module.dtype))
+        return decoded.mean if isinstance(decoded, Distribution) else decoded
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+        self._capture.detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        self._capture.detach()
+
+
+def as_grid(images: Tensor, columns: int) -> np.ndarray:
+    """Images in rows, enlarged if they are small.
+
+    Args:
+        images: values in [0, 1], others are clipped; shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``.
+        columns: images in each row.
+
+    Returns:
+        uint8, shape ``(height, width, 3)``.
+    """
+    times = -(-SMALLEST // min(images.shape[-2:]))
+    large = images.float().clamp(0, 1).repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    grid = make_grid(large, nrow=columns, pad_value=1.0)
+    return (255 * grid).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def default_images(trainer: Trainer) -> list[Callback]:
+    """The callback that :class:`certvae.VAE` adds, if a logger takes images and the trainer has none of its own.
+
+    A decoder that is sharded over processes may not be called by itself, so it is left alone.
+    """
+    given = any(isinstance(item, ReconstructionImages) for item in trainer.callbacks)  # type: ignore[attr-defined]
+    sharded = trainer.strategy.restore_checkpoint_after_setup
+    return [] if given or sharded or not takes_images(trainer) else [ReconstructionImages()]
