@@ -20,6 +20,7 @@ $(VENV)/.installed: pyproject.toml
 
 demo: install
 	$(BIN)/certvae protocol experiments/digits.yaml --output_dir runs/demo
+	$(BIN)/certvae report runs/demo
 
 test: install
 	$(BIN)/python -m pytest

@@ -26,6 +26,7 @@ USAGE = """usage: certvae COMMAND ...
   protocol                          search, full, no_align, rescue for each seed, then a table, a summary and a figure
   certify                           certificate.json from a checkpoint, a teacher and a YAML, on rows kept for it
   verify                            recompute a certificate.json; exit status 0 only if it holds
+  report                            one HTML file on a run, or on several side by side
 
 certvae COMMAND --help tells the options of each."""
 
@@ -97,7 +98,7 @@ _HINTS = (
     "tensorboardX",
     "deprecated in v4",
 )
-_COMMANDS = {"protocol": "protocol", "certify": "publish", "verify": "verify"}
+_COMMANDS = {"protocol": "protocol", "certify": "publish", "verify": "verify", "report": "report"}
 
 
 def main(args: Sequence[str] | None = None) -> int:

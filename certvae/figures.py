@@ -13,7 +13,7 @@ from certvae.callbacks.curve import Curve
 from certvae.certificate import Certificate
 from certvae.files import write_atomic
 
-__all__ = ["PHASE_COLOURS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
+__all__ = ["GOES_ON_FROM", "PHASE_COLOURS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
@@ -23,7 +23,7 @@ _LABELS = {
     "rescue": "rescue: aligned again",
     "ablate": "ablate: full, then weight 0",
 }
-_GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
+GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
 
 
 def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
@@ -40,7 +40,7 @@ def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]]
     axes = figure.subplots()
     for number, phases in enumerate(histories.values()):
         for phase, certificates in phases.items():
-            start = len(phases.get(_GOES_ON_FROM.get(phase, ""), ()))
+            start = len(phases.get(GOES_ON_FROM.get(phase, ""), ()))
             if certificates:
                 _draw(axes, phase, certificates, start, label=number == 0)
             if certificates and start:

@@ -39,7 +39,7 @@ def test_the_wheel_holds_every_module(tmp_path: Path) -> None:
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = set(wheel.namelist())
     assert {name for name in names if name.endswith(".py")} == modules_in_the_folders()
-    assert "certvae/py.typed" in names
+    assert {"certvae/py.typed", "certvae/report/page.html", "certvae/report/style.css"} <= names
 
 
 def test_links_and_mapping_give_one_module() -> None:

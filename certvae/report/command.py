@@ -1,0 +1,54 @@
+"""The command ``certvae report``."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from certvae.files import write_atomic
+from certvae.report.figures import FORMATS
+from certvae.report.page import Report, make_report
+from certvae.report.runs import read_runs, readable
+
+__all__ = ["main"]
+
+DESCRIPTION = """The report of a run, or of several side by side: one HTML file that loads nothing and runs no script.
+
+RUN_DIR is the folder of a protocol, or of a fit whose CertificateCallback has `save_dir`. Images are made by building
+the model and the data that the run's YAML names. A YAML is code: of a run that is not your own, give --no_images."""
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """``certvae report``: write the report, and print where it is and its verdict."""
+    parser = argparse.ArgumentParser(
+        prog="certvae report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dirs", metavar="RUN_DIR", type=Path, nargs="+", help="folder of a run")
+    parser.add_argument("--output", type=Path, help="default: RUN_DIR/report.html; of several runs, ./report.html")
+    parser.add_argument("--data_dir", help="where the data set is, instead of where the YAML says")
+    parser.add_argument("--no_images", action="store_true", help="build no model and no data; run nothing of the YAML")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="write each figure to this folder, too")
+    parser.add_argument("--formats", nargs="+", default=["png"], choices=FORMATS, help="of these figures")
+    given = parser.parse_args(args)
+    runs = read_runs(given.run_dirs)
+    report = make_report(runs, given.data_dir, with_images=not given.no_images)
+    default = given.run_dirs[0] / "report.html" if len(runs) == 1 else Path("report.html")
+    path = write_atomic(given.output or default, report.html.encode(errors="replace"))
+    if given.figures is not None:
+        _save_figures(report, given.figures, given.formats)
+    print(
+        "\n".join(
+            [*(f"Left out: {readable(reason)}" for reason in report.left_out), report.headline, readable(str(path))]
+        )
+    )
+    return 0
+
+
+def _save_figures(report: Report, folder: Path, formats: Sequence[str]) -> None:
+    for number, charts in enumerate(report.charts.values()):
+        # A name may be a path, where two folders are called the same.
+        name = re.sub(r"[^\w.-]+", "_", list(report.charts)[number])
+        place = folder if len(report.charts) == 1 else folder / f"{number}_{name}"
+        for chart in charts:
+            for form in formats:
+                chart.save(place, form)

@@ -1,0 +1,242 @@
+"""The page: everything that stands in it, from runs to one HTML file."""
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from certvae.certificate import Certificate, Status
+from certvae.files import read_limited
+from certvae.publish import CONFIG_LIMIT
+from certvae.report.colours import DARK, LIGHT, css_variables
+from certvae.report.figures import Chart, alignment_chart, channel_chart, margin_chart, path_chart
+from certvae.report.gallery import Gallery
+from certvae.report.runs import Phase, Run, readable
+from certvae.report.wording import DASH, headline, limits, number, sentence, status_name
+
+__all__ = ["Report", "make_report"]
+
+LONGEST = 400  # characters of a value of the provenance
+LOOK = {
+    Status.CERTIFIED: ("good", "✓"),
+    Status.NOT_CERTIFIED: ("warn", DASH),
+    Status.VACUOUS: ("warn", DASH),
+    Status.LEAKING: ("bad", "✕"),
+    Status.PARTIAL: ("warn", DASH),
+}
+
+
+@dataclass
+class Report:
+    """A report that was made.
+
+    Attributes:
+        html: the page.
+        headline: its verdict.
+        charts: the figures, by run.
+        left_out: sentences on what could not be made.
+    """
+
+    html: str
+    headline: str
+    charts: dict[str, list[Chart]] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Section:
+    """Figures of one kind, one for each run; ``what`` says what is to be seen."""
+
+    name: str
+    title: str
+    what: str
+    absent: str
+    draw: Callable[[Run, Sequence[Run]], Chart | None]
+
+
+SECTIONS = (
+    _Section(
+        "margin",
+        "Margin",
+        "The margin is how much better the witness answers than the best answer that ignores the input. Certified is "
+        "what stays above the dashed line down to the lower edge of its band. More than the teacher's information "
+        "cannot be shown.",
+        "No curve: the folder holds no history of validations.",
+        margin_chart,
+    ),
+    _Section(
+        "alignment",
+        "Alignment against information",
+        "Each mark is a final certificate: what the witness costs, against what the teacher knows. On the line it does "
+        "no better than a constant; the margin is the distance below it.",
+        "",
+        alignment_chart,
+    ),
+    _Section(
+        "path",
+        "The way there",
+        "From the first validation (hollow) to the last (filled): what the witness costs, against how much its own "
+        "answers vary. A code that tells nothing ends at the left, on the line.",
+        "No curve: the folder holds no history of validations.",
+        path_chart,
+    ),
+    _Section(
+        "channel",
+        "Rate and channel margin",
+        "The rate is the most that the noisy code can carry; the channel margin is what the same witness shows on "
+        "noisy draws, which are what the decoder receives. It is often below 0 although the mean is certified, because "
+        "the witness is overconfident on noise.",
+        "No curve: there is no history, or the model's code has no known noise.",
+        channel_chart,
+    ),
+)
+
+
+def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: bool = True) -> Report:
+    """Make the report of one run, or of several side by side.
+
+    Args:
+        runs: from :func:`certvae.report.runs.read_runs`.
+        data_dir: where data files are, instead of where the YAMLs say.
+        with_images: whether to build model and data, which runs what the YAML names.
+
+    Returns:
+        The report; the same runs and files give the same bytes.
+    """
+    phases = [phase for run in runs for phase in run.phases]
+    report = Report("", headline(phases))
+    sections = [(section, [_figure(report, section, run, runs) for run in runs]) for section in SECTIONS]
+    galleries = [Gallery(run, data_dir, with_images) for run in runs]
+    for gallery in galleries:
+        report.left_out += [
+            f"{gallery.run.name}: {reason}" for reason in (*gallery.without_card, *gallery.without_images)
+        ]
+        if gallery.use is not None:
+            report.charts.setdefault(gallery.run.name, []).append(gallery.use)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    report.html = environment.get_template("page.html").render(
+        title=", ".join(run.dataset or run.name for run in runs),
+        headline=report.headline,
+        verdicts=[_verdict(run, phase, len(runs) > 1) for run in runs for phase in run.phases],
+        limits=limits(phases),
+        sections=sections,
+        galleries=galleries,
+        runs=runs,
+        columns=[name for name, _, _ in COLUMNS],
+        meanings=[meaning for _, meaning, _ in COLUMNS],
+        rows=[_row(run, phase) for run in runs for phase in run.phases],
+        provenance=[_provenance(run, phase, len(runs) > 1) for run in runs for phase in run.phases],
+        light=Markup(css_variables(LIGHT)),
+        dark=Markup(css_variables(DARK)),
+        version=version("certvae"),
+    )
+    return report
+
+
+def _figure(report: Report, section: _Section, run: Run, runs: Sequence[Run]) -> dict[str, Any]:
+    chart = section.draw(run, runs)
+    if chart is None:
+        return {"run": run, "svg": None}
+    report.charts.setdefault(run.name, []).append(chart)
+    return {"run": run, "svg": chart.svg(f"{section.name}{runs.index(run)}")}
+
+
+def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
+    kind, symbol = LOOK[phase.certificate.status]
+    return {
+        "label": f"{run.name}: {phase.label}" if several else phase.label,
+        "status": status_name(phase.certificate.status),
+        "kind": kind,
+        "symbol": symbol,
+        "sentence": sentence(phase.certificate, phase.split),
+        "channel": _channel(phase.certificate),
+    }
+
+
+def _channel(c: Certificate) -> str:
+    """What the same test says of noisy draws, which a verdict on the mean does not."""
+    if c.channel_margin is None or c.channel_margin_lower is None:
+        return "Nothing is known about noisy draws of the code: no noise was measured."
+    shown = "the same test is passed too" if c.channel_margin_lower > c.safety_margin else "the same test is not passed"
+    calibrated = ""
+    if c.calibrated_channel_margin is not None:
+        calibrated = f", calibrated {number(c.calibrated_channel_margin)}"
+    rate = "" if c.rate is None else f"; the rate is {number(c.rate)} nats"
+    return (
+        f"On noisy draws of the code {shown}: channel margin {number(c.channel_margin)} nats, at least "
+        f"{number(c.channel_margin_lower)}{calibrated}{rate}."
+    )
+
+
+COLUMNS: tuple[tuple[str, str, Callable[[Certificate], str]], ...] = (
+    ("margin", "teacher information less alignment loss, on the mean of the code", lambda c: number(c.margin)),
+    ("at least", "lower bound of the margin", lambda c: number(c.margin_lower)),
+    ("I_T", "teacher information: the threshold", lambda c: number(c.teacher_information)),
+    ("A", "alignment loss", lambda c: number(c.alignment_loss)),
+    ("channel", "the margin on noisy draws of the code", lambda c: number(c.channel_margin)),
+    ("calibrated", "the channel margin of a calibrated witness", lambda c: number(c.calibrated_channel_margin)),
+    ("rate", "the most that noisy draws can carry", lambda c: number(c.rate)),
+    ("I_S", "witness information: near 0 where the code tells nothing", lambda c: number(c.witness_information)),
+    ("p", "of the permutation test", lambda c: DASH if c.p_value is None else f"{c.p_value:.2g}"),
+    ("rows", "inputs measured", lambda c: f"{c.num_samples:,}"),
+    ("method", "of the lower bounds", lambda c: f"{c.method}, {100 * c.confidence:.10g} %"),
+)
+
+
+def _row(run: Run, phase: Phase) -> dict[str, Any]:
+    c = phase.certificate
+    kind, symbol = LOOK[c.status]
+    return {
+        "run": run.name,
+        "seed": phase.seed or DASH,
+        "phase": phase.name,
+        "split": phase.split,
+        "status": status_name(c.status),
+        "kind": kind,
+        "symbol": symbol,
+        "values": [value(c) for _, _, value in COLUMNS],
+    }
+
+
+def _provenance(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
+    values = {"file": str(phase.path), "status": str(phase.certificate.status), **phase.certificate.provenance}
+    return {
+        "label": f"{run.name}: {phase.label}" if several else phase.label,
+        "values": [(_value(name), _value(value)) for name, value in values.items()],
+        "commands": _commands(phase),
+        "config": _text(phase.config),
+    }
+
+
+def _value(value: Any) -> str:
+    text = readable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _text(path: Path | None) -> str:
+    try:
+        return "" if path is None else read_limited(path, CONFIG_LIMIT, "YAML").decode(errors="replace")
+    except ValueError as error:
+        return str(error)
+
+
+def _commands(phase: Phase) -> list[str]:
+    """What checks the certificate: recomputing it where it was published, else making one that can be recomputed."""
+    files = {"--ckpt": phase.checkpoint, "--teacher": phase.teacher, "--config": phase.config}
+    inputs = " ".join(f"{name} {shlex.quote(str(path))}" for name, path in files.items())
+    complete, path = None not in files.values(), shlex.quote(str(phase.path))
+    if complete and "checkpoint_sha256" in phase.certificate.provenance:
+        return [f"certvae verify {path} {inputs}"]
+    commands = [f"certvae verify {path} --claims-only"] if phase.path.suffix == ".json" else []
+    if complete:
+        output = shlex.quote(str(phase.folder / "certificate.json"))
+        commands += [f"certvae certify {inputs} --output {output}", f"certvae verify {output} {inputs}"]
+    return commands

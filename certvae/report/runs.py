@@ -1,0 +1,207 @@
+"""What is in a run's folder: histories, certificates, and the files that images can be made from."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from certvae.callbacks.history import read_history
+from certvae.certificate import Certificate
+from certvae.figures import GOES_ON_FROM
+from certvae.files import parse_json, read_limited
+from certvae.publish import CONFIG_LIMIT
+from certvae.verify import check_claims
+
+__all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
+
+ORDER = ("full", "no_align", "rescue", "ablate")  # of a protocol's phases; others follow by name
+SUMMARY_LIMIT = 2**26  # bytes; 10,000 seeds
+LONGEST_NAME = 255
+HISTORY = "s_val.jsonl"  # behind the callback's name
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One fit: its curve, its certificate, and its files.
+
+    Attributes:
+        name: of the phase, the callback or the folder.
+        seed: number of the seed in a protocol, else empty.
+        folder: where its files are.
+        path: the certificate's file.
+        certificate: a published one, else that of the test rows, else the last of the validation rows.
+        split: ``"test"`` or ``"val"``.
+        history: certificates of the validation rows during training.
+        start: validations of the fit that this one went on from.
+    """
+
+    name: str
+    seed: str
+    folder: Path
+    path: Path
+    certificate: Certificate
+    split: str
+    history: tuple[Certificate, ...]
+    start: int = 0
+
+    @property
+    def label(self) -> str:
+        """Name, with the seed if there is one."""
+        return f"{self.name}, seed {self.seed}" if self.seed else self.name
+
+    @property
+    def config(self) -> Path | None:
+        """The fit's YAML."""
+        return next((path for name in ("run.yaml", "config.yaml") if (path := self.folder / name).is_file()), None)
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The last checkpoint, or the only one."""
+        found = sorted([*self.folder.glob("checkpoints/*.ckpt"), *self.folder.glob("*.ckpt")])
+        last = [path for path in found if path.stem == "last"]
+        return last[0] if last else (found[0] if len(found) == 1 else None)
+
+    @property
+    def teacher(self) -> Path | None:
+        """The teacher's file: one beside the run before the one that its YAML names, for folders are moved."""
+        named = _named_teacher(plain_config(self.config))
+        name = Path(named).name if named else "teacher.safetensors"
+        places = [self.folder.parent / "search" / name, self.folder / name, *([Path(named)] if named else [])]
+        return next((path for path in places if _is_file(path)), None)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that was asked for.
+
+    Attributes:
+        name: that no other run of the report has.
+        dataset: what a protocol's summary says, else empty.
+        folder: as given.
+        phases: its fits, by seed and then in the order in which they were made.
+    """
+
+    name: str
+    dataset: str
+    folder: Path
+    phases: tuple[Phase, ...]
+
+    @property
+    def shown(self) -> tuple[Phase, ...]:
+        """The phases of the first seed, of which images are made."""
+        return tuple(phase for phase in self.phases if phase.seed == self.phases[0].seed)
+
+
+def readable(text: str) -> str:
+    """Text with a sign in place of each character that no page and no figure can hold, such as those of odd paths."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """Read folders; where two have one name, the paths are the names."""
+    names = [folder.resolve().name or str(folder) for folder in folders]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [read_run(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_run(folder: Path, name: str) -> Run:
+    """Read a protocol's folder, or one that a ``CertificateCallback`` with ``save_dir`` has written to.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or nothing of a run in it.
+        ValueError: if a history, a certificate or the summary is not what it should be, or was altered.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder at {folder}: give the folder of a run.")
+    phases = tuple(phase for place, seed in _places(folder) for phase in _phases_of(place, seed))
+    if not phases:
+        raise FileNotFoundError(
+            f"{folder} holds no run: neither seed<n>/<phase>/certificates_val.jsonl, as `certvae protocol` leaves, nor "
+            "certificates_val.jsonl with a certificate, as a CertificateCallback with `save_dir` leaves after its "
+            "first validation."
+        )
+    return Run(readable(name), readable(_dataset(folder))[:LONGEST_NAME], folder, _with_starts(phases))
+
+
+def _places(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Folders of fits with their seed: the folder itself, else its subfolders, else those of its seeds."""
+    seeds = sorted(folder.glob("seed*"), key=lambda path: (len(path.name), path.name))
+    seeds = [path for path in seeds if re.fullmatch("seed-?[0-9]+", path.name)]
+    for place, seed in [(folder, ""), *((path, path.name.removeprefix("seed")) for path in seeds)]:
+        inside = [path for path in sorted(place.iterdir()) if any(path.glob(f"*{HISTORY}"))]
+        rank = {name: number for number, name in enumerate(ORDER)}
+        inside.sort(key=lambda path: rank.get(path.name, len(rank)))
+        yield from ((path, seed) for path in ([place] if any(place.glob(f"*{HISTORY}")) else inside))
+
+
+def _phases_of(folder: Path, seed: str) -> Iterator[Phase]:
+    """One phase for each callback that wrote to the folder."""
+    for path in sorted(folder.glob(f"*{HISTORY}")):
+        callback = path.name.removesuffix(HISTORY)
+        name = folder.resolve().name if callback == "certificate" else callback
+        history = tuple(read_history(path))
+        published = folder / "certificate.json"
+        candidates = [published] if callback == "certificate" else []
+        candidates += [folder / f"{callback}_{split}.json" for split in ("test", "val")]
+        found = next((path for path in candidates if path.is_file()), None)
+        if not (found or history):
+            continue
+        certificate = Certificate.load(found) if found else history[-1]
+        check_claims(certificate)
+        yield Phase(readable(name), seed, folder, found or path, certificate, _split(certificate), history)
+
+
+def _split(certificate: Certificate) -> str:
+    options = certificate.provenance.get("options")
+    stated = options.get("split") if isinstance(options, dict) else certificate.provenance.get("stage")
+    return "test" if stated == "test" else "val"
+
+
+def _with_starts(phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    lengths = {(phase.seed, phase.name): len(phase.history) for phase in phases}
+    starts = [lengths.get((phase.seed, GOES_ON_FROM.get(phase.name, "")), 0) for phase in phases]
+    return tuple(Phase(**{**vars(phase), "start": start}) for phase, start in zip(phases, starts, strict=True))
+
+
+def _dataset(folder: Path) -> str:
+    path = folder / "summary.json"
+    if not path.is_file():
+        return ""
+    try:
+        values = parse_json(read_limited(path, SUMMARY_LIMIT, "summary"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no summary of a protocol: {error}.") from None
+    dataset = values.get("dataset") if isinstance(values, dict) else None
+    return dataset if isinstance(dataset, str) else ""
+
+
+def plain_config(path: Path | None) -> dict[str, Any]:
+    """The values of a YAML, read without running what it names; empty if there is none or it is no mapping."""
+    if path is None:
+        return {}
+    try:
+        values = yaml.safe_load(read_limited(path, CONFIG_LIMIT, "YAML"))
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # of a name that is too long
+        return False
+
+
+def _named_teacher(config: dict[str, Any]) -> str | None:
+    """The teacher that the model, or else a callback, is given."""
+    trainer = config.get("trainer")
+    callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
+    parts = [config.get("model"), *(callbacks if isinstance(callbacks, list) else [])]
+    arguments = [part.get("init_args") for part in parts if isinstance(part, dict)]
+    named = [item.get("teacher") for item in arguments if isinstance(item, dict)]
+    return next((name for name in named if isinstance(name, str)), None)

@@ -1,0 +1,159 @@
+"""What a certificate says in words that are no stronger than its guarantee, and what it does not say."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from certvae.bounds import RIGOROUS
+from certvae.certificate import Certificate, Status
+from certvae.report.runs import Phase
+
+__all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "sentence", "status_name"]
+
+FEW_ROWS = 1000
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table: rounded, a dash for None, and a minus sign that does not break from its number."""
+    if value is None:
+        return DASH
+    if math.isinf(value):
+        return f"{MINUS}\N{INFINITY}"
+    text = f"{value:.{digits}f}".replace("-", MINUS)
+    return text.removeprefix(MINUS) if float(f"{value:.{digits}f}") == 0 else text
+
+
+def at_least(nats: float) -> str:
+    """A positive lower bound in nats and bits, each rounded down to three digits: rounding must not add to it."""
+    return f"{_floor(nats)}\u00a0nats ({_floor(nats / math.log(2))}\u00a0bits)"
+
+
+def _floor(value: float) -> str:
+    digits = max(0, 2 - math.floor(math.log10(value)))
+    return f"{math.floor(value * 10**digits) / 10**digits:.{digits}f}"
+
+
+def status_name(status: Status) -> str:
+    """The status with spaces."""
+    return str(status).replace("_", " ")
+
+
+def _percent(confidence: float) -> str:
+    return f"{100 * confidence:.10g}\u00a0%"
+
+
+_ROWS = {"test": "held-out", "val": "validation"}
+
+
+def _rows(certificate: Certificate, split: str) -> str:
+    watched = " (which were watched during training)" if split == "val" else ""
+    return f"{certificate.num_samples:,} {_ROWS[split]} inputs{watched}"
+
+
+def _confidence(certificate: Certificate) -> str:
+    c = certificate
+    if c.method == "plugin":
+        return "for these inputs alone, exactly,"
+    how = "about " if c.method == "normal" else ""
+    proven = "by a proven bound, " if c.method in RIGOROUS else ""
+    looks = ", over all looks at the run together," if c.look is not None else ""
+    return f"{proven}at {how}{_percent(c.confidence)} confidence{looks}"
+
+
+def sentence(certificate: Certificate, split: str) -> str:
+    """The verdict of one model, for a reader who knows none of the terms."""
+    c, rows = certificate, _rows(certificate, split)
+    return {
+        Status.CERTIFIED: lambda: (
+            f"Measured on {rows}, this model's code is not the same for every input: {_confidence(c)} it carries at "
+            f"least {at_least(c.margin_lower)} of information about the input."
+        ),
+        Status.NOT_CERTIFIED: lambda: (
+            f"Measured on {rows}, it is not shown that this model's code depends on the input; this does not prove "
+            "that it has collapsed."
+        ),
+        Status.VACUOUS: lambda: (
+            f"Nothing can be said about this model: on {rows} its teacher answers nearly the same for all, so there is "
+            "nothing that a code could be seen to carry."
+        ),
+        Status.LEAKING: lambda: (
+            "No number here can be trusted: the check found that the witness sees more than the code, or claims more "
+            f"than the code can carry ({'; '.join(c.leaks) or 'no detail given'})."
+        ),
+        Status.PARTIAL: lambda: f"There is no verdict on this model: only a part of the set was measured ({rows}).",
+    }[c.status]()
+
+
+_CLAUSES = {
+    Status.NOT_CERTIFIED: "for {which} this is not shown, which does not prove collapse",
+    Status.VACUOUS: "for {which} nothing can be said, because the teacher hardly varies",
+    Status.LEAKING: "of {which} no number can be trusted, because the witness sees more than the code",
+    Status.PARTIAL: "for {which} there is no verdict, because only a part of the set was measured",
+}
+
+
+def headline(phases: Sequence[Phase]) -> str:
+    """The verdict of all models in one sentence."""
+    if len(phases) == 1:
+        return sentence(phases[0].certificate, phases[0].split)
+    by_status = {status: [p for p in phases if p.certificate.status is status] for status in Status}
+    certified = by_status.pop(Status.CERTIFIED)
+    clauses = [_CLAUSES[status].format(which=_count(found, phases)) for status, found in by_status.items() if found]
+    splits = [name for split, name in _ROWS.items() if any(phase.split == split for phase in phases)]
+    measured = f"{len(phases)} trained models, measured on {' or '.join(splits)} inputs,"
+    if not certified:
+        return f"None of {measured} is certified: {'; '.join(clauses)}."
+    least = min(certified, key=lambda phase: phase.certificate.margin_lower).certificate
+    same = len({(p.certificate.method, p.certificate.confidence, p.certificate.look) for p in certified}) == 1
+    confidence = f" {_confidence(least)}" if same else ", at the confidence given below"
+    first = (
+        f"{_count(certified, phases)} {'has' if len(certified) == 1 else 'have'} a code that is not the same for every "
+        f"input:{confidence if same else ''} {'it' if len(certified) == 1 else 'each'} carries at least "
+        f"{at_least(least.margin_lower)} of information about the input{'' if same else confidence}"
+    )
+    return f"Of {measured} {'; '.join([first, *clauses])}."
+
+
+def _count(found: Sequence[Phase], every: Sequence[Phase]) -> str:
+    """How many, and which where their names tell them from the others."""
+    if len(found) == len(every):
+        return "all of them"
+    names = _unique(phase.name for phase in found)
+    telling = not set(names) & {phase.name for phase in every if phase not in found} and len(", ".join(names)) <= 60
+    return f"{len(found)} ({', '.join(names)})" if telling else f"{len(found)}"
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def limits(phases: Sequence[Phase]) -> list[str]:
+    """What the verdict does not say, for these certificates."""
+    every = [phase.certificate for phase in phases]
+    methods = {c.method for c in every}
+    said = [
+        "It does not say that the code is disentangled, that it is useful for another task, or that samples are good.",
+        "It speaks of this teacher, this witness and these rows, as the run divided them, and of inputs drawn as they "
+        "were; another teacher may see more or less in the same code.",
+        "It is about the mean of the code. The decoder receives noisy draws around that mean, which carry less: the "
+        "channel margin and the rate below are about those.",
+        "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
+    ]
+    if "normal" in methods:
+        few = " Some of these sets have fewer." if any(c.num_samples < FEW_ROWS for c in every) else ""
+        said.append(
+            "The confidence of the method 'normal' is approximate: it is off where errors are rare and gross, and with "
+            f"fewer than {FEW_ROWS:,} rows.{few} 'bernstein' and 'hoeffding' are proven, and wider."
+        )
+    if methods & set(RIGOROUS):
+        said.append("A proven bound holds if the rows were drawn independently, and nothing was fitted on them.")
+    if "plugin" in methods:
+        said.append("The method 'plugin' describes its rows alone and says nothing about other inputs.")
+    if len(every) > 1:
+        said.append("Each certificate holds at its confidence by itself, not all of them at once.")
+    if any(phase.split == "val" for phase in phases):
+        said.append(
+            "Validation rows were looked at during training. A certificate to publish is made once on other rows, by "
+            "'certvae certify'."
+        )
+    return said
