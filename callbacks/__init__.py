@@ -1,12 +1,13 @@
 """Lightning callbacks around the certificate."""
 
-from certvae.callbacks.alignment import AlignmentCallback, LinearWeight
+from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.capture import Latents
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.controller import DualController
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
+from certvae.callbacks.lagging import LaggingInference
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
 from certvae.callbacks.probe import ProbeCallback
 from certvae.callbacks.status import StatusLine
@@ -19,9 +20,9 @@ __all__ = [
     "CheckpointError",
     "CollapseDiagnostics",
     "DualController",
+    "LaggingInference",
     "LastCheckpoint",
     "Latents",
-    "LinearWeight",
     "ProbeCallback",
     "ReconstructionImages",
     "StatusLine",

@@ -15,32 +15,7 @@ from certvae.callbacks.training_step import LossTerm
 from certvae.information import kl_divergence
 from certvae.teachers import Teacher
 
-__all__ = ["AlignmentCallback", "LinearWeight"]
-
-
-class LinearWeight:
-    """A weight that goes from one value to another in a straight line, and stays there.
-
-    Args:
-        first: weight in epoch 0, at least 0.
-        last: weight from epoch ``epochs`` on, at least 0.
-        epochs: length of the line, at least 1.
-
-    Raises:
-        ValueError: if an argument is out of its range.
-    """
-
-    def __init__(self, first: float, last: float, epochs: int) -> None:
-        for name, value in (("first", first), ("last", last)):
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
-        if epochs < 1:
-            raise ValueError(f"`epochs` must be at least 1, got {epochs}.")
-        self.first, self.last, self.epochs = first, last, epochs
-
-    def __call__(self, epoch: int) -> float:
-        """The weight of an epoch."""
-        return self.first + (self.last - self.first) * min(1.0, epoch / self.epochs)
+__all__ = ["AlignmentCallback"]
 
 
 class AlignmentCallback(Callback):
@@ -58,7 +33,7 @@ class AlignmentCallback(Callback):
             the step must return a dict with ``"posterior"``.
         images: where the teacher's input stands in the batch.
         weight: of the term, in units of the module's own loss for each nat; or a function of the epoch, such as
-            :class:`LinearWeight`.
+            :class:`certvae.schedules.LinearSchedule`.
         witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
         witness: a fixed witness instead.
 

@@ -36,7 +36,7 @@ class MLPEncoder(nn.Module):
     def __init__(self, image_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2) -> None:
         super().__init__()
         sizes = [math.prod(_shape(image_shape, latent_dim, width)), *[width] * depth]
-        self.latent_dim = latent_dim
+        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
         self.body = nn.Sequential(nn.Flatten(), *_perceptron(sizes))
         self.head = nn.Linear(sizes[-1], 2 * latent_dim)
 
@@ -46,17 +46,24 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Perceptron from latents to inputs of any shape; arguments as for :class:`MLPEncoder`."""
+    """Perceptron from latents to inputs of any shape; arguments as for :class:`MLPEncoder`.
 
-    def __init__(self, image_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2) -> None:
+    Args:
+        skip: whether every layer gets the latent (skip-VAE): see :class:`ConvDecoder`.
+    """
+
+    def __init__(
+        self, image_shape: Sequence[int], latent_dim: int, width: int = 256, depth: int = 2, skip: bool = False
+    ) -> None:
         super().__init__()
         shape = _shape(image_shape, latent_dim, width)
         sizes = [latent_dim, *[width] * depth]
         self.body = nn.Sequential(*_perceptron(sizes), nn.Linear(sizes[-1], math.prod(shape)), nn.Unflatten(1, shape))
+        self.skips = _skips(self.body, latent_dim) if skip else nn.ModuleDict()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Mean of the input, shape ``(B, *image_shape)``."""
-        return self.body(latents)
+        return _decode(self.body, self.skips, latents)
 
 
 def _perceptron(sizes: list[int]) -> list[nn.Module]:
@@ -86,7 +93,7 @@ class ConvEncoder(nn.Module):
     def __init__(self, image_shape: Sequence[int], latent_dim: int, width: int = 32) -> None:
         super().__init__()
         channels, height, side = _shape(image_shape, latent_dim, width, axes=3)
-        self.latent_dim = latent_dim
+        self.image_shape, self.latent_dim = tuple(image_shape), latent_dim
         sizes = _levels(height, side)
         planes = _planes(width, len(sizes) - 1)
         layers: list[nn.Module] = []
@@ -104,9 +111,14 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Transposed convolutions from latents to images; arguments as for :class:`ConvEncoder`."""
+    """Transposed convolutions from latents to images; arguments as for :class:`ConvEncoder`.
 
-    def __init__(self, image_shape: Sequence[int], latent_dim: int, width: int = 32) -> None:
+    Args:
+        skip: whether every layer after the first gets the latent too, through a linear map added to its output
+            (skip-VAE: Dieng et al., 2019, https://arxiv.org/abs/1807.04863).
+    """
+
+    def __init__(self, image_shape: Sequence[int], latent_dim: int, width: int = 32, skip: bool = False) -> None:
         super().__init__()
         channels, height, side = _shape(image_shape, latent_dim, width, axes=3)
         sizes = _levels(height, side)[::-1]
@@ -121,10 +133,28 @@ class ConvDecoder(nn.Module):
             if rows % 2 or columns % 2:
                 layers.append(nn.ZeroPad2d((0, -(columns % 2), 0, -(rows % 2))))
         self.body = nn.Sequential(*layers)
+        self.skips = _skips(self.body, latent_dim) if skip else nn.ModuleDict()
 
     def forward(self, latents: Tensor) -> Tensor:
         """Mean of the images, shape ``(B, *image_shape)``."""
-        return self.body(latents)
+        return _decode(self.body, self.skips, latents)
+
+
+def _skips(body: nn.Sequential, latent_dim: int) -> nn.ModuleDict:
+    """A linear map from the latent to the channels of each layer with weights but the first, by the layer's name."""
+    layers = {name: layer for name, layer in body.named_children() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)}
+    widths = {name: layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1] for name, layer in layers.items()}
+    return nn.ModuleDict({name: nn.Linear(latent_dim, widths[name]) for name in list(widths)[1:]})
+
+
+def _decode(body: nn.Sequential, skips: nn.ModuleDict, latents: Tensor) -> Tensor:
+    hidden = latents
+    for name, layer in body.named_children():
+        hidden = layer(hidden)
+        if name in skips:
+            code = skips[name](latents)
+            hidden = hidden + code.view(*code.shape, *[1] * (hidden.ndim - 2))
+    return hidden
 
 
 def _planes(width: int, levels: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The approximate posterior that an encoder gives: a diagonal Gaussian."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,19 @@ class Posterior(NamedTuple):
             raise ValueError(f"`keys` must hold one integer for each of {rows} rows, got {len(keys)}.")
         noise = row_normal(keys, samples * dim, seed).to(self.mean).view(rows, samples, dim)
         return torch.stack([self.sample(draw) for draw in noise.unbind(dim=1)])
+
+    def log_density(self, latents: Tensor) -> Tensor:
+        r""":math:`\log q(z|x)` in nats, a sum over coordinates.
+
+        Args:
+            latents: codes whose shape goes with ``(B, latent_dim)``: ``(B, latent_dim)`` asks each row about its own
+                code, ``(N, 1, latent_dim)`` every row about every code.
+
+        Returns:
+            The shape of both together, without the last axis: ``(B,)`` or ``(N, B)``.
+        """
+        squares = (latents - self.mean) ** 2 * (-self.log_variance).exp()
+        return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(dim=-1)
 
     def kl_to_standard_normal(self) -> Tensor:
         r""":math:`KL(q \| N(0, 1))` of each coordinate in nats, shape ``(B, latent_dim)``.

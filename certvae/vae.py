@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
 from certvae.information import kl_divergence
-from certvae.objectives import ELBO, Objective
+from certvae.likelihood import optimal_distortion
+from certvae.objectives import ELBO, Objective, Terms
 from certvae.posterior import Posterior
 from certvae.priors import Prior, StandardNormal
 from certvae.teachers import Teacher, load_teacher
-from certvae.teachers.base import inputs_and_index
+from certvae.teachers.batches import inputs_and_index
 from certvae.weights import load_weights
 from certvae.witness import SimplexWitness
 
@@ -51,7 +52,8 @@ class VAE(LightningModule):
         prior: default standard normal.
         alignment_weight: ``w``, at least 0.
         alignment_path: ``"mean"`` aligns the posterior's mean, the paper's raw witness; ``"sample"`` a draw.
-        observation_std: ``s``, the standard deviation of a pixel given the code; positive.
+        observation_std: ``s``, the standard deviation of a pixel given the code; positive, or ``"optimal"``: the most
+            likely one for each batch (sigma-VAE, :mod:`certvae.likelihood`).
         learning_rate: of Adam.
         init_weights_from: a checkpoint of which only the weights are taken, with strict keys. Unlike ``ckpt_path``
             it restores no hyper-parameter, so a rescue can turn the alignment on.
@@ -72,7 +74,7 @@ class VAE(LightningModule):
         prior: Prior | None = None,
         alignment_weight: float = 0.0,
         alignment_path: Literal["mean", "sample"] = "mean",
-        observation_std: float = 1.0,
+        observation_std: float | Literal["optimal"] = 1.0,
         learning_rate: float = 1e-3,
         init_weights_from: str | Path | None = None,
     ) -> None:
@@ -84,6 +86,7 @@ class VAE(LightningModule):
         self.encoder, self.decoder = encoder, decoder
         self.objective = objective or ELBO()
         self.prior = prior or StandardNormal()
+        self.prior.bind(encoder)
         self.alignment_weight, self.alignment_path = alignment_weight, alignment_path
         self.observation_std, self.learning_rate = observation_std, learning_rate
         loaded = load_teacher(teacher) if isinstance(teacher, str | Path) else teacher
@@ -93,6 +96,7 @@ class VAE(LightningModule):
             witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
         self.witness = witness
         self._sums = torch.zeros(len(EVALUATED) + 1)
+        self._progress = 0.0
         if init_weights_from is not None:
             load_weights(self, init_weights_from)
 
@@ -108,6 +112,13 @@ class VAE(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Pictures of reconstructions and samples, where a logger takes them: :class:`ReconstructionImages`."""
+        from certvae.callbacks.images import default_images
+
+        # They need what this class's own step returns.
+        return default_images(self.trainer) if type(self).validation_step is VAE.validation_step else []
 
     def setup(self, stage: str) -> None:  # noqa: D102
         if self.teacher is not None:
@@ -127,15 +138,16 @@ class VAE(LightningModule):
                 "no student can beat a constant one. Search another teacher, or set `alignment_weight: 0`."
             )
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        # An endless epoch has no fraction. Not in the step, which may be called without a trainer.
+        self._progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
+
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
         images, index = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        distortion, kl = (
-            self.distortion(self.squared_error(images, latents)),
-            self.prior.kl(posterior, latents),
-        )
-        loss = self.objective(distortion, kl, self.current_epoch).mean()
+        terms = self._terms(images, posterior, latents, self.squared_error(images, latents), self._progress)
+        loss = self.objective(terms).mean()
         if self.alignment_weight > 0:
             if batch_idx == 0 and self.teacher is not None:
                 self.teacher.check_values(images)
@@ -145,7 +157,7 @@ class VAE(LightningModule):
             loss = loss + self.alignment_weight * alignment
         self._log("train/loss", loss, images)
         self._check_finite(loss, batch_idx)
-        return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
+        return {"loss": loss, "posterior": posterior, "rate": terms.kl.sum(dim=1)}
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
         return self._evaluate(batch)
@@ -160,11 +172,18 @@ class VAE(LightningModule):
         images, _ = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        error, kl = self.squared_error(images, latents), self.prior.kl(posterior, latents)
-        loss = self.objective(self.distortion(error), kl, self.current_epoch).mean()
-        means = torch.stack([torch.ones_like(loss), loss, kl.sum(dim=1).mean(), error.mean() / images[0].numel()])
+        error = self.squared_error(images, latents)
+        terms = self._terms(images, posterior, latents, error, math.inf)
+        loss, rate = self.objective(terms).mean(), terms.kl.sum(dim=1)
+        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), error.mean() / images[0].numel()])
         self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
-        return {"loss": loss, "posterior": posterior, "rate": kl.sum(dim=1)}
+        return {"loss": loss, "posterior": posterior, "rate": rate}
+
+    def _terms(
+        self, images: Tensor, posterior: Posterior, latents: Tensor, squared_error: Tensor, progress: float
+    ) -> Terms:
+        distortion = self.distortion(squared_error, images[0].numel())
+        return Terms(distortion, self.prior.kl(posterior, latents), posterior, latents, self.prior, progress)
 
     def on_validation_epoch_start(self) -> None:  # noqa: D102
         self._start_sums()
@@ -195,8 +214,14 @@ class VAE(LightningModule):
         difference = _widen(self.decoder(latents.to(self.dtype))) - images
         return (difference**2).flatten(start_dim=1).sum(dim=1)
 
-    def distortion(self, squared_error: Tensor) -> Tensor:
-        r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`."""
+    def distortion(self, squared_error: Tensor, num_values: int = 1) -> Tensor:
+        r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`.
+
+        With the optimal standard deviation, which is no constant, :math:`D \log s` is part of it, and ``num_values``
+        is ``D``.
+        """
+        if isinstance(self.observation_std, str):
+            return optimal_distortion(squared_error, num_values)
         return squared_error / (2 * self.observation_std**2)
 
     def alignment(self, images: Tensor, index: Tensor | None, codes: Tensor) -> Tensor:
@@ -218,12 +243,14 @@ def _widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _check_arguments(weight: float, path: str, observation_std: float, teacher: object) -> None:
+def _check_arguments(weight: float, path: str, observation_std: float | str, teacher: object) -> None:
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"`alignment_weight` must be at least 0, got {weight}.")
     if path not in ("mean", "sample"):
         raise ValueError(f"`alignment_path` must be 'mean' or 'sample', got {path!r}.")
-    if not (math.isfinite(observation_std) and observation_std > 0):
-        raise ValueError(f"`observation_std` must be positive, got {observation_std}.")
+    if observation_std != "optimal" and not (
+        isinstance(observation_std, int | float) and math.isfinite(observation_std) and observation_std > 0
+    ):
+        raise ValueError(f"`observation_std` must be positive or 'optimal', got {observation_std!r}.")
     if weight > 0 and teacher is None:
         raise ValueError("`alignment_weight` above 0 needs a `teacher`; search one with certvae.TeacherSearch.")

@@ -1,13 +1,15 @@
-"""Networks fit any shape, and the parts of the objective are what their formulas say."""
+"""Networks fit any shape, and posteriors are what their formulas say."""
+
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from certvae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
-from certvae.objectives import ELBO
 from certvae.posterior import Posterior
 from certvae.priors import StandardNormal
 
@@ -57,11 +59,25 @@ def test_draws_have_the_posteriors_moments() -> None:
     assert float(draws.var()) == pytest.approx(float(torch.tensor(-1.0).exp()), abs=0.01)
 
 
-def test_elbo_adds_distortion_and_weighted_rate() -> None:
-    loss = ELBO(beta=3.0)(torch.tensor([1.0, 2.0]), torch.tensor([[0.5, 0.5], [1.0, 0.0]]), epoch=0)
-    assert loss.tolist() == [4.0, 5.0]
-    with pytest.raises(ValueError, match="`beta` must be at least 0"):
-        ELBO(-1.0)
+@pytest.mark.parametrize("make", [MLPDecoder, ConvDecoder])
+def test_a_skip_decoder_gives_the_latent_to_every_layer(make: Any) -> None:
+    """With the first layer shut, only a decoder with skips still sees the code."""
+    latents, shape = torch.randn(2, 5), (2, 16, 24)
+    for skip in (False, True):
+        decoder = make(shape, 5, width=4, skip=skip)
+        for parameter in decoder.body[0].parameters():
+            nn.init.zeros_(parameter)
+        one, other = decoder(latents)
+        assert one.shape == shape
+        assert torch.equal(one, other) != skip
+        weighted = [name for name, layer in decoder.body.named_children() if hasattr(layer, "weight")]
+        assert list(decoder.skips) == (weighted[1:] if skip else [])
+        for layer in decoder.skips.values():
+            assert layer.in_features == 5
+
+
+def test_a_decoder_without_skips_has_the_weights_that_it_always_had() -> None:
+    assert all(key.startswith("body.") for key in ConvDecoder((3, 8, 8), 4).state_dict())
 
 
 @pytest.mark.parametrize("maker", [ConvEncoder, ConvDecoder])

@@ -183,7 +183,8 @@ def test_a_checkpoint_loads_back_with_its_parts(tmp_path: Path) -> None:
         ({"alignment_weight": float("nan")}, "`alignment_weight` must be at least 0"),
         ({"alignment_weight": 1.0}, "needs a `teacher`"),
         ({"alignment_path": "both"}, "`alignment_path` must be 'mean' or 'sample'"),
-        ({"observation_std": 0.0}, "`observation_std` must be positive"),
+        ({"observation_std": 0.0}, "`observation_std` must be positive or 'optimal', got 0.0"),
+        ({"observation_std": "best"}, "`observation_std` must be positive or 'optimal', got 'best'"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

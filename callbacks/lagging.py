@@ -1,0 +1,141 @@
+"""Lagging inference: the encoder is trained ahead of the decoder, while that raises the mutual information."""
+
+import math
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+__all__ = ["LaggingInference"]
+
+
+class LaggingInference(Callback):
+    """Train the encoder alone for many steps before each step of the rest, until the mutual information stops rising.
+
+    Every step of the optimizer is one of the encoder alone, until the loss of the last ``check_every`` steps is not
+    lower than that of those before, or until ``inner_steps``; then comes one step of everything else; and so on. The
+    gradients of the part that rests are dropped, so that its moments rest as well, as if it had an optimizer of its
+    own. Once the monitored value was below its best in ``patience`` validations, both are trained together.
+
+    Source: He et al., 2019, https://arxiv.org/abs/1901.05534, algorithm 1, with the constants of the authors' image.py.
+    There an epoch counts the decoder's steps; here it counts all, so that runs of equal length cost the same.
+
+    It works with automatic optimization, gradient accumulation, clipping, several processes, and resumes where it was.
+
+    Logs each epoch ``lagging/encoder_steps`` and ``lagging/decoder_steps``: steps of the encoder alone and of the rest
+    alone; both are 0 once they are trained together.
+
+    Args:
+        inner_steps: most encoder steps for a decoder step, at least 1.
+        check_every: encoder steps between looks at the loss, at least 1.
+        patience: validations below the best until both are trained together, at least 1.
+        monitor: logged value that should rise, the mutual information of
+            :class:`certvae.callbacks.CollapseDiagnostics`.
+        encoder: dotted path of the encoder in the module.
+
+    Attributes:
+        aggressive: whether the encoder still runs ahead.
+
+    Raises:
+        ValueError: if an argument is out of its range, the module optimizes by hand, or ``monitor`` is not logged.
+    """
+
+    def __init__(
+        self,
+        inner_steps: int = 100,
+        check_every: int = 10,
+        patience: int = 5,
+        monitor: str = "diagnostics/mutual_information",
+        encoder: str = "encoder",
+    ) -> None:
+        super().__init__()
+        for name, value in (("inner_steps", inner_steps), ("check_every", check_every), ("patience", patience)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {value}.")
+        self.inner_steps, self.check_every, self.patience = inner_steps, check_every, patience
+        self.monitor, self.encoder = monitor, encoder
+        self.aggressive = True
+        self._best, self._below = -math.inf, 0
+        self._taken, self._window, self._loss, self._loss_before = 0, 0, 0.0, math.inf
+        self._decoder_next = self._stepped = False
+        self._counts = [0, 0]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"{type(pl_module).__name__} sets `automatic_optimization = False`; LaggingInference decides which "
+                "part the trainer's own optimizer step moves. Use automatic optimization."
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        self._counts = [0, 0]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:  # noqa: D102
+        if not self.aggressive:
+            return
+        encoder = set(pl_module.get_submodule(self.encoder).parameters())
+        for parameter in pl_module.parameters():
+            if (parameter in encoder) == self._decoder_next:
+                parameter.grad = None  # not zero: Adam would move on by its momentum
+        self._counts[self._decoder_next] += 1
+        self._stepped = True
+
+    def on_train_batch_end(  # noqa: D102
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.aggressive:
+            return
+        self._window += 1
+        self._loss += float(_loss(outputs))
+        if not self._stepped:  # gradients are being accumulated
+            return
+        self._stepped = False
+        if self._decoder_next:
+            self._start_inner_loop()
+            return
+        self._taken += 1
+        if self._taken % self.check_every == 0:
+            self._look(trainer, pl_module)
+        self._decoder_next = self._decoder_next or self._taken >= self.inner_steps
+
+    def _start_inner_loop(self) -> None:
+        self._taken, self._window, self._loss, self._loss_before = 0, 0, 0.0, math.inf
+        self._decoder_next = False
+
+    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        mean = torch.tensor(self._loss / self._window, device=pl_module.device)
+        # A collective: all processes look after the same steps, and must decide alike.
+        loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._decoder_next = loss > self._loss_before
+        self._window, self._loss, self._loss_before = 0, 0.0, loss
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        for name, count in zip(("encoder_steps", "decoder_steps"), self._counts, strict=True):
+            pl_module.log(f"lagging/{name}", float(count), sync_dist=True)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+        if trainer.sanity_checking or not self.aggressive or trainer.state.fn != "fit":
+            return
+        if self.monitor not in trainer.callback_metrics:
+            raise ValueError(
+                f"`monitor={self.monitor!r}` is not logged in validation, only {sorted(trainer.callback_metrics)}. "
+                "Add certvae.callbacks.CollapseDiagnostics to the trainer's callbacks."
+            )
+        value = float(trainer.callback_metrics[self.monitor])
+        self._below += value < self._best
+        self._best = max(self._best, value)
+        self.aggressive = self._below < self.patience
+
+    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+        return {name: value for name, value in vars(self).items() if name in _STATE}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+        vars(self).update({name: state_dict[name] for name in _STATE})
+
+
+_STATE = ("aggressive", "_best", "_below", "_taken", "_window", "_loss", "_loss_before", "_decoder_next")
+
+
+def _loss(outputs: Any) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs["loss"]
