@@ -1,0 +1,124 @@
+"""Margin under stress: growing KL weights with and without alignment, up to one where the plain VAE collapses.
+
+    python -m experiments.stress.study --data_dir data
+    python -m experiments.stress.study --quick
+
+Only the KL weight beta and the alignment weight differ between the runs of a seed. Every term is a sum over a row, so
+the observation variance s2 is part of the KL weight, and it is chosen, not left at what a mean over pixels would hide:
+``s2 = lambda_max / 16``, with the largest eigenvalue of the data's covariance from the teacher's card. In the linear
+theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469) a plain VAE keeps the principal components whose
+eigenvalue exceeds ``beta * s2`` and collapses fully where ``beta * s2 > lambda_max``: the weights 1, 2, 4 and 8 are
+then at 1/16 to 1/2 of that point, and 32 is at twice of it. The alignment weight is the same at every KL weight.
+"""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from certvae.teachers import TeacherCard
+from experiments.study import Line, Study, study_parser
+
+__all__ = ["main", "observation_std"]
+
+KL_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 32.0)
+COLLAPSE_AT = 16.0  # the KL weight at which the linear theory's plain VAE loses its last component
+ALIGNMENT_WEIGHT = 320.0
+COLOURS = {True: "#0072B2", False: "#D55E00"}
+COLUMNS = {
+    "seed": "{seed}",
+    "KL weight": "{kl_weight:g}",
+    "beta s2 / lambda_max": "{collapse_ratio:.3g}",
+    "aligned": "{aligned}",
+    "status": "{status}",
+    "margin [90 % interval]": "{margin:+.3f} [{margin_lower:+.3f}, {margin_upper:+.3f}]",
+    "channel margin": "{channel_margin:+.3f}",
+    "calibrated": "{calibrated_channel_margin:+.3f}",
+    "rate": "{rate:.3f}",
+    "squared error": "{mean_squared_error:.4f}",
+    "witness information": "{witness_information:.4f}",
+}
+
+
+def observation_std(card: TeacherCard) -> float:
+    """The standard deviation of a pixel at which full collapse of a plain VAE is predicted at KL weight 16.
+
+    Raises:
+        ValueError: if the card does not hold the largest eigenvalue.
+    """
+    if not card.largest_eigenvalue:
+        raise ValueError("the teacher's card has no `largest_eigenvalue`; search it with certvae.TeacherSearch.")
+    return float(f"{math.sqrt(card.largest_eigenvalue / COLLAPSE_AT):.3g}")
+
+
+def measure(study: Study, seed: int, kl_weight: float, aligned: bool) -> Line:
+    """Run one setting, and its line of the table."""
+    card = study.teacher(seed).card
+    std = observation_std(card)
+    changes = {
+        "model.objective.beta": kl_weight,
+        "model.observation_std": std,
+        "model.alignment_weight": ALIGNMENT_WEIGHT if aligned else 0.0,
+    }
+    run = study.run(seed, f"kl{kl_weight:g}_{'aligned' if aligned else 'plain'}", changes)
+    assert card.largest_eigenvalue is not None
+    ratio = round(kl_weight * std**2 / card.largest_eigenvalue, 4)
+    setting = {"seed": seed, "kl_weight": kl_weight, "aligned": aligned, "collapse_ratio": ratio}
+    return {**setting, "observation_std": std, **run.line()}
+
+
+PANELS = {
+    "margin": "raw-witness margin (nats)",
+    "rate": "rate (nats)",
+    "witness_information": "witness information (nats)",
+    "mean_squared_error": "squared error of a pixel",
+}
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Four panels against the KL weight; filled marks are certified."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (name, label) in zip(figure.subplots(2, 2).ravel(), PANELS.items(), strict=True):
+        for aligned, colour in COLOURS.items():
+            for seed in sorted({line["seed"] for line in lines}):
+                chosen = [line for line in lines if line["aligned"] is aligned and line["seed"] == seed]
+                weights, values = [line["kl_weight"] for line in chosen], [line[name] for line in chosen]
+                axes.plot(weights, values, color=colour, linewidth=1)
+                faces = [colour if line["status"] == "CERTIFIED" else "white" for line in chosen]
+                axes.scatter(weights, values, s=28, color=faces, edgecolors=colour, zorder=3)
+                if name == "margin":
+                    low, high = ([line[f"margin_{end}"] for line in chosen] for end in ("lower", "upper"))
+                    axes.fill_between(weights, low, high, color=colour, alpha=0.2, linewidth=0)
+            axes.plot([], [], "o-", color=colour, label="aligned" if aligned else "plain: weight 0")
+        axes.axvline(COLLAPSE_AT, color="black", linestyle=":", linewidth=1)
+        axes.set(xscale="log", xlabel="KL weight", ylabel=label)
+        axes.set_xticks(KL_WEIGHTS, [f"{weight:g}" for weight in KL_WEIGHTS], minor=False)
+        axes.minorticks_off()
+        axes.spines[["top", "right"]].set_visible(False)
+        if name == "margin":
+            axes.axhline(0, color="black", linewidth=1)
+            top = max(line["teacher_information"] for line in lines)
+            axes.set_ylim(-1.1 * top, 1.1 * top)  # an unaligned code may answer far below
+        elif name != "mean_squared_error":
+            axes.set_yscale("symlog", linthresh=1e-2)
+            axes.set_ylim(-2e-3, 2 * max(line[name] for line in lines))
+    title = "filled: certified; dotted: predicted collapse"
+    figure.axes[0].legend(frameon=False, title=title, fontsize=9, loc="lower right")
+    return figure
+
+
+def main(args: Sequence[str] | None = None) -> list[Line]:
+    """Run what is not done yet, write table and figure, and return the table's lines."""
+    parser = study_parser("stress", __doc__)
+    parser.add_argument("--kl_weights", type=float, nargs="+", help="instead of 1 2 4 8 32")
+    given = parser.parse_args(args)
+    study, lines = Study("stress", given), []
+    for seed in study.seeds:
+        for kl_weight in given.kl_weights or KL_WEIGHTS:
+            lines += [measure(study, seed, kl_weight, aligned) for aligned in (True, False)]
+    study.report(lines, COLUMNS, draw(lines))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""What studies share: runs made of a base YAML and changes, their certificates on kept rows, tables and figures.
+
+A study is started as a module from the root of a checkout, such as ``python -m experiments.stress.study``.
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from matplotlib.figure import Figure
+from pytorch_lightning.cli import LightningCLI
+from torch import Tensor
+
+from certvae.certificate import Certificate
+from certvae.cli import run_lightning
+from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
+from certvae.figures import save_figure
+from certvae.files import write_atomic
+from certvae.publish import PublishOptions, publish
+from certvae.teachers import Teacher, load_teacher
+
+__all__ = ["Run", "Study", "markdown", "set_value", "study_parser"]
+
+EXPERIMENTS = Path(__file__).parent
+RESULTS = EXPERIMENTS / "results"
+PLACES = ("data_dir", "output_dir", "results")
+OPTIONS = PublishOptions(permutations=0)
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        certificate: on the rows kept for it, with the calibrated witness fitted on training rows.
+        mean_squared_error: of a pixel, reconstructed from a draw of the code.
+        energy: ``E|mu|^2 / 2`` in nats, over the coordinates that the simplex witness reads.
+        seconds: of the last start, with everything.
+    """
+
+    certificate: Certificate
+    mean_squared_error: float
+    energy: float
+    seconds: float
+
+    def line(self) -> Line:
+        """What a table says of every run; nats. The interval of the margin has 90 %."""
+        c = self.certificate
+        values: dict[str, Any] = {
+            "teacher_information": c.teacher_information,
+            "margin": c.margin,
+            "margin_lower": c.margin_lower,
+            "margin_upper": 2 * c.margin - c.margin_lower,
+            "channel_margin": c.channel_margin,
+            "calibrated_channel_margin": c.calibrated_channel_margin,
+            "rate": c.rate,
+            "witness_information": c.witness_information,
+            "energy": self.energy,
+            "mean_squared_error": self.mean_squared_error,
+            "seconds": self.seconds,
+        }
+        return {"status": str(c.status), **{key: round(float(value), 5) for key, value in values.items()}}
+
+
+def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options that every study has."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments.{name}.study",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits instead of CIFAR-100, one seed")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, or 0 with --quick")
+    parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
+    parser.add_argument("--subset", type=int, help="at most this many rows of each split")
+    parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
+    parser.add_argument("--output_dir", type=Path, help=f"default: runs/{name}; a study that is there goes on")
+    parser.add_argument("--results", action="store_true", help=f"copy table and figure to experiments/results/{name}")
+    return parser
+
+
+class Study:
+    """The runs of a study, ``seed<n>/<name>`` in its folder; what is done is kept.
+
+    Args:
+        name: of the study.
+        given: what :func:`study_parser` read.
+
+    Attributes:
+        dataset: whose YAMLs are the base, ``"digits"`` or ``"cifar100"``.
+        seeds: one teacher search and all runs for each.
+        folder: where everything goes.
+    """
+
+    def __init__(self, name: str, given: argparse.Namespace) -> None:
+        self.name, self.given = name, given
+        self.dataset = "digits" if given.quick else "cifar100"
+        self.seeds: list[int] = given.seeds or ([0] if given.quick else [0, 1, 2])
+        self.folder: Path = given.output_dir or Path("runs") / (f"{name}_quick" if given.quick else name)
+        self._seconds = 0.0
+        _quiet()
+
+    def teacher(self, seed: int) -> Teacher:
+        """The teacher of a seed, searched unless it is there."""
+        folder = self.folder / f"seed{seed}" / "search"
+        path = folder / "teacher.safetensors"
+        if not path.is_file():
+            _fit(self._write("search", folder, seed, {}), folder)
+        return load_teacher(path)
+
+    def run(self, seed: int, name: str, changes: Mapping[str, Any]) -> Run:
+        """Fit ``full.yaml`` with changes, going on where an earlier call stopped, and certify on the kept rows.
+
+        Args:
+            seed: of the run; its teacher has been searched with it.
+            name: of the run's folder.
+            changes: values by their names on the command line, such as ``model.objective.beta``.
+
+        Raises:
+            ValueError: if the folder holds a run with other settings.
+        """
+        folder, teacher = self.folder / f"seed{seed}" / name, self.teacher(seed)
+        source = folder.parent / "search" / "teacher.safetensors"
+        epochs = {} if self.given.max_epochs is None else {"trainer.max_epochs": self.given.max_epochs}
+        path = self._write("full", folder, seed, {"model.teacher": str(source), **epochs, **changes})
+        done = folder / "run.json"
+        if not done.is_file():
+            started = time.perf_counter()
+            cli = _fit(path, folder)
+            publish(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(folder / "certificate.json")
+            values = {**_on_kept_rows(cli, teacher), "seconds": round(time.perf_counter() - started, 2)}
+            write_atomic(done, json.dumps(values, indent=2) + "\n")
+        run = Run(Certificate.load(folder / "certificate.json"), **json.loads(done.read_text()))
+        self._seconds += run.seconds
+        return run
+
+    def batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images in [0, 1] and their indices, the rows of a split in order."""
+        rows = {"batch_size": 500, "subset": self.given.subset}
+        data = DigitsDataModule(**rows) if self.dataset == "digits" else CIFAR100DataModule(self.given.data_dir, **rows)
+        for batch in data.loader(split):
+            images, _, index = data.on_after_batch_transfer(batch, 0)
+            yield images, index
+
+    def base(self, name: str) -> Any:
+        """A value of the base ``full.yaml`` by its name on the command line, such as ``model.encoder``."""
+        part, last = _part(self._base("full"), name)
+        return part[last]
+
+    def _base(self, name: str) -> dict[str, Any]:
+        return dict(yaml.safe_load((EXPERIMENTS / self.dataset / f"{name}.yaml").read_text()))
+
+    def _write(self, base: str, folder: Path, seed: int, changes: Mapping[str, Any]) -> Path:
+        """Write the complete YAML of a run, unless the same is there."""
+        values = self._base(base)
+        home = values["trainer"]["default_root_dir"]
+        values = json.loads(json.dumps(values).replace(home, json.dumps(str(folder))[1:-1]))
+        label = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": f"seed {seed} {folder.name:<16}"}}
+        values["trainer"]["callbacks"].append(label)
+        data = {} if self.dataset == "digits" else {"data.data_dir": self.given.data_dir}
+        rows = {} if self.given.subset is None else {"data.subset": self.given.subset}
+        general = {"seed_everything": seed, "trainer.enable_progress_bar": False, **data, **rows}
+        for key, value in {**general, **changes}.items():
+            set_value(values, key, value)
+        content, path = yaml.safe_dump(values, sort_keys=False), folder / "run.yaml"
+        if path.is_file() and path.read_text() != content:
+            raise ValueError(
+                f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
+                "`--output_dir`, or delete that folder to run it anew."
+            )
+        return write_atomic(path, content)
+
+    def report(self, lines: Sequence[Line], columns: Mapping[str, str], figure: Figure) -> Path:
+        """Write ``<name>.csv``, ``<name>.md`` and ``<name>.png``; with ``--results``, copy them there.
+
+        Args:
+            lines: one for each run, all with the same keys.
+            columns: headings of the Markdown table, and the format of their cells; see :func:`markdown`.
+            figure: the study in one figure.
+
+        Returns:
+            The Markdown file.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        paths = [self.folder / f"{self.name}.{kind}" for kind in ("csv", "md", "png")]
+        write_atomic(paths[0], text.getvalue())
+        write_atomic(paths[1], f"{markdown(lines, columns)}\n{self._origin()}")
+        save_figure(figure, paths[2])
+        if self.given.results:
+            (RESULTS / self.name).mkdir(parents=True, exist_ok=True)
+            for path in paths:
+                shutil.copyfile(path, RESULTS / self.name / path.name)
+        print(paths[1].read_text())
+        return paths[1]
+
+    def _origin(self) -> str:
+        """Command, commit, machine and time, as Markdown."""
+        options = {key: value for key, value in vars(self.given).items() if value and key not in PLACES}
+        words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
+        command = shlex.join(["python", "-m", f"experiments.{self.name}.study", *words])
+        return (
+            f"Made by `{command}`, commit {_commit()}, {datetime.now(UTC).date()}, on {_machine()}; "
+            f"{self._seconds:.0f} s for the runs in all.\n"
+        )
+
+
+def _quiet() -> None:
+    """Lightning's hints do not apply to these runs, and it would give them for each."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "(?s).*(LightningCLI's args parameter|does not have many workers).*")
+
+
+def _fit(path: Path, folder: Path) -> LightningCLI:
+    resume = ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
+    return run_lightning(["fit", "--config", str(path), *resume])
+
+
+@torch.no_grad()
+def _on_kept_rows(cli: LightningCLI, teacher: Teacher) -> dict[str, float]:
+    """Squared error of a pixel and energy, in float32 on the CPU, with draws that belong to the rows."""
+    model, data, errors, energies = cli.model.cpu().eval(), cli.datamodule, [], []
+    for batch in data.test_dataloader():
+        images, _, index = data.on_after_batch_transfer(batch, 0)
+        posterior = model(images)
+        errors.append(model.squared_error(images, posterior.row_draws(index, 1, 0)[0]) / images[0].numel())
+        energies.append((posterior.mean[:, : teacher.num_components - 1] ** 2).sum(dim=1) / 2)
+    means = (float(torch.cat(values).double().mean()) for values in (errors, energies))
+    return dict(zip(("mean_squared_error", "energy"), means, strict=True))
+
+
+def set_value(values: dict[str, Any], name: str, value: Any) -> None:
+    """Set what the command line calls ``name``, such as ``model.objective.beta``, in a run's values.
+
+    Raises:
+        ValueError: if there is no such part.
+    """
+    part, last = _part(values, name)
+    part[last] = value
+
+
+def _part(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    *parents, last = name.split(".")
+    node = values
+    for parent in parents:
+        if not isinstance(node.get(parent), dict):
+            raise ValueError(f"`{name}` must name a part of the YAML; there is no {parent!r} among {sorted(node)}.")
+        node = node[parent]
+        node = node.setdefault("init_args", {}) if "class_path" in node else node
+    return node, last
+
+
+def markdown(lines: Sequence[Line], columns: Mapping[str, str]) -> str:
+    """A Markdown table.
+
+    Args:
+        lines: values of each row.
+        columns: heading of each column and the format string of its cells, with the names of values.
+    """
+    rows = [[text.format(**line) for text in columns.values()] for line in lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
+    items = value if isinstance(value, list) else [value]
+    return [f"{item:g}" if isinstance(item, float) else str(item) for item in items]
+
+
+def _commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    found = subprocess.run(command, cwd=EXPERIMENTS, capture_output=True, text=True, check=False)
+    return found.stdout.strip() if found.returncode == 0 else "unknown (no git checkout)"
+
+
+def _machine() -> str:
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    versions = f"torch {torch.__version__}, Lightning {version('pytorch-lightning')}"
+    return f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}){accelerator}, {versions}"
