@@ -1,6 +1,7 @@
 """Finding the latent code of a batch in a LightningModule that may know nothing of certificates."""
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
@@ -205,7 +206,7 @@ class LatentCapture:
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._listening:
-            self._caught.append(output)
+            self._caught.append(_snapshot(output))
 
     def detach(self) -> None:
         """Remove the hook."""
@@ -232,6 +233,26 @@ class LatentCapture:
             )
         captured = read_latents(outputs["posterior"])
         return captured._replace(rate=outputs["rate"]) if "rate" in outputs else captured
+
+
+def _snapshot(value: Any) -> Any:
+    """A copy: what a step does in place to an encoder's output afterwards is not the encoder's answer."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple | list):
+        items = [_snapshot(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if isinstance(value, dict):
+        twin = copy(value)
+        twin.update({key: _snapshot(item) for key, item in value.items()})
+        return twin
+    if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
+        return value
+    twin = copy(value)
+    for name, item in vars(value).items():
+        if isinstance(item, Tensor | Distribution):
+            twin.__dict__[name] = _snapshot(item)
+    return twin
 
 
 def _choose(caught: list[Any], source: Latents) -> Any:

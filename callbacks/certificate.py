@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
@@ -48,7 +49,8 @@ class CertificateCallback(Callback):
             draws are averaged: each draw is a code that the decoder could have received, and the average of their
             margins stays below the rate, which the margin of an averaged witness need not.
         spending: share the error probability among all looks (:func:`certvae.bounds.spending`): 'certified at some
-            epoch' then holds with ``confidence`` over the whole run, however long.
+            epoch' then holds with ``confidence`` over the whole run, if no look's rows have influenced what it looks
+            at, as through a guard. Runs that branch from one checkpoint do not know of each other's looks.
         dataloader: which of several validation (or test) dataloaders is measured: its position or its name.
         name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
             a different one for each.
@@ -148,10 +150,9 @@ class CertificateCallback(Callback):
             )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if not trainer.sanity_checking:
-            self.looks += 1
-            look = self.looks if self.spending else None
-            self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
+        self.looks += not trainer.sanity_checking
+        look = self.looks if self.spending and self.looks else None
+        self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
@@ -174,13 +175,9 @@ class CertificateCallback(Callback):
     def on_validation_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if not trainer.sanity_checking:
-            self.source.capture.listen(dataloader_idx == self._loader_position)
-
-    def on_test_batch_start(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
         self.source.capture.listen(dataloader_idx == self._loader_position)
+
+    on_test_batch_start = on_validation_batch_start
 
     def on_validation_batch_end(  # noqa: D102
         self,
@@ -191,27 +188,16 @@ class CertificateCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not trainer.sanity_checking:
-            self._update(pl_module, outputs, batch, dataloader_idx)
-
-    def on_test_batch_end(  # noqa: D102
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._update(pl_module, outputs, batch, dataloader_idx)
-
-    def _update(self, pl_module: LightningModule, outputs: Any, batch: Any, dataloader_idx: int) -> None:
+        # Rows of the sanity check count for nothing; they find a wrong argument before an epoch is spent.
         assert self._measurement is not None
         if dataloader_idx == self._loader_position:
             self._measurement.update(pl_module, batch, outputs)
 
+    on_test_batch_end = on_validation_batch_end
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.sanity_checking:
+            self.source.capture.listen(False)
             return
         certificate = self._finish(trainer, pl_module, "val")
         if trainer.state.fn != "fit":
@@ -220,13 +206,18 @@ class CertificateCallback(Callback):
         self._told.add(trainer, certificate)
         if certificate.certified and self.first_certified_epoch is None:
             self.first_certified_epoch = trainer.current_epoch
-        complete = certificate.status is not Status.PARTIAL
-        if complete and (self.best_margin is None or certificate.margin > self.best_margin):
+        if certificate.status in (Status.PARTIAL, Status.LEAKING):
+            return
+        if self.best_margin is None or certificate.margin > self.best_margin:
             self.best_margin = certificate.margin
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.certificate is not None:
             self._told.finish(trainer, self.certificate, "val")
+        else:
+            rank_zero_warn(
+                "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
+            )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._told.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
@@ -250,18 +241,17 @@ class CertificateCallback(Callback):
             value = getattr(certificate, name)
             if value is not None:
                 tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
-                pl_module.log(
-                    f"{prefix}/{name}", tensor, name == "margin", on_step=False, on_epoch=True, sync_dist=True
-                )
+                pl_module.log(f"{prefix}/{name}", tensor, prog_bar=name == "margin", sync_dist=True)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         previous = self.certificate.status if self.certificate is not None else None
         if certificate.status is not previous:
             name = "" if self.name == "certificate" else f"{self.name}: "
+            bounded = certificate.method != "plugin" and certificate.status not in (Status.PARTIAL, Status.LEAKING)
+            bound = f", at least {certificate.margin_lower:.3f}" if bounded else ""
             pl_module.print(
                 f"epoch {trainer.current_epoch}: {name}{certificate.status} ({stage} margin "
-                f"{certificate.margin:.3f} nats, at least {certificate.margin_lower:.3f}; teacher information "
-                f"{certificate.teacher_information:.3f})"
+                f"{certificate.margin:.3f} nats{bound}; teacher information {certificate.teacher_information:.3f})"
             )
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
@@ -294,5 +284,5 @@ class CertificateCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
-        self.looks = state_dict["looks"]
+        self.looks = max(self.looks, state_dict["looks"])  # a look that was taken stays taken
         self._told.curve.restore(state_dict.get("curve", []))

@@ -59,8 +59,9 @@ class Curve:
 
     @property
     def best(self) -> Look | None:
-        """The first with the highest margin among those of a complete set."""
-        return max((look for look in self.looks if look.status != Status.PARTIAL), key=lambda x: x.margin, default=None)
+        """The first with the highest margin among those of a complete set and a sound witness."""
+        sound = [look for look in self.looks if look.status not in (Status.PARTIAL, Status.LEAKING)]
+        return max(sound, key=lambda look: look.margin, default=None)
 
     @property
     def first_certified_epoch(self) -> int | None:

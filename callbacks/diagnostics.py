@@ -61,8 +61,8 @@ class CollapseDiagnostics(Callback):
     * ``diagnostics/mutual_information``: nats, :func:`aggregate_information` of ``block`` rows that a hash of their
       places picks. It saturates near the logarithm of ``block``, 6.24 nats at 512, or of the number of rows if there
       are fewer: compare only runs of equal blocks, and read a value near the ceiling as 'at least'.
-    * ``diagnostics/rate``: nats, :math:`E\,KL(q(z|x) \| p)`, over all rows. Less the mutual information it is the
-      distance of the aggregate posterior from the prior.
+    * ``diagnostics/rate``: nats, :math:`E\,KL(q(z|x) \| p)`, over all rows. Less the mutual information it is an
+      upper estimate of the distance of the aggregate posterior from the prior, far above it near the ceiling.
 
     A latent that is only a mean has active units, and neither of the others. No second forward pass, no random state
     touched; sums are float64, padded rows are not counted, and several processes find what one finds.

@@ -12,6 +12,7 @@ from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.controller import DualController
 from certvae.callbacks.lookup import find_certificate
 from certvae.callbacks.source import CodeSource
+from certvae.certificate import Status
 from certvae.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
@@ -25,7 +26,7 @@ class CertificateLostError(RuntimeError):
 
 
 class CertificateGuard(AlignmentCallback):
-    """Keep the lower bound of a certificate's margin above a target, at the least alignment that does it.
+    """Keep the lower bound of a certificate's margin above a target, with a weight that a controller seeks.
 
     With ``on_loss="rescue"`` the alignment term of :class:`certvae.callbacks.AlignmentCallback` is added to the loss,
     with a weight that :class:`certvae.callbacks.controller.DualController` sets at each step: up while the margin on
@@ -103,8 +104,8 @@ class CertificateGuard(AlignmentCallback):
         information = self._ready_source(trainer).teacher.card.information_train
         if information is not None and self.target + self.headroom >= information:
             raise ValueError(
-                f"`target` must be below the teacher information, {information:.3f} nats, less `headroom`, got "
-                f"{self.target}. No code can reach more than the teacher varies."
+                f"`target` must be below {information - self.headroom:.3f} nats, the teacher information of "
+                f"{information:.3f} less `headroom`, got {self.target}. No code can reach more than the teacher varies."
             )
         if self.on_loss == "rescue":
             super().on_fit_start(trainer, pl_module)
@@ -143,6 +144,8 @@ class CertificateGuard(AlignmentCallback):
         assert self._watched is not None
         certificate = self._watched.certificate
         assert certificate is not None
+        if certificate.status in (Status.PARTIAL, Status.LEAKING):
+            return  # its numbers are of a part of the set, or not of the code
         bound = certificate.margin_lower
         if self._average is not None:
             average = self._average / self._average[-1]

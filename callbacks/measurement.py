@@ -14,7 +14,7 @@ from certvae.callbacks.capture import Captured
 from certvae.callbacks.source import CodeSource
 from certvae.certificate import Certificate
 from certvae.information import kl_divergence
-from certvae.leaks import check_witness
+from certvae.leaks import check_again, check_witness
 from certvae.metric import CertificateMetric
 from certvae.posterior import Posterior
 from certvae.rows import RowPositions, is_cut_short
@@ -81,6 +81,10 @@ class Measurement:
             self._first_batch = False
             self.source.teacher.check_values(inputs)
             self.metric.leaks = check_witness(witness, captured.mean)
+            _check_log_variance(captured.log_variance)
+            self._asked = captured.mean, witness(captured.mean)
+        elif not self.metric.leaks:
+            self.metric.leaks = check_again(witness, *self._asked)
         positions, weights = self._positions.next(inputs.shape[0])
         self.metric.update(
             self.source.teacher_probs(batch),
@@ -132,3 +136,12 @@ class Measurement:
                 "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
             )
         return drift if math.isfinite(drift) else None
+
+
+def _check_log_variance(log_variance: Tensor | None) -> None:
+    if log_variance is not None and bool((log_variance > 0).all()):
+        rank_zero_warn(
+            "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "
+            "standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the margin does not depend "
+            "on it, but rate and channel margin do."
+        )

@@ -25,15 +25,16 @@ class ProbeCallback(Callback):
     r"""Fit an affine probe on the codes of training rows, and score it on validation rows; nothing is certified.
 
     The probe is :class:`certvae.callbacks.affine_probe.AffineProbe`, a multinomial logistic regression from the
-    posterior's mean to the teacher's components, one step for each training batch. At the rows of a validation it is
-    a fixed witness, so its margin ``I_T - E KL(T || probe(z))`` is a lower bound on what the code carries about the
-    input (Barber and Agakov, 2003), as the raw witness's is.
+    posterior's mean to the teacher's components, one step for each training batch. At the rows of a validation, if
+    these rows neither trained nor chose the model, it is a fixed witness, so its margin ``I_T - E KL(T || probe(z))``
+    is, in the population, a lower bound on what the code carries about the input (Barber and Agakov, 2003), as the
+    raw witness's is.
 
     The certificate is about the raw witness and stays so: it needs no training, so that nothing has to be believed
     about a fit. The two differ in what they ask of the code. The raw witness asks whether the code answers in the
     teacher's own coordinates; the probe asks whether an affine map finds the answer in it. A reconstructing VAE that
     nobody aligned often has a probe margin far above 0 with a raw margin below 0. That is a finding, 'informative but
-    not aligned', and no contradiction; both below 0 is what a collapsed code gives.
+    not aligned', and no contradiction. Both at or below 0 shows nothing; read the rate.
 
     It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
     images, dataloader and the method and confidence of the bound. Gradients never reach the model: the run is the

@@ -67,11 +67,14 @@ class CodeSource:
 
         Raises:
             ValueError: if there is no teacher, it does not fit the data, or there is no such submodule.
+            TypeError: if it is no teacher.
         """
         given = self.given_teacher if self.given_teacher is not None else getattr(pl_module, "teacher", None)
         if given is None:
             raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
         self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
+        if not isinstance(self._teacher, Teacher):
+            raise TypeError(f"`teacher` must be a teacher or the path of its file, got {given!r}.")
         data = getattr(trainer, "datamodule", None)
         self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
         self._witness = self._given_witness or own_witness(pl_module, self._teacher.num_components)

@@ -227,8 +227,10 @@ def spending(alpha: float, look: int) -> float:
 
     Looking every epoch is repeated testing. The shares add up to :math:`\alpha` over all looks, however many, so by
     the union bound 'the lower bound held at every look', and hence 'certified at some epoch' where it was said, is
-    true with probability at least :math:`1 - \alpha`. No independence of the looks is needed, but each look's rows
-    must not have trained the model that it looks at. Source: Basel's series; Robbins, 1970, for such mixtures.
+    true with probability at least :math:`1 - \alpha`. No independence of the looks is needed. But a look's rows must
+    not have influenced the model, teacher or witness that it looks at: not by training, not through a guard or a
+    learning-rate schedule that reads a validation number, not through a search that compared on them. Stopping, and
+    picking a checkpoint, are allowed. Source: Basel's series; Robbins, 1970, for such mixtures.
 
     Args:
         alpha: error probability of the whole run, in (0, 1).

@@ -35,7 +35,7 @@ _MEANING = {
     Status.CERTIFIED: "the latent code is not constant in the input",
     Status.NOT_CERTIFIED: "not shown to differ from a constant code (which does not prove collapse)",
     Status.VACUOUS: "the teacher varies too little to certify anything",
-    Status.LEAKING: "the witness claims more than the latent channel can carry: it sees more than the latent",
+    Status.LEAKING: "a leak test failed, so that no number here can be trusted",
     Status.PARTIAL: "only a part of the set was seen, so there is no verdict",
 }
 

@@ -99,6 +99,7 @@ _HINTS = (
     "deprecated in v4",
 )
 _COMMANDS = {"protocol": "protocol", "certify": "publish", "verify": "verify", "report": "report"}
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -112,6 +113,9 @@ def main(args: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE)
         return 0
+    if given[0] not in (*_COMMANDS, *_SUBCOMMANDS) and not given[0].startswith("-"):
+        print(f"certvae: there is no command {given[0]!r}.\n\n{USAGE}", file=sys.stderr)
+        return 2
     with user_errors() as outcome:
         if given[0] in _COMMANDS:
             outcome.status = _command(given[0], given[1:])

@@ -73,11 +73,9 @@ def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certific
         axes.axhline(safety, color="black", linewidth=0.8, linestyle="--", label=f"with safety margin {safety:g}")
         information = max(certificate.teacher_information for certificate in every)
         axes.axhline(information, color="0.5", linewidth=0.8, linestyle="-.", label="teacher information (the most)")
-    axes.set(
-        title=title,
-        xlabel="epoch (rescue goes on from no_align, ablate from full)",
-        ylabel="raw-witness margin (nats)",
-    )
+    present = {phase for phases in histories.values() for phase in phases}
+    goes_on = [f"{phase} goes on from {before}" for phase, before in GOES_ON_FROM.items() if phase in present]
+    axes.set(title=title, xlabel=f"epoch ({', '.join(goes_on)})", ylabel="raw-witness margin (nats)")
     axes.margins(x=0.02)
     low, high = axes.get_ylim()
     axes.axhspan(low, 0, color="#D55E00", alpha=0.06, linewidth=0)

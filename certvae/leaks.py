@@ -15,11 +15,30 @@ from torch import Tensor, nn
 from certvae.arguments import as_number, as_tensor
 from certvae.information import as_logits
 
-__all__ = ["check_witness", "shuffled_margin_leaks"]
+__all__ = ["check_again", "check_witness", "shuffled_margin_leaks"]
 
 TOLERANCE = 1e-4  # of log-probabilities: float32 rounding differs between batch sizes, a leak is far larger
 
 Witness = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def check_again(witness: Witness, latents: Tensor, answers: Tensor) -> list[str]:
+    """Ask once more about the codes of an earlier batch, which a side door to the current batch answers differently.
+
+    A batch of one row, or of one class, cannot show such a door by itself.
+
+    Args:
+        witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``.
+        latents: codes of an earlier batch, shape ``(B, latent_dim)``.
+        answers: what it answered then, shape ``(B, K)``.
+
+    Returns:
+        One sentence if the answers differ, else nothing.
+    """
+    if _differ(as_logits(answers, "answers"), _answers(witness, latents)):
+        return ["repeatable: codes of one batch are answered differently at a later one"]
+    return []
 
 
 @torch.no_grad()

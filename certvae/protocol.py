@@ -199,7 +199,8 @@ def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
 
 def _check_same_run(folder: Path, content: str) -> None:
     path = folder / "run.yaml"
-    if path.is_file() and path.read_text() != content:
+    ran = folder.is_dir() and any(item != path for item in folder.iterdir())
+    if ran and path.is_file() and path.read_text() != content:
         raise ProtocolError(
             f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
             "`--output_dir`, or delete that folder to run it anew."

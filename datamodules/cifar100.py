@@ -80,6 +80,7 @@ class CIFAR100DataModule(ImageDataModule):
 
     def _cure(self) -> str:
         return (
-            f"Set `download: true`, or unpack {CIFAR100.filename} (md5 {CIFAR100.tgz_md5}) from {CIFAR100.url} so that "
+            "Name the folder that holds it in `data_dir`, set `download: true`, or unpack "
+            f"{CIFAR100.filename} (md5 {CIFAR100.tgz_md5}) from {CIFAR100.url} so that "
             f"{Path(self.data_dir) / CIFAR100.base_folder} holds train, test and meta."
         )

@@ -124,7 +124,10 @@ class TinyImageNetDataModule(ImageDataModule):
         return images
 
     def _cure(self) -> str:
-        return f"Set `download: true`, or put {NAME}.zip (md5 {MD5}) from {URL} into {self.data_dir}."
+        return (
+            f"Name the folder that holds it in `data_dir`, set `download: true`, or put {NAME}.zip (md5 {MD5}) from "
+            f"{URL} into {self.data_dir}."
+        )
 
 
 class _Source:

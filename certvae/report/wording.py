@@ -50,14 +50,15 @@ def _rows(certificate: Certificate, split: str) -> str:
     return f"{certificate.num_samples:,} {_ROWS[split]} inputs{watched}"
 
 
-def _confidence(certificate: Certificate) -> str:
+def _confidence(certificate: Certificate, split: str) -> str:
     c = certificate
     if c.method == "plugin":
         return "for these inputs alone, exactly,"
     how = "about " if c.method == "normal" else ""
     proven = "by a proven bound, " if c.method in RIGOROUS else ""
     looks = ", over all looks at the run together," if c.look is not None else ""
-    return f"{proven}at {how}{_percent(c.confidence)} confidence{looks}"
+    single = ", for a single look," if split == "val" and c.look is None else ""
+    return f"{proven}at {how}{_percent(c.confidence)} confidence{looks}{single}"
 
 
 def sentence(certificate: Certificate, split: str) -> str:
@@ -65,8 +66,8 @@ def sentence(certificate: Certificate, split: str) -> str:
     c, rows = certificate, _rows(certificate, split)
     return {
         Status.CERTIFIED: lambda: (
-            f"Measured on {rows}, this model's code is not the same for every input: {_confidence(c)} it carries at "
-            f"least {at_least(c.margin_lower)} of information about the input."
+            f"Measured on {rows}, this model's code is not the same for every input: {_confidence(c, split)} it "
+            f"carries at least {at_least(c.margin_lower)} of information about the input."
         ),
         Status.NOT_CERTIFIED: lambda: (
             f"Measured on {rows}, it is not shown that this model's code depends on the input; this does not prove "
@@ -77,8 +78,7 @@ def sentence(certificate: Certificate, split: str) -> str:
             "nothing that a code could be seen to carry."
         ),
         Status.LEAKING: lambda: (
-            "No number here can be trusted: the check found that the witness sees more than the code, or claims more "
-            f"than the code can carry ({'; '.join(c.leaks) or 'no detail given'})."
+            f"No number here can be trusted, because a leak test failed ({'; '.join(c.leaks) or 'no detail given'})."
         ),
         Status.PARTIAL: lambda: f"There is no verdict on this model: only a part of the set was measured ({rows}).",
     }[c.status]()
@@ -87,7 +87,7 @@ def sentence(certificate: Certificate, split: str) -> str:
 _CLAUSES = {
     Status.NOT_CERTIFIED: "for {which} this is not shown, which does not prove collapse",
     Status.VACUOUS: "for {which} nothing can be said, because the teacher hardly varies",
-    Status.LEAKING: "of {which} no number can be trusted, because the witness sees more than the code",
+    Status.LEAKING: "of {which} no number can be trusted, because a leak test failed",
     Status.PARTIAL: "for {which} there is no verdict, because only a part of the set was measured",
 }
 
@@ -103,13 +103,13 @@ def headline(phases: Sequence[Phase]) -> str:
     measured = f"{len(phases)} trained models, measured on {' or '.join(splits)} inputs,"
     if not certified:
         return f"None of {measured} is certified: {'; '.join(clauses)}."
-    least = min(certified, key=lambda phase: phase.certificate.margin_lower).certificate
-    same = len({(p.certificate.method, p.certificate.confidence, p.certificate.look) for p in certified}) == 1
-    confidence = f" {_confidence(least)}" if same else ", at the confidence given below"
+    least = min(certified, key=lambda phase: phase.certificate.margin_lower)
+    same = len({_confidence(phase.certificate, phase.split) for phase in certified}) == 1
+    confidence = f" {_confidence(least.certificate, least.split)}" if same else ", at the confidence given below"
     first = (
         f"{_count(certified, phases)} {'has' if len(certified) == 1 else 'have'} a code that is not the same for every "
         f"input:{confidence if same else ''} {'it' if len(certified) == 1 else 'each'} carries at least "
-        f"{at_least(least.margin_lower)} of information about the input{'' if same else confidence}"
+        f"{at_least(least.certificate.margin_lower)} of information about the input{'' if same else confidence}"
     )
     return f"Of {measured} {'; '.join([first, *clauses])}."
 
@@ -135,8 +135,8 @@ def limits(phases: Sequence[Phase]) -> list[str]:
         "It does not say that the code is disentangled, that it is useful for another task, or that samples are good.",
         "It speaks of this teacher, this witness and these rows, as the run divided them, and of inputs drawn as they "
         "were; another teacher may see more or less in the same code.",
-        "It is about the mean of the code. The decoder receives noisy draws around that mean, which carry less: the "
-        "channel margin and the rate below are about those.",
+        "It is about the mean of the code. The decoder receives noisy draws around that mean, which may carry less or, "
+        "by their variance, something else: the channel margin and the rate below are about those.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
     ]
     if "normal" in methods:

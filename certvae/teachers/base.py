@@ -187,12 +187,21 @@ class Teacher(nn.Module):
             batches: batches of training rows, such as a dataloader; uint8 images are scaled to [0, 1].
             images: where the teacher's input stands in a batch, as for the callbacks: a position, a key or an
                 attribute, or a function of the batch.
+
+        Raises:
+            TypeError: if ``batches`` are none.
+            ValueError: if they hold no row.
         """
         totals = CertificateSums.unpack(
             torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64),
             self.num_components,
         )
         log_sums = torch.zeros(self.num_components + 1, dtype=torch.float64)
+        if not isinstance(batches, Iterable):
+            raise TypeError(
+                f"`batches` must be batches, such as a dataloader, got {type(batches).__name__}. Of a DataModule give "
+                "its train_dataloader()."
+            )
         for batch in batches:
             probs = self(self.prepared(select_inputs(batch, images)), index_of(batch)).double().cpu()
             totals = totals + CertificateSums.from_rows(probs, torch.zeros_like(probs))

@@ -54,7 +54,11 @@ def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
     try:
         path = regular_file(path, TEACHER_LIMIT, "teacher")
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error} Run a search first: certvae fit --config .../search.yaml.") from None
+        raise FileNotFoundError(
+            f"{error} Run a search first (certvae fit --config .../search.yaml), or make one: "
+            "`LabelTeacher(K).measure(train_loader, images=1).save(path)`, or "
+            "`TeacherSearch().search(train_loader, val_loader).save(path)`."
+        ) from None
     except ValueError as error:
         raise TeacherFileError(str(error)) from None
     header, tensors = _read(path)

@@ -16,6 +16,9 @@ class LabelTeacher(Teacher):
     ``LabelTeacher(10).measure([labels])``. With class shares :math:`p` and :math:`a = 1 - \epsilon + \epsilon / K`,
     :math:`b = \epsilon / K`, its information is :math:`H((1 - \epsilon) p + b) + a \log a + (K - 1)\, b \log b`.
 
+    The input that a certificate then speaks of is all that the encoder receives. An encoder that is given the label,
+    as in a conditional VAE, is certified by copying it.
+
     Args:
         num_classes: K.
         smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1); without any, no code of finite
