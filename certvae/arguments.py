@@ -25,7 +25,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
 
     Raises:
         TypeError: if ``values`` are not an array of real numbers.
-        ValueError: if the tensor is sparse, nested, quantised, or holds no values (device ``meta``).
+        ValueError: if the tensor is sparse, nested, quantised, or holds no values (device ``meta``), or values of the
+            array are masked.
     """
     tensor = values if isinstance(values, Tensor) else _from_array(values, name)
     if tensor.is_complex():
@@ -48,6 +49,10 @@ def _from_array(values: Any, name: str) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"`{name}` must be an array or tensor of real numbers, got {type(values).__name__} of {array.dtype}."
+        )
+    if isinstance(values, np.ma.MaskedArray) and np.ma.is_masked(values):
+        raise ValueError(
+            f"`{name}` must have no masked values, got {np.ma.count_masked(values)} of {array.size}; leave them out."
         )
     native = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
     # A copy: torch takes no negative strides, and warns of arrays that may not be written.

@@ -57,6 +57,9 @@ def _log_prior(prior: Tensor) -> Tensor:
 def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: int = 50) -> Calibration:
     r"""Fit scale and prior weight by the mean alignment loss over draws, which is convex in both; Newton's method.
 
+    It starts at the better of the raw witness and the best constant one, and no step raises the loss, so the fit is at
+    least as good as both on these rows. The logits' own scale does not matter.
+
     Args:
         teacher_probs: teacher probabilities of training rows, shape ``(N, K)``.
         channel_logits: the raw witness on draws of the latent, shape ``(draws, N, K)``.
@@ -79,14 +82,17 @@ def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: i
         )
     logits = torch.stack([as_logits(draw, "channel_logits") for draw in draws]).to(teacher.device)
     prior = teacher.mean(dim=0)
-    features = torch.stack([logits, _log_prior(prior).expand_as(logits)], dim=-1)
-    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that dividing tiny ones keeps their digits
+    unit = -float(logits.mean()) or 1.0
+    features = torch.stack([logits / unit, _log_prior(prior).expand_as(logits)], dim=-1)
+    raw, constant = torch.tensor([[unit, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    weights = min(raw, constant, key=lambda start: float(_loss(teacher, features, start)))
     for _ in range(iterations):
         step = _newton_step(teacher, features, weights)
         weights = weights - step
         if float(step.abs().max()) < 1e-10:
             break
-    return Calibration(float(weights[0]), float(weights[1]), tuple(prior.tolist()), teacher.shape[0])
+    return Calibration(float(weights[0]) / unit, float(weights[1]), tuple(prior.tolist()), teacher.shape[0])
 
 
 def _loss(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:

@@ -120,6 +120,9 @@ class CertificateMetric(Metric):
     ) -> None:
         """Add rows; arguments as in :meth:`certvae.sums.CertificateSums.from_rows`.
 
+        With unequal ``weights`` the bound uses Kish's effective size, and holds for weights that were fixed
+        independently of teacher and witness; class-balancing weights are not.
+
         Raises:
             TypeError: if an array does not hold real numbers.
             ValueError: if the rows do not have ``num_components`` components, or are not what they should be.

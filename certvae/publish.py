@@ -17,11 +17,12 @@ import yaml
 from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from certvae.arguments import as_whole_number
+from certvae.arguments import as_number, as_whole_number
 from certvae.bounds import METHODS, RIGOROUS
 from certvae.calibration import Calibration, fit_calibration
 from certvae.certificate import Certificate
 from certvae.files import read_limited, sha256_file, sha256_tensors
+from certvae.information import as_logits, floor_log_probabilities
 from certvae.leaks import check_witness, shuffled_margin_leaks
 from certvae.measure import Measurement, evenly_spaced, measure_rows
 from certvae.noise import row_uniform
@@ -54,6 +55,8 @@ class PublishOptions:
         calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
         seed: of draws and permutations.
         latents: dotted path of the submodule that gives the code, if the model's ``forward`` does not.
+        witness_scale: scale of the teacher's simplex witness, the one that the run was watched with; default 2. Only
+            for a model that has no attribute ``witness``.
 
     Raises:
         TypeError: if a number is none.
@@ -69,6 +72,7 @@ class PublishOptions:
     calibration_rows: int = 4000
     seed: int = 0
     latents: str | None = None
+    witness_scale: float | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("test", "val"):
@@ -79,6 +83,8 @@ class PublishOptions:
         CertificateSettings(self.safety_margin, self.confidence, self.method, teacher_floor=0.5)
         if not isinstance(self.latents, str | None):
             raise TypeError(f"`latents` must be the path of a submodule or None, got {type(self.latents).__name__}.")
+        if self.witness_scale is not None and not 1e-15 <= as_number(self.witness_scale, "witness_scale") <= 1e15:
+            raise ValueError(f"`witness_scale` must be from 1e-15 to 1e15, got {self.witness_scale}.")
 
 
 def publish(checkpoint: Path, teacher_path: Path, config: Path, options: PublishOptions) -> Certificate:
@@ -99,14 +105,14 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
         TeacherFileError: if the teacher file cannot be used.
         CheckpointFileError: if the checkpoint cannot be used.
         TeacherMismatchError: if the teacher was made for other data.
-        ValueError: if the YAML is not that of a run.
+        ValueError: if the YAML is not that of a run, or ``witness_scale`` is given and the model has its own witness.
     """
     teacher = load_teacher(teacher_path)
     model, data = build(config, teacher_path)
     load_weights(model, checkpoint)
     teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
     held_out = measure_rows(model, teacher, _loader(data, options.split), data, options.latents)
-    witness = own_witness(model, teacher.num_components) or teacher.witness(held_out.mean.shape[1])
+    witness = _witness(model, teacher, held_out.mean.shape[1], options)
     calibration = _calibrate(model, data, teacher, witness, options)
     certificate = _certificate(held_out, teacher, witness, calibration, options)
     certificate.provenance = {
@@ -164,6 +170,14 @@ def _loader(data: LightningDataModule, split: str) -> Any:
     return data.test_dataloader() if split == "test" else data.val_dataloader()
 
 
+def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options: PublishOptions) -> nn.Module:
+    """The model's own witness, else the teacher's, as the callback has it."""
+    own = own_witness(model, teacher.num_components)
+    if own is not None and options.witness_scale is not None:
+        raise ValueError("`witness_scale` must be left out, for the model has a witness of its own, which is used.")
+    return own or teacher.witness(latent_dim, options.witness_scale or 2.0)
+
+
 def _calibrate(
     model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: PublishOptions
 ) -> Calibration | None:
@@ -194,15 +208,16 @@ def _certificate(
         witness_floor=settings.applied_floor,
         teacher_floor=floor,
     )
+    floored = floor_log_probabilities(as_logits(logits), settings.applied_floor)
     leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
-    return certificate_from_sums(sums, settings, p_value=_p_value(rows, logits, options), leaks=leaks)
+    return certificate_from_sums(sums, settings, p_value=_p_value(rows, floored, options), leaks=leaks)
 
 
-def _p_value(rows: Measurement, logits: Tensor, options: PublishOptions) -> float | None:
+def _p_value(rows: Measurement, log_witness: Tensor, options: PublishOptions) -> float | None:
     if options.permutations == 0:
         return None
     generator = torch.Generator().manual_seed(options.seed)
-    return permutation_p_value(rows.teacher_probs, logits, options.permutations, generator)
+    return permutation_p_value(rows.teacher_probs, log_witness, options.permutations, generator)
 
 
 def _shuffled_leaks(rows: Measurement, witness: nn.Module, seed: int) -> list[str]:
@@ -231,6 +246,9 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", default="test", choices=("test", "val"), help="the rows to certify on")
     parser.add_argument("--method", default="normal", choices=METHODS)
     parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
+    parser.add_argument(
+        "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
+    )
     for name in ("safety_margin", "confidence"):
         parser.add_argument(f"--{name}", type=float, default=getattr(PublishOptions, name))
     for name in ("permutations", "channel_samples", "calibration_rows", "seed"):

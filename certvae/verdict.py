@@ -201,8 +201,9 @@ def certify(
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
         witness_floor: share of the uniform distribution mixed into the witness; default 1e-3 for the rigorous
             methods, else 0.
-        weights: weight of each row, fixed independently of its values, from 0 to 1e50, shape ``(N,)``; 0 leaves a
-            row out.
+        weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. The bound of unequal weights
+            uses Kish's effective size, and holds for weights that were fixed independently of the row's teacher and
+            witness; class-balancing weights are not.
         channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
         rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
         permutations: number of permutations of the test that fills in ``p_value``, 999 for instance; 0 makes no
@@ -211,7 +212,7 @@ def certify(
         generator: CPU generator of the permutations; default: the global random state.
 
     Returns:
-        The certificate. With one row the bound is minus infinity.
+        The certificate. With one row the bound of ``normal`` and ``bernstein`` is minus infinity.
 
     Raises:
         TypeError: if an argument is of another kind than this page says: no numbers, no array of real numbers.

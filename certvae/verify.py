@@ -83,6 +83,9 @@ def check_claims(certificate: Certificate) -> None:
 
 def _claims(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bool]]:
     most, slack = math.log(c.num_components), 1e-9
+    lowers = (c.margin_lower, c.channel_margin_lower, c.calibrated_channel_margin_lower)
+    none_bounds = all(lower in (None, -math.inf) for lower in lowers)
+    one_row = c.num_samples == 1 and c.method in ("normal", "bernstein")
     claims = [
         ("num_samples >= 1", c.num_samples >= 1 and c.num_samples == int(c.num_samples)),
         ("0 <= teacher_information <= log K", -slack <= c.teacher_information <= most + slack),
@@ -90,6 +93,7 @@ def _claims(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bo
         ("alignment_loss >= 0", c.alignment_loss >= -slack),
         ("margin = teacher_information - alignment_loss", _close(c.margin, c.teacher_information - c.alignment_loss)),
         ("margin_lower <= margin", settings.alpha > 0.5 or c.margin_lower <= c.margin + slack),
+        ("one row bounds nothing", none_bounds or not one_row),
         ("p_value in (0, 1]", c.p_value is None or 0 < c.p_value <= 1),
         ("rate >= 0", c.rate is None or c.rate >= -slack),
         ("status follows from the numbers", c.status is Status.PARTIAL or c.status is verdict(c)),
@@ -176,7 +180,7 @@ def _compare_numbers(stated: Certificate, fresh: Certificate) -> None:
     left, right = asdict(stated), asdict(fresh)
     for name in [item.name for item in fields(Certificate) if item.name != "provenance"]:
         _compare_value(name, left[name], right[name])
-    for name in ("calibration", "witness_scale", "looks", "options"):
+    for name in ("calibration", "witness_scale", "looks"):
         _compare_value(name, stated.provenance.get(name), fresh.provenance[name])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from certvae import Certificate, Status, certify
+from certvae.verify import VerificationError, check_claims
 from tests.conftest import random_logits, random_probs
 
 
@@ -85,6 +87,21 @@ def test_one_row_gives_no_bound_and_survives_the_file(tmp_path: Path) -> None:
     certificate = certify(teacher, teacher.log(), safety_margin=0)
     assert certificate.margin_lower == -math.inf
     assert Certificate.load(certificate.save(tmp_path / "c.json")) == certificate
+    check_claims(certificate)
+
+
+@pytest.mark.parametrize("method", ["normal", "bernstein"])
+def test_no_bound_is_believed_that_one_row_cannot_give(method: str) -> None:
+    teacher = 0.9 * random_probs(300, 5, seed=0) + 0.1 / 5
+    arguments = {"method": method, "teacher_floor": 0.1, "channel_logits": teacher.log()[None]}
+    honest = certify(teacher, teacher.log(), **arguments)  # type: ignore[arg-type]
+    check_claims(honest)
+    forged = replace(honest, num_samples=1)
+    unbounded = replace(forged, margin_lower=-math.inf, status=Status.NOT_CERTIFIED)
+    for certificate in (forged, unbounded):
+        with pytest.raises(VerificationError, match="one row bounds nothing"):
+            check_claims(certificate)
+    check_claims(replace(unbounded, channel_margin_lower=-math.inf))
 
 
 @pytest.mark.parametrize("method", ["plugin", "normal", "hoeffding", "bernstein"])
@@ -147,6 +164,15 @@ def test_print_tells_verdict_numbers_and_limits() -> None:
 def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         strong(**arguments)
+
+
+def test_masked_values_are_refused_and_not_counted() -> None:
+    teacher = random_probs(4, 3, seed=0).numpy()
+    masked = np.ma.MaskedArray(teacher, mask=np.eye(4, 3))
+    with pytest.raises(ValueError, match="`teacher_probs` must have no masked values, got 3 of 12"):
+        certify(masked, np.log(teacher))
+    whole = np.ma.MaskedArray(teacher)
+    assert certify(whole, np.log(teacher)) == certify(teacher, np.log(teacher))
 
 
 def test_no_rows_are_refused() -> None:

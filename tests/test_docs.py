@@ -80,6 +80,18 @@ def test_the_limits_quote_the_committed_results() -> None:
         assert f"{float(row[name]):.3f}" in text, name
 
 
+def test_readme_and_limits_quote_the_committed_widths_on_rows_that_no_search_compared() -> None:
+    with open(ROOT / "experiments" / "results" / "statistics" / "width.csv") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    readme, limits = (ROOT / "README.md").read_text(), (DOCS / "limits.md").read_text()
+    assert {row["rows"] for row in rows.values()} == {"5000"}
+    for method in ("normal", "bernstein", "hoeffding"):
+        for name in ("margin_lower", "calibrated_channel_margin_lower"):
+            assert f"{float(rows[method][name]):.3f}" in readme, (method, name)
+    for quoted in (rows["normal"], rows["bernstein"]):
+        assert f"{float(quoted['calibrated_channel_margin_lower']):.3f}" in limits
+
+
 def rate_of_a_linear_vae(eigenvalues: list[float], beta: float, variance: float, latent_dim: int = 2) -> float:
     """Rate at the optimum of a linear VAE, found by gradients of its loss in closed form."""
     torch.manual_seed(0)

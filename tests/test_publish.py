@@ -11,12 +11,15 @@ import yaml
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
 from certvae import Certificate, Status
+from certvae.callbacks import CertificateCallback
 from certvae.certificate import digest
 from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
 from certvae.measure import evenly_spaced
-from certvae.publish import PublishOptions, publish
+from certvae.publish import PublishOptions, build, publish
 from certvae.verify import Refusal, VerificationError, check_claims, verify
+from certvae.weights import load_weights
+from tests.runs import trainer
 from tests.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
 
 
@@ -85,11 +88,6 @@ def test_every_method_can_be_published_and_verified(run: dict[str, Path], tmp_pa
 
 def test_numbers_equal_those_of_the_callback(run: dict[str, Path]) -> None:
     """Trainer.test with the callback measures the same rows on the same weights."""
-    from certvae.callbacks import CertificateCallback
-    from certvae.publish import build
-    from certvae.weights import load_weights
-    from tests.runs import trainer
-
     model, data = build(run["config"], run["teacher"])
     load_weights(model, run["ckpt"])
     callback = CertificateCallback(channel_samples=4)
@@ -98,6 +96,17 @@ def test_numbers_equal_those_of_the_callback(run: dict[str, Path]) -> None:
     assert callback.certificate is not None
     for name in ("margin", "margin_lower", "channel_margin", "rate", "witness_information"):
         assert getattr(callback.certificate, name) == pytest.approx(getattr(published, name), abs=1e-5), name
+
+
+def test_a_witness_scale_is_refused_where_the_model_has_its_own_witness(run: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="`witness_scale` must be left out"):
+        publish(run["ckpt"], run["teacher"], run["config"], PublishOptions(witness_scale=2.0))
+
+
+def test_a_certificate_from_before_an_option_was_added_verifies(run: dict[str, Path]) -> None:
+    certificate = Certificate.load(run["certificate"])
+    del certificate.provenance["options"]["witness_scale"]
+    assert verify(certificate, run["ckpt"], run["teacher"], run["config"]).margin == certificate.margin
 
 
 def altered(run: dict[str, Path], name: str, folder: Path, position: float) -> dict[str, Path]:
@@ -253,5 +262,7 @@ def test_bad_options_are_refused() -> None:
         PublishOptions(split="train")
     with pytest.raises(ValueError, match="`permutations` must be at least 0"):
         PublishOptions(permutations=-1)
+    with pytest.raises(ValueError, match="`witness_scale` must be from 1e-15 to 1e15"):
+        PublishOptions(witness_scale=0.0)
     with pytest.raises(SystemExit):
         main(["verify", "c.json"])
