@@ -1,9 +1,10 @@
 # make demo   installs into .venv and runs the protocol on scikit-learn's digits
-# make test   installs into .venv and runs the tests
+# make test   installs into .venv and runs the tests, on two cores (JOBS=8 on eight)
 # make docs   installs into .venv and builds the documentation: build/docs/index.html
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -23,7 +24,7 @@ demo: install
 	$(BIN)/certvae report runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
