@@ -88,7 +88,7 @@ def test_the_page_of_causes_tells_them_apart(
         ("plain", "informative, but not aligned"),
         ("KL weight 20", "collapsed"),
         ("witness scale 0.05", "the witness hardly moves"),
-        ("witness scale 20", "the witness claims more than the code knows"),
+        ("witness scale 20", "the witness claims more than the probe finds"),
     ):
         assert f"{name}: {answer}" in said
     assert "nothing: certified" in said
@@ -100,11 +100,11 @@ def rows_of_the_table() -> list[tuple[tuple[Certificate, float], str]]:
     """Certificates and probe margins of the page's table, and the beginning of what is to be said of them."""
     expected = {
         "aligned, weight 0.3": "informative, but not aligned",
-        "aligned, weight 1, one epoch": "the code knows little",
+        "aligned, weight 1, one epoch": "an affine map finds little",
         "KL weight 8": "informative, but not aligned",
         "KL weight 60": "collapsed",
         "KL weight 60, guard 0.5": "nothing: certified",
-        "aligned at scale 2, read at scale 20": "claims more than the code knows",
+        "aligned at scale 2, read at scale 20": "claims more than the probe finds",
         "aligned, 30 rows, `hoeffding`": "too few rows",
     }
     rows = []

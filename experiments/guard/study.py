@@ -24,6 +24,7 @@ from certvae.files import write_atomic
 
 CONFIGS = Path(__file__).parent.parent / "cifar100"
 WEIGHTS = (40.0, 80.0, 160.0, 320.0, 640.0)
+SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
 COLUMNS = (
     "seed",
     "run",
@@ -86,7 +87,7 @@ def run(folder: Path, path: Path) -> None:
 
 
 def measured(folder: Path, seed: int, name: str, target: float) -> dict[str, Any]:
-    """One line of the table: the last validation's numbers."""
+    """One line of the table; margins and error are means over the last validations, which differ by chance."""
     history = read_history(folder / "certificates_val.jsonl")
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -94,19 +95,24 @@ def measured(folder: Path, seed: int, name: str, target: float) -> dict[str, Any
     weights = [row["certificate/guard_weight"] for row in rows if row.get("certificate/guard_weight")]
     at_target = [certificate.margin_lower >= target for certificate in history]
     last: Certificate = history[-1]
+    bounds, margins = ([getattr(item, name) for item in history] for name in ("margin_lower", "margin"))
     first = at_target.index(True) + 1 if any(at_target) else None
     return {
         "seed": seed,
         "run": name,
         "epochs": len(history),
-        "margin_lower": round(last.margin_lower, 4),
-        "margin": round(last.margin, 4),
-        "mean_squared_error": round(float(errors[-1]), 5),
+        "margin_lower": round(_settled(bounds), 4),
+        "margin": round(_settled(margins), 4),
+        "mean_squared_error": round(_settled([float(error) for error in errors]), 5),
         "rate": round(last.rate or 0.0, 3),
         "last_weight": round(float(weights[-1]), 1) if weights else None,
         "first_at_target": first,
         "stays": first is not None and all(at_target[first - 1 :]),
     }
+
+
+def _settled(values: list[float]) -> float:
+    return sum(values[-SETTLED:]) / len(values[-SETTLED:])
 
 
 def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
@@ -131,8 +137,12 @@ def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
         ylabel="lower bound of the margin (nats)",
         title="dashed: the guard's target; grey: fixed weights",
     )
-    right.set(xlabel="lower bound of the margin (nats)", ylabel="mean squared error of a pixel", title="last epoch")
-    left.legend()
+    right.set(
+        xlabel="lower bound of the margin (nats)",
+        ylabel="mean squared error of a pixel",
+        title=f"means of the last {SETTLED} epochs",
+    )
+    left.legend(loc="lower center", bbox_to_anchor=(0.5, 0.07), ncols=3, frameon=False)
     return drawn
 
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from certvae.callbacks import CertificateCallback, CollapseDiagnostics, ProbeCallback
@@ -26,6 +27,7 @@ def probed(folder: Path, world: int) -> Result:
     trained(folder, world, [CertificateCallback(teacher(), "encoder"), probe])
     state, figures = probe.state_dict(), probe.figures
     checker = spread(folder, world, callbacks=[CertificateCallback(teacher(), "encoder"), probe])
+    torch.manual_seed(1)
     checker.validate(WithAdam().double(), plain_loader(101, BATCH), verbose=False)
     weights = {name: state[name].flatten().tolist() for name in ("weights", "average", "sums")}
     return {"probe": weights, "steps": state["steps"], "fitted": figures, "validated": probe.figures}
