@@ -20,7 +20,7 @@ from certvae.certificate import Certificate
 from certvae.files import sha256_file
 from certvae.teachers import Teacher
 
-__all__ = ["LOGGED", "CertificateLog", "log_image", "plot_against_epoch", "takes_images"]
+__all__ = ["LOGGED", "CertificateLog", "end_runs", "log_image", "plot_against_epoch", "takes_images"]
 
 LOGGED = (
     "teacher_information",
@@ -157,6 +157,12 @@ def plot_against_epoch(trainer: Trainer, keys: Iterable[str], summary: str | Non
     for _, logger in _loggers(trainer, WANDB):
         for key in keys:
             logger.experiment.define_metric(key, step_metric="epoch", summary=summary)
+
+
+def end_runs(trainer: Trainer) -> None:
+    """End the runs of Weights & Biases, so that a later trainer of this process starts one of its own."""
+    for _, logger in _loggers(trainer, WANDB):
+        logger.experiment.finish()
 
 
 def _loggers(trainer: Trainer, *kinds: str) -> list[tuple[str, Any]]:

@@ -5,6 +5,7 @@ be run again by itself with ``certvae fit --config``.
 """
 
 import argparse
+import hashlib
 import json
 import signal
 import sys
@@ -45,6 +46,7 @@ class Protocol:
         teachers: given teacher files, one for each seed, instead of a search.
         max_epochs: instead of the phases' own.
         data_dir: instead of the YAMLs' own.
+        wandb: project in which each phase is a run of Weights & Biases too, grouped by ``dataset``.
     """
 
     dataset: str
@@ -56,6 +58,7 @@ class Protocol:
     teachers: tuple[Path, ...] = ()
     max_epochs: int | None = None
     data_dir: str | None = None
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in ("search", *PHASES) if name not in self.phases]
@@ -116,7 +119,16 @@ class Protocol:
         if phase != "search":
             trainer["max_epochs"] = self.max_epochs or trainer["max_epochs"]
             config["model"]["init_args"]["teacher"] = str(self.teacher_path(seed))
+            if self.wandb:
+                trainer["logger"] = [trainer["logger"], self._wandb_logger(phase, seed)]
         return config
+
+    def _wandb_logger(self, phase: str, seed: int) -> dict[str, Any]:
+        folder = self.seed_dir(seed) / phase
+        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the phase goes on
+        name = f"{self.dataset}-seed{seed}-{phase}"
+        arguments = {"project": self.wandb, "name": name, "group": self.dataset, "id": run, "save_dir": str(folder)}
+        return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": arguments}
 
     def searched_path(self, seed: int) -> Path:
         """The teacher that was searched or given for a seed."""
@@ -209,6 +221,7 @@ def _check_same_run(folder: Path, content: str) -> None:
 
 def _fit(path: Path, folder: Path, certificate: bool) -> int:
     """Fit, going on from the last checkpoint if there is one, then certify on the kept rows; returns epochs run now."""
+    from certvae.callbacks.loggers import end_runs
     from certvae.cli import run_lightning
 
     resume = ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
@@ -217,6 +230,7 @@ def _fit(path: Path, folder: Path, certificate: bool) -> int:
     if certificate:
         cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
         Certificate.load(folder / "certificate_test.json")
+    end_runs(cli.trainer)
     return epochs
 
 
@@ -250,6 +264,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
     parser.add_argument("--data_dir", help="where the data set is")
     parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log each phase to Weights & Biases too, as its own run")
     given = parser.parse_args(args)
     if given.max_epochs is not None and given.max_epochs < 1:
         parser.error(f"--max_epochs must be at least 1, got {given.max_epochs}")

@@ -15,6 +15,7 @@ from certvae import Certificate
 from certvae.callbacks import CertificateCallback, LastCheckpoint
 from certvae.callbacks.history import read_history
 from certvae.callbacks.loggers import LOGGED
+from certvae.cli import main
 from certvae.files import sha256_file
 from tests.logged import Collapse, data, run
 from tests.runs import digits_teacher, small_vae, trainer
@@ -183,6 +184,19 @@ def test_wandb_may_be_disabled(tmp_path: Path) -> None:
 def test_a_trial_run_logs_nothing(tmp_path: Path) -> None:
     run(tmp_path, WandbLogger(save_dir=tmp_path), fast_dev_run=True)
     assert run_files(tmp_path) == []
+
+
+def test_each_phase_of_a_protocol_is_a_run_of_its_own(tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    digits_teacher(10).save(teacher)
+    command = ["protocol", str(ROOT / "experiments" / "digits.yaml"), "--teachers", str(teacher), "--max_epochs", "2"]
+    assert main([*command, "--output_dir", str(tmp_path / "runs"), "--wandb", "certvae"]) == 0
+    for phase in ("full", "no_align", "rescue"):
+        (file,) = run_files(tmp_path / "runs" / "seed0" / phase)
+        history = read_history(tmp_path / "runs" / "seed0" / phase / "certificates_val.jsonl")
+        margins = [(epoch, pytest.approx(certificate.margin)) for epoch, certificate in enumerate(history)]
+        assert file.column("certificate/margin") == margins
+        assert [epoch for epoch, _ in file.column("test_certificate/margin")] == [2]
 
 
 class Unreachable(WandbLogger):
