@@ -139,7 +139,8 @@ class Measurement:
 
 
 def _check_log_variance(log_variance: Tensor | None) -> None:
-    if log_variance is not None and bool((log_variance > 0).all()):
+    # A collapsed posterior is as wide as the prior, and its log-variances lie around 0.
+    if log_variance is not None and bool((log_variance > 0).all()) and float(log_variance.mean()) > 0.1:
         rank_zero_warn(
             "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "
             "standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the margin does not depend "

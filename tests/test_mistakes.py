@@ -1,5 +1,6 @@
 """Mistakes that anybody makes once: each is told early, in one message that says what to do."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,15 @@ def test_a_standard_deviation_in_place_of_the_log_variance_is_asked_about(tmp_pa
         digits_teacher(), lambda module, batch: (module.encoder(batch[0])[0], torch.full((len(batch[0]), 6), 0.7))
     )
     with pytest.warns(UserWarning, match=r"Is it a standard deviation\? Give \(mean, log_variance\)"):
+        trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader(), verbose=False)
+
+
+def test_a_collapsed_posterior_is_not_taken_for_a_standard_deviation(tmp_path: Path) -> None:
+    callback = CertificateCallback(
+        digits_teacher(), lambda module, batch: (module.encoder(batch[0])[0], torch.full((len(batch[0]), 6), 1e-3))
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*standard deviation.*")
         trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader(), verbose=False)
 
 
