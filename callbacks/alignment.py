@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from certvae.arguments import float64_device
 from certvae.callbacks.capture import LatentSource
 from certvae.callbacks.source import CodeSource
 from certvae.callbacks.training_step import LossTerm
@@ -97,9 +98,8 @@ class AlignmentCallback(Callback):
             probs = source.teacher_probs(batch).to(codes.device).to(codes.dtype)
         log_student = source.witness_for(codes)(codes).log_softmax(dim=1)
         alignment = kl_divergence(probs, log_student).mean()
-        self._sums = self._sums + len(codes) * torch.stack([alignment.detach(), torch.ones_like(alignment)]).to(
-            self._sums
-        )
+        mean = torch.stack([alignment.detach(), torch.ones_like(alignment)]).to(self._sums)
+        self._sums = self._sums + len(codes) * mean
         return self._weight(trainer, pl_module, probs, log_student.detach()) * alignment
 
     def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> float:
@@ -107,8 +107,7 @@ class AlignmentCallback(Callback):
         return _check_weight(weight)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        dtype = torch.float32 if pl_module.device.type == "mps" else torch.float64
-        self._sums = torch.zeros(2, dtype=dtype, device=pl_module.device)
+        self._sums = torch.zeros(2, dtype=torch.float64, device=float64_device(pl_module.device))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self._term is None:

@@ -7,6 +7,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
+from certvae.arguments import float64_device
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.callbacks.source import choose_loader
 from certvae.posterior import Posterior
@@ -136,8 +137,7 @@ class CollapseDiagnostics(Callback):
             self._add(captured, positions, weights)
 
     def _add(self, captured: Captured, positions: Tensor, weights: Tensor) -> None:
-        # MPS has no float64, so the sums stay on the CPU there.
-        device = torch.device("cpu") if captured.mean.device.type == "mps" else captured.mean.device
+        device = float64_device(captured.mean.device)
         mean, log_variance, rate = (None if value is None else value.to(device).double() for value in captured)
         assert mean is not None
         row_weights, counted = weights.to(mean), weights > 0
@@ -157,7 +157,7 @@ class CollapseDiagnostics(Callback):
         if self._positions is None:
             return
         self.capture.listen(False)
-        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        device = float64_device(pl_module.device)
         sums, sample = self._gathered(trainer, device)
         count, rate, dim = sums[0], sums[1], (len(sums) - 2) // 2
         if count == 0:

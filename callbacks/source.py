@@ -10,6 +10,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from certvae.arguments import float64_device
 from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
 from certvae.teachers import Teacher, load_teacher
 from certvae.teachers.batches import InputSource, index_of, select_inputs
@@ -82,8 +83,7 @@ class CodeSource:
 
     def start(self, pl_module: LightningModule) -> torch.device:
         """Move teacher and witness to the module; returns the device on which float64 sums can be kept."""
-        # MPS has no float64, so the sums stay on the CPU there.
-        device = torch.device("cpu") if pl_module.device.type == "mps" else pl_module.device
+        device = float64_device(pl_module.device)
         self.teacher.to(device)
         if self._given_witness is not None:
             self._given_witness.to(pl_module.device).eval()

@@ -10,7 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["LARGEST", "MOST_COMPONENTS", "as_float64", "as_number", "as_share", "as_tensor", "as_whole_number"]
+__all__ = [
+    "LARGEST",
+    "MOST_COMPONENTS",
+    "as_float64",
+    "as_number",
+    "as_share",
+    "as_tensor",
+    "as_whole_number",
+    "float64_device",
+]
 
 LARGEST = 1e50  # of log-probabilities, rates and weights: sums of weighted squares stay finite
 MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
@@ -59,9 +68,14 @@ def _from_array(values: Any, name: str) -> Tensor:
     return torch.from_numpy(np.array(array, dtype=native, order="C"))
 
 
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU where it has no float64, as MPS has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def as_float64(tensor: Tensor) -> Tensor:
     """The tensor in float64, on the CPU where its device has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).to(torch.float64)
+    return tensor.to(float64_device(tensor.device)).to(torch.float64)
 
 
 def as_number(value: Any, name: str) -> float:

@@ -1,6 +1,7 @@
 """Encoders whose posterior is constrained, around any other encoder."""
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -25,8 +26,9 @@ class _Constrained(nn.Module):
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return self.constrain(mean.to(dtype), log_variance.to(dtype))
 
+    @abstractmethod
     def constrain(self, mean: Tensor, log_variance: Tensor) -> Posterior:
-        raise NotImplementedError
+        """Posterior from what the encoder answered, each of shape ``(B, latent_dim)``."""
 
 
 class DeltaEncoder(_Constrained):

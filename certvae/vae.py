@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import Tensor, nn
 
+from certvae.arguments import float64_device
 from certvae.information import kl_divergence
 from certvae.likelihood import optimal_distortion
 from certvae.objectives import ELBO, Objective, Terms
@@ -128,8 +129,7 @@ class VAE(LightningModule):
     def on_fit_start(self) -> None:  # noqa: D102
         if self.teacher is None or self.alignment_weight == 0:
             return
-        # MPS has no float64, so the teacher answers from the CPU there.
-        self.teacher.to("cpu" if self.device.type == "mps" else self.device)
+        self.teacher.to(float64_device(self.device))
         self.teacher.measured_average()
         information = self.teacher.card.information_train or 0.0
         if information <= 1e-6:

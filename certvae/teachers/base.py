@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from certvae.arguments import as_number, as_share, as_whole_number
+from certvae.arguments import as_float64, as_number, as_share, as_whole_number
 from certvae.information import as_probabilities
 from certvae.sums import CertificateSums
 from certvae.teachers.batches import InputSource, as_floats, index_of, inputs_and_index, select_inputs
@@ -279,7 +279,7 @@ def check_average(card: TeacherCard, average: Tensor | None) -> None:
 
 def flat_float64(images: Tensor) -> Tensor:
     """Rows of values in float64, shape ``(B, D)``; on the CPU where the device has no float64."""
-    return (images.cpu() if images.device.type == "mps" else images).flatten(start_dim=1).double()
+    return as_float64(images.flatten(start_dim=1))
 
 
 def log_ratio_sums(probs: Tensor) -> Tensor:

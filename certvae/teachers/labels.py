@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from certvae.arguments import float64_device
 from certvae.teachers.base import Teacher, TeacherCard, check_average
 
 __all__ = ["LabelTeacher"]
@@ -82,7 +83,7 @@ class LabelTeacher(Teacher):
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
         self.check_values(images)
-        labels = (images.cpu() if images.device.type == "mps" else images).long()
+        labels = images.to(float64_device(images.device)).long()
         hard = nn.functional.one_hot(labels, self.num_components).to(torch.float64)
         return (1 - self.card.floor) * hard + self.card.floor / self.num_components
 

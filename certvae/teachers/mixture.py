@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from certvae.arguments import float64_device
 from certvae.teachers.base import Teacher, TeacherCard
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
@@ -85,8 +86,8 @@ class GaussianMixtureTeacher(Teacher):
 
     def features(self, images: Tensor) -> Tensor:
         """Principal components of inputs, shape ``(B, d)``."""
-        # The buffers are float64, and so the difference is, in one pass; MPS has no float64.
-        flat = (images.cpu() if images.device.type == "mps" else images).flatten(start_dim=1)
+        # The buffers are float64, and so the difference is, in one pass.
+        flat = images.to(float64_device(images.device)).flatten(start_dim=1)
         if flat.shape[1] != self.center.shape[0]:
             raise ValueError(f"`images` must have {self.center.shape[0]} values a row, got {flat.shape[1]}.")
         return (flat - self.center) @ self.projection
