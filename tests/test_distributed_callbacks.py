@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.distributed.callback_jobs import CALLBACK_JOBS, ROWS
-from tests.distributed.launch import launch
+from tests.distributed.callback_jobs import ROWS
+from tests.distributed.launch import alone, common, launch
 
+JOBS = "tests.distributed.callback_jobs"
 LIMIT = 200.0
 TOLERANCE = 1e-9
 Results = dict[str, Any]
@@ -18,23 +19,13 @@ Results = dict[str, Any]
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Results of a single process."""
-    return {name: job(tmp_path_factory.mktemp(name), 1) for name, job in CALLBACK_JOBS.items()}
+    return alone(JOBS, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     """Results of each of two processes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CERTVAE_TEST_JOBS", "callbacks")
-        return launch(tmp_path_factory.mktemp("two"), 2, LIMIT)
-
-
-def common(two: list[Results], job: str) -> Any:
-    """The result on which both processes agree to the last bit."""
-    first, second = (results[job] for results in two)
-    assert "error" not in first, first["error"]
-    assert first == second, f"processes differ in {job}"
-    return first["result"]
+    return launch(tmp_path_factory.mktemp("two"), 2, LIMIT, JOBS)
 
 
 def test_the_probe_is_that_of_one_process_and_scores_each_row_once(one: Results, two: list[Results]) -> None:

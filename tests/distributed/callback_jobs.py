@@ -48,7 +48,7 @@ def streamed(folder: Path, world: int, idle: int | None) -> Result:
     return logged(run.callback_metrics)
 
 
-CALLBACK_JOBS: dict[str, Callable[[Path, int], Any]] = {
+JOBS: dict[str, Callable[[Path, int], Any]] = {
     "probed": probed,
     **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
     "streamed": partial(streamed, idle=None),

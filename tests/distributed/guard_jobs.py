@@ -44,7 +44,7 @@ def lost(folder: Path, world: int, answer: Any) -> Result:
     return {"epochs": result["epochs"]}
 
 
-GUARD_JOBS: dict[str, Callable[[Path, int], Any]] = {
+JOBS: dict[str, Callable[[Path, int], Any]] = {
     "aligned": aligned,
     "aligned_accumulated": partial(aligned, accumulate=2),
     "aligned_bf16": partial(aligned, precision="bf16-mixed"),

@@ -1,6 +1,5 @@
 """What each process of a launch does, job by job; results are plain values, so that they can be compared."""
 
-import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -258,13 +257,3 @@ def trained(folder: Path, world: int, callbacks: list[Callback], accumulate: int
         "alignment": float(run.callback_metrics.get("certificate/alignment_train", torch.nan)),
         "epochs": run.current_epoch,
     }
-
-
-if os.environ.get("CERTVAE_TEST_JOBS") == "guard":
-    from tests.distributed.guard_jobs import GUARD_JOBS
-
-    JOBS = GUARD_JOBS
-if os.environ.get("CERTVAE_TEST_JOBS") == "callbacks":
-    from tests.distributed.callback_jobs import CALLBACK_JOBS
-
-    JOBS = CALLBACK_JOBS

@@ -1,5 +1,6 @@
 """Starting all processes of a launch, and ending them whatever happens."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -15,13 +18,13 @@ class LaunchError(RuntimeError):
     """A process failed, or all of them took too long."""
 
 
-def launch(folder: Path, world: int, limit: float) -> list[dict[str, Any]]:
-    """Results of all jobs on ``world`` processes, one entry a process.
+def launch(folder: Path, world: int, limit: float, jobs: str = "tests.distributed.jobs") -> list[dict[str, Any]]:
+    """Results of all jobs of a module on ``world`` processes, one entry a process.
 
     Raises:
         LaunchError: with the end of each process's output, if one failed or ``limit`` seconds have passed.
     """
-    processes = [_start(folder, world, number) for number in range(world)]
+    processes = [_start(folder, world, number, jobs) for number in range(world)]
     try:
         deadline = time.monotonic() + limit
         while any(process.poll() is None for process in processes):
@@ -39,7 +42,7 @@ def launch(folder: Path, world: int, limit: float) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results_{number}.json").read_text()) for number in range(world)]
 
 
-def _start(folder: Path, world: int, number: int) -> subprocess.Popen[bytes]:
+def _start(folder: Path, world: int, number: int, jobs: str) -> subprocess.Popen[bytes]:
     environment = {
         **os.environ,
         "RANK": str(number),
@@ -50,7 +53,7 @@ def _start(folder: Path, world: int, number: int) -> subprocess.Popen[bytes]:
         "MASTER_PORT": "0",
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.distributed.worker", str(folder)]
+    command = [sys.executable, "-m", "tests.distributed.worker", str(folder), jobs]
     with (folder / f"output_{number}.txt").open("wb") as output:
         return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
@@ -61,3 +64,16 @@ def _outputs(folder: Path, world: int) -> str:
         lines = (folder / f"output_{number}.txt").read_text(errors="replace").splitlines()
         tails.append(f"process {number}:\n" + "\n".join(lines[-30:]))
     return "\n\n".join(tails)
+
+
+def alone(jobs: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of a module's jobs in this process."""
+    return {name: job(factory.mktemp(name), 1) for name, job in importlib.import_module(jobs).JOBS.items()}
+
+
+def common(processes: list[dict[str, Any]], job: str) -> Any:
+    """The result of a job on which all processes agree to the last bit."""
+    first = processes[0][job]
+    assert "error" not in first, first["error"]
+    assert all(results[job] == first for results in processes), f"processes differ in {job}"
+    return first["result"]
