@@ -28,7 +28,7 @@ Results = dict[str, Any]
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Results of a single process."""
-    return run_jobs(tmp_path_factory.mktemp("one"), world=1)
+    return run_jobs("tests.distributed.jobs", tmp_path_factory.mktemp("one"), world=1)
 
 
 @pytest.fixture(scope="module", params=(2, 3, 4), ids="{} processes".format)
