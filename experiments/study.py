@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -40,9 +40,10 @@ __all__ = ["Run", "Study", "markdown", "set_value", "study_parser"]
 
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
-PLACES = ("data_dir", "output_dir", "results")
+PLACES = ("data_dir", "output_dir", "results", "strict")
 OPTIONS = PublishOptions(permutations=0)
 Line = dict[str, Any]
+Measure = Callable[[LightningCLI], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,18 @@ class Run:
     Attributes:
         certificate: on the rows kept for it, with the calibrated witness fitted on training rows.
         mean_squared_error: of a pixel, reconstructed from a draw of the code.
+        constant_squared_error: of a pixel, of the best constant image.
         energy: ``E|mu|^2 / 2`` in nats, over the coordinates that the simplex witness reads.
         seconds: of the last start, with everything.
+        more: what the study itself measured.
     """
 
     certificate: Certificate
     mean_squared_error: float
+    constant_squared_error: float
     energy: float
     seconds: float
+    more: dict[str, Any]
 
     def line(self) -> Line:
         """What a table says of every run; nats. The interval of the margin has 90 %."""
@@ -75,25 +80,28 @@ class Run:
             "witness_information": c.witness_information,
             "energy": self.energy,
             "mean_squared_error": self.mean_squared_error,
+            "constant_squared_error": self.constant_squared_error,
+            **self.more,
             "seconds": self.seconds,
         }
         return {"status": str(c.status), **{key: round(float(value), 5) for key, value in values.items()}}
 
 
 def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The options that every study has."""
+    """The options that every study has, for the module ``experiments.<name>.study``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}.study",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="scikit-learn's digits instead of CIFAR-100, one seed")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, or 0 with --quick")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study, or 0 with --quick")
     parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
     parser.add_argument("--output_dir", type=Path, help=f"default: runs/{name}; a study that is there goes on")
     parser.add_argument("--results", action="store_true", help=f"copy table and figure to experiments/results/{name}")
+    parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser
 
 
@@ -101,21 +109,27 @@ class Study:
     """The runs of a study, ``seed<n>/<name>`` in its folder; what is done is kept.
 
     Args:
-        name: of the study.
+        name: of its module ``experiments.<name>.study``.
         given: what :func:`study_parser` read.
+        seeds: if none are given.
+        results: name of table, figure and results; default: ``name``.
 
     Attributes:
         dataset: whose YAMLs are the base, ``"digits"`` or ``"cifar100"``.
         seeds: one teacher search and all runs for each.
         folder: where everything goes.
+        seconds: of all runs.
     """
 
-    def __init__(self, name: str, given: argparse.Namespace) -> None:
-        self.name, self.given = name, given
+    def __init__(
+        self, name: str, given: argparse.Namespace, seeds: Sequence[int] = (0, 1, 2), results: str | None = None
+    ) -> None:
+        self.name, self.given, self.results = name, given, results or name
         self.dataset = "digits" if given.quick else "cifar100"
-        self.seeds: list[int] = given.seeds or ([0] if given.quick else [0, 1, 2])
-        self.folder: Path = given.output_dir or Path("runs") / (f"{name}_quick" if given.quick else name)
-        self._seconds = 0.0
+        self.seeds: list[int] = given.seeds or ([0] if given.quick else list(seeds))
+        folder = f"{self.results}_quick" if given.quick else self.results
+        self.folder: Path = given.output_dir or Path("runs") / folder
+        self.seconds = 0.0
         _quiet()
 
     def teacher(self, seed: int) -> Teacher:
@@ -123,16 +137,25 @@ class Study:
         folder = self.folder / f"seed{seed}" / "search"
         path = folder / "teacher.safetensors"
         if not path.is_file():
-            _fit(self._write("search", folder, seed, {}), folder)
+            _fit(self._write(self._base("search"), folder, seed, {}), folder)
         return load_teacher(path)
 
-    def run(self, seed: int, name: str, changes: Mapping[str, Any]) -> Run:
-        """Fit ``full.yaml`` with changes, going on where an earlier call stopped, and certify on the kept rows.
+    def run(
+        self,
+        seed: int,
+        name: str,
+        changes: Mapping[str, Any],
+        base: dict[str, Any] | None = None,
+        measure: Measure | None = None,
+    ) -> Run:
+        """Fit a YAML with changes, going on where an earlier call stopped, and certify on the kept rows.
 
         Args:
             seed: of the run; its teacher has been searched with it.
             name: of the run's folder.
             changes: values by their names on the command line, such as ``model.objective.beta``.
+            base: values of a complete YAML; default: the data set's ``full.yaml``.
+            measure: what else to measure of the fitted model, kept with the run.
 
         Raises:
             ValueError: if the folder holds a run with other settings.
@@ -140,16 +163,18 @@ class Study:
         folder, teacher = self.folder / f"seed{seed}" / name, self.teacher(seed)
         source = folder.parent / "search" / "teacher.safetensors"
         epochs = {} if self.given.max_epochs is None else {"trainer.max_epochs": self.given.max_epochs}
-        path = self._write("full", folder, seed, {"model.teacher": str(source), **epochs, **changes})
+        complete = base or self._base("full")
+        path = self._write(complete, folder, seed, {"model.teacher": str(source), **epochs, **changes})
         done = folder / "run.json"
         if not done.is_file():
             started = time.perf_counter()
             cli = _fit(path, folder)
             publish(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(folder / "certificate.json")
-            values = {**_on_kept_rows(cli, teacher), "seconds": round(time.perf_counter() - started, 2)}
+            found = {**_on_kept_rows(cli, teacher), "more": {} if measure is None else measure(cli)}
+            values = {**found, "seconds": round(time.perf_counter() - started, 2)}
             write_atomic(done, json.dumps(values, indent=2) + "\n")
         run = Run(Certificate.load(folder / "certificate.json"), **json.loads(done.read_text()))
-        self._seconds += run.seconds
+        self.seconds += run.seconds
         return run
 
     def batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -168,9 +193,8 @@ class Study:
     def _base(self, name: str) -> dict[str, Any]:
         return dict(yaml.safe_load((EXPERIMENTS / self.dataset / f"{name}.yaml").read_text()))
 
-    def _write(self, base: str, folder: Path, seed: int, changes: Mapping[str, Any]) -> Path:
+    def _write(self, values: dict[str, Any], folder: Path, seed: int, changes: Mapping[str, Any]) -> Path:
         """Write the complete YAML of a run, unless the same is there."""
-        values = self._base(base)
         home = values["trainer"]["default_root_dir"]
         values = json.loads(json.dumps(values).replace(home, json.dumps(str(folder))[1:-1]))
         label = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": f"seed {seed} {folder.name:<16}"}}
@@ -188,30 +212,43 @@ class Study:
             )
         return write_atomic(path, content)
 
-    def report(self, lines: Sequence[Line], columns: Mapping[str, str], figure: Figure) -> Path:
-        """Write ``<name>.csv``, ``<name>.md`` and ``<name>.png``; with ``--results``, copy them there.
+    def report(
+        self,
+        lines: Sequence[Line],
+        columns: Mapping[str, str],
+        figure: Figure,
+        claims: Mapping[str, bool],
+    ) -> Path:
+        """Write ``<results>.csv``, ``.md`` and ``.png``; with ``--results``, copy them there.
 
         Args:
             lines: one for each run, all with the same keys.
             columns: headings of the Markdown table, and the format of their cells; see :func:`markdown`.
             figure: the study in one figure.
+            claims: what the study is to show, and whether these lines do.
 
         Returns:
             The Markdown file.
+
+        Raises:
+            SystemExit: with ``--strict``, after everything is written, if a claim does not hold.
         """
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(lines)
-        paths = [self.folder / f"{self.name}.{kind}" for kind in ("csv", "md", "png")]
+        paths = [self.folder / f"{self.results}.{kind}" for kind in ("csv", "md", "png")]
         write_atomic(paths[0], text.getvalue())
-        write_atomic(paths[1], f"{markdown(lines, columns)}\n{self._origin()}")
+        found = "".join(f"- {'holds' if holds else '**does not hold**'}: {claim}.\n" for claim, holds in claims.items())
+        write_atomic(paths[1], f"{markdown(lines, columns)}\n{found}\n{self._origin()}")
         save_figure(figure, paths[2])
         if self.given.results:
-            (RESULTS / self.name).mkdir(parents=True, exist_ok=True)
+            (RESULTS / self.results).mkdir(parents=True, exist_ok=True)
             for path in paths:
-                shutil.copyfile(path, RESULTS / self.name / path.name)
+                shutil.copyfile(path, RESULTS / self.results / path.name)
         print(paths[1].read_text())
+        if self.given.strict and not all(claims.values()):
+            raise SystemExit(f"{paths[1]}: not everything that the study claims holds.")
         return paths[1]
 
     def _origin(self) -> str:
@@ -221,13 +258,14 @@ class Study:
         command = shlex.join(["python", "-m", f"experiments.{self.name}.study", *words])
         return (
             f"Made by `{command}`, commit {_commit()}, {datetime.now(UTC).date()}, on {_machine()}; "
-            f"{self._seconds:.0f} s for the runs in all.\n"
+            f"{self.seconds:.0f} s for the runs in all.\n"
         )
 
 
 def _quiet() -> None:
     """Lightning's hints do not apply to these runs, and it would give them for each."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "(?s).*(LightningCLI's args parameter|does not have many workers).*")
 
 
@@ -238,15 +276,17 @@ def _fit(path: Path, folder: Path) -> LightningCLI:
 
 @torch.no_grad()
 def _on_kept_rows(cli: LightningCLI, teacher: Teacher) -> dict[str, float]:
-    """Squared error of a pixel and energy, in float32 on the CPU, with draws that belong to the rows."""
-    model, data, errors, energies = cli.model.cpu().eval(), cli.datamodule, [], []
+    """Squared errors of a pixel and energy, in float32 on the CPU, with draws that belong to the rows."""
+    model, data, errors, energies, pixels = cli.model.cpu().eval(), cli.datamodule, [], [], []
     for batch in data.test_dataloader():
         images, _, index = data.on_after_batch_transfer(batch, 0)
         posterior = model(images)
+        pixels.append(images)
         errors.append(model.squared_error(images, posterior.row_draws(index, 1, 0)[0]) / images[0].numel())
         energies.append((posterior.mean[:, : teacher.num_components - 1] ** 2).sum(dim=1) / 2)
-    means = (float(torch.cat(values).double().mean()) for values in (errors, energies))
-    return dict(zip(("mean_squared_error", "energy"), means, strict=True))
+    constant = torch.cat(pixels).double().var(dim=0, correction=0)
+    means = (float(values.double().mean()) for values in (torch.cat(errors), constant, torch.cat(energies)))
+    return dict(zip(("mean_squared_error", "constant_squared_error", "energy"), means, strict=True))
 
 
 def set_value(values: dict[str, Any], name: str, value: Any) -> None:

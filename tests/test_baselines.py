@@ -1,9 +1,6 @@
 """Every baseline is a small change to one base, with the same raw witness and no alignment, and it trains."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -17,21 +14,10 @@ from certvae.files import write_atomic
 from certvae.objectives import Capacity, FreeBits, InfoVAE
 from certvae.priors import VampPrior
 from certvae.schedules import CyclicalSchedule, LinearSchedule
+from experiments.baselines import study as STUDY
 from tests.runs import digits_teacher
 
 FOLDER = Path(__file__).parent.parent / "experiments" / "baselines"
-
-
-def load_study() -> Any:
-    spec = importlib.util.spec_from_file_location("baselines_study", FOLDER / "study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-STUDY = load_study()
 PROPERTIES = {
     "vae": lambda cli: cli.model.objective.beta == 1.0,
     "beta_vae": lambda cli: cli.model.objective.beta == 16.0,
@@ -104,22 +90,38 @@ def test_baselines_differ_only_in_objective_networks_prior_and_likelihood(quick:
         assert base["model"]["init_args"]["alignment_weight"] == 0
 
 
-def test_the_study_runs_reports_and_keeps_what_is_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_study_runs_reports_and_keeps_what_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     (folder / "seed0" / "search").mkdir(parents=True)
     digits_teacher().save(folder / "seed0" / "search" / "teacher.safetensors")
-    options = ["--quick", "--seeds", "0", "--max_epochs", "1", "--output_dir", str(folder), "--sweep", "--only"]
-    monkeypatch.setattr(sys, "argv", ["study.py", *options, "vae", "info_vae_1000"])
-    STUDY.main()
-    times = {path: path.stat().st_mtime_ns for path in folder.rglob("certificate_test.json")}
-    STUDY.main()
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("certificate_test.json")} == times
+    options = ["--quick", "--max_epochs", "1", "--output_dir", str(folder), "--sweep", "--only", "vae", "info_vae_1000"]
+    lines = STUDY.main(options)
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("certificate.json")}
+    assert STUDY.main(options) == lines
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("certificate.json")} == times
     written = yaml.safe_load((folder / "seed0" / "info_vae_1000" / "run.yaml").read_text())
     assert written["model"]["init_args"]["objective"]["init_args"]["mmd_weight"] == 1000.0
-    lines = (folder / "baselines.csv").read_text().splitlines()
-    assert [line.split(",")[1] for line in lines] == ["baseline", "vae", "info_vae_1000"]
+    rows = (folder / "baselines.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["baseline", "vae", "info_vae_1000"]
     assert (folder / "baselines.png").stat().st_size > 0
-    assert "| vae (0) | NOT_CERTIFIED |" in (folder / "baselines.md").read_text()
-    assert "| vae (0) |" in capsys.readouterr().out
+    assert "| vae | 0 | NOT_CERTIFIED |" in capsys.readouterr().out
+
+
+def test_a_probe_reads_what_the_code_says_and_guesses_what_it_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    (folder / "seed0" / "search").mkdir(parents=True)
+    digits_teacher().save(folder / "seed0" / "search" / "teacher.safetensors")
+    alive, shut = STUDY.main(
+        ["--quick", "--max_epochs", "20", "--output_dir", str(folder), "--only", "vae", "capacity", "--seeds", "0"]
+    )
+    assert alive["component_accuracy"] > 2 * alive["component_most_frequent"]
+    assert alive["mutual_information"] > 1
+    assert alive["mean_squared_error"] < 0.7 * alive["constant_squared_error"]
+    assert shut["rate"] > alive["rate"]  # a rate is no information
+    assert shut["mutual_information"] < 0.5
+
+
+def test_a_run_that_the_study_does_not_have_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        STUDY.main(["--quick", "--only", "vqvae"])
+    assert "--only must name one of vae, beta_vae, " in capsys.readouterr().err

@@ -12,6 +12,7 @@ from certvae.callbacks.history import read_history
 from certvae.teachers import TeacherCard
 from experiments import study as harness
 from experiments.path import study as path_study
+from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
 from experiments.study import Study, markdown, set_value, study_parser
 from experiments.view import study as view_study
@@ -192,3 +193,52 @@ def test_a_study_in_a_folder_without_git_still_says_where_it_ran(
     monkeypatch.setattr(harness, "EXPERIMENTS", tmp_path)
     given = Namespace(quick=True, seeds=None, output_dir=tmp_path, data_dir="data", results=False)
     assert "commit unknown (no git checkout), " in Study("stress", given)._origin()
+
+
+# The protocol, certified as one would publish it.
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("protocol")
+    return folder, protocol_study.main(["--quick", "--max_epochs", "30", "--output_dir", str(folder), "--strict"])
+
+
+def test_full_and_rescue_are_certified_by_both_bounds_and_no_align_is_constant(protocol: Any) -> None:
+    phases = {line["phase"]: line for line in protocol[1]}
+    for name in ("full", "rescue"):
+        assert phases[name]["status"] == phases[name]["bernstein_status"] == "CERTIFIED"
+        assert phases[name]["bernstein_lower"] < phases[name]["margin_lower"] < phases[name]["margin"]
+    assert phases["no_align"]["margin"] < 0
+    assert phases["no_align"]["witness_information"] < 0.02
+    assert "does not hold" not in (protocol[0] / "digits.md").read_text()
+
+
+def test_a_phase_that_was_trained_on_is_certified_again(protocol: Any) -> None:
+    folder, lines = protocol
+    full = folder / "seed0" / "full"
+    kept = (full / "certificate_normal.json").stat().st_mtime_ns
+    arguments = ["--quick", "--max_epochs", "30", "--output_dir", str(folder)]
+    assert protocol_study.main(arguments) == lines
+    assert (full / "certificate_normal.json").stat().st_mtime_ns == kept
+    shutil.copyfile(folder / "seed0" / "no_align" / "checkpoints" / "last.ckpt", full / "checkpoints" / "last.ckpt")
+    again = protocol_study.main(arguments)
+    assert again[0]["margin"] == lines[1]["margin"]
+
+
+def test_a_claim_that_does_not_hold_is_said_and_with_strict_ends_with_an_error(
+    stress: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, lines = stress
+    wrong = [{**line, "status": "NOT_CERTIFIED"} for line in lines.values()]
+    assert stress_study.claims(wrong)["with alignment every run is certified"] is False
+    assert all(stress_study.claims(list(lines.values())).values())
+    monkeypatch.setattr(stress_study, "claims", lambda lines: {"water is dry": False})
+    with pytest.raises(SystemExit, match="not everything that the study claims holds"):
+        stress_study.main([*EPOCHS, "--kl_weights", "1", "32", "--output_dir", str(folder), "--strict"])
+    assert "- **does not hold**: water is dry." in (folder / "stress.md").read_text()
+
+
+def test_the_quick_forms_of_path_and_view_claim_what_holds(paths: Any, views: Any) -> None:
+    assert all(path_study.claims(list(paths.values())).values())
+    assert all(view_study.claims(list(views.values())).values())

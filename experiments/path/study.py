@@ -150,6 +150,31 @@ def _draw_scales(axes: Axes, lines: Sequence[Line]) -> None:
     axes.minorticks_off()
 
 
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show."""
+    smallest, largest = (find(line["scale"] for line in lines) for find in (min, max))
+
+    def average(name: str, scale: float, alignment_path: str) -> float:
+        chosen = [line[name] for line in lines if (line["scale"], line["alignment_path"]) == (scale, alignment_path)]
+        return sum(chosen) / len(chosen)
+
+    return {
+        "no model has more margin than the frontier allows at its energy": all(
+            line["headroom"] >= -1e-6 for line in lines
+        ),
+        "no calibrated channel margin exceeds the rate": all(
+            line["calibrated_channel_margin"] <= line["rate"] for line in lines
+        ),
+        f"aligned on the mean, scale {largest:g} flatters more than scale {smallest:g}": (
+            average("flattery", largest, "mean") > average("flattery", smallest, "mean")
+        ),
+        f"at scale {largest:g}, alignment on draws brings more into the channel than alignment on the mean": (
+            average("calibrated_channel_margin", largest, "sample")
+            > average("calibrated_channel_margin", largest, "mean")
+        ),
+    }
+
+
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run what is not done yet, write table and figure, and return the table's lines."""
     parser = study_parser("path", __doc__)
@@ -166,7 +191,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     for seed in study.seeds:
         theories[seed] = Theory(study, seed)
         lines += [measure(study, seed, theories[seed], setting) for setting in settings]
-    study.report(lines, COLUMNS, draw(lines, theories[study.seeds[0]]))
+    study.report(lines, COLUMNS, draw(lines, theories[study.seeds[0]]), claims(lines))
     return lines
 
 

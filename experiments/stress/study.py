@@ -107,16 +107,36 @@ def draw(lines: Sequence[Line]) -> Figure:
     return figure
 
 
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show."""
+    aligned, plain = ([line for line in lines if line["aligned"] is value] for value in (True, False))
+    collapsed = [line for line in plain if line["collapse_ratio"] > 1]
+    alive = [line for line in plain if line["collapse_ratio"] < 1]
+    shown = {
+        "with alignment every run is certified": all(line["status"] == "CERTIFIED" for line in aligned),
+        "without it none is": all(line["status"] == "NOT_CERTIFIED" for line in plain),
+    }
+    if collapsed:
+        shown["where a plain VAE collapses, its witness information and its rate are below 0.02 nats"] = all(
+            max(line["witness_information"], line["rate"]) < 0.02 for line in collapsed
+        )
+    if alive:
+        shown["at smaller KL weights its witness information is above 0.02 nats, yet its margin negative"] = all(
+            line["witness_information"] > 0.02 and line["margin"] < 0 for line in alive
+        )
+    return shown
+
+
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run what is not done yet, write table and figure, and return the table's lines."""
     parser = study_parser("stress", __doc__)
     parser.add_argument("--kl_weights", type=float, nargs="+", help="instead of 1 2 4 8 32")
     given = parser.parse_args(args)
-    study, lines = Study("stress", given), []
+    study, lines = Study("stress", given, seeds=range(5)), []
     for seed in study.seeds:
         for kl_weight in given.kl_weights or KL_WEIGHTS:
             lines += [measure(study, seed, kl_weight, aligned) for aligned in (True, False)]
-    study.report(lines, COLUMNS, draw(lines))
+    study.report(lines, COLUMNS, draw(lines), claims(lines))
     return lines
 
 
