@@ -2,7 +2,8 @@
 
     python experiments/causes/measure.py
 
-Prints a Markdown table, in nats, in about a minute. The model is that of the page, trained for 15 epochs, seed 0, 500 validation rows.
+Prints a Markdown table, in nats, in about a minute. The model is that of the page, trained for 15 epochs with seed 0;
+500 rows validate.
 """
 
 import logging
