@@ -36,7 +36,7 @@ from certvae.files import write_atomic
 from certvae.publish import PublishOptions, publish
 from certvae.teachers import Teacher, load_teacher
 
-__all__ = ["Run", "Study", "markdown", "set_value", "study_parser"]
+__all__ = ["Run", "Study", "errors_on_kept_rows", "markdown", "set_value", "study_parser"]
 
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
@@ -170,7 +170,8 @@ class Study:
             started = time.perf_counter()
             cli = _fit(path, folder)
             publish(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(folder / "certificate.json")
-            found = {**_on_kept_rows(cli, teacher), "more": {} if measure is None else measure(cli)}
+            kept = errors_on_kept_rows(cli.model, cli.datamodule, teacher.num_components)
+            found = {**kept, "more": {} if measure is None else measure(cli)}
             values = {**found, "seconds": round(time.perf_counter() - started, 2)}
             write_atomic(done, json.dumps(values, indent=2) + "\n")
         run = Run(Certificate.load(folder / "certificate.json"), **json.loads(done.read_text()))
@@ -218,6 +219,7 @@ class Study:
         columns: Mapping[str, str],
         figure: Figure,
         claims: Mapping[str, bool],
+        more: Mapping[str, Figure] | None = None,
     ) -> Path:
         """Write ``<results>.csv``, ``.md`` and ``.png``; with ``--results``, copy them there.
 
@@ -226,6 +228,7 @@ class Study:
             columns: headings of the Markdown table, and the format of their cells; see :func:`markdown`.
             figure: the study in one figure.
             claims: what the study is to show, and whether these lines do.
+            more: other figures, by the names of their files.
 
         Returns:
             The Markdown file.
@@ -242,6 +245,7 @@ class Study:
         found = "".join(f"- {'holds' if holds else '**does not hold**'}: {claim}.\n" for claim, holds in claims.items())
         write_atomic(paths[1], f"{markdown(lines, columns)}\n{found}\n{self._origin()}")
         save_figure(figure, paths[2])
+        paths += [save_figure(other, self.folder / f"{name}.png") for name, other in (more or {}).items()]
         if self.given.results:
             (RESULTS / self.results).mkdir(parents=True, exist_ok=True)
             for path in paths:
@@ -275,15 +279,25 @@ def _fit(path: Path, folder: Path) -> LightningCLI:
 
 
 @torch.no_grad()
-def _on_kept_rows(cli: LightningCLI, teacher: Teacher) -> dict[str, float]:
-    """Squared errors of a pixel and energy, in float32 on the CPU, with draws that belong to the rows."""
-    model, data, errors, energies, pixels = cli.model.cpu().eval(), cli.datamodule, [], [], []
+def errors_on_kept_rows(model: Any, data: Any, num_components: int) -> dict[str, float]:
+    """Squared errors of a pixel and energy, in float32 on the CPU, with draws that belong to the rows.
+
+    Args:
+        model: a :class:`certvae.VAE`, which stays on the CPU in eval mode.
+        data: its DataModule, set up for tests.
+        num_components: of the teacher; the simplex witness reads one coordinate less.
+
+    Returns:
+        ``mean_squared_error``, ``constant_squared_error`` and ``energy``, as in :class:`Run`.
+    """
+    model.cpu().eval()
+    errors, energies, pixels = [], [], []
     for batch in data.test_dataloader():
         images, _, index = data.on_after_batch_transfer(batch, 0)
         posterior = model(images)
         pixels.append(images)
         errors.append(model.squared_error(images, posterior.row_draws(index, 1, 0)[0]) / images[0].numel())
-        energies.append((posterior.mean[:, : teacher.num_components - 1] ** 2).sum(dim=1) / 2)
+        energies.append((posterior.mean[:, : num_components - 1] ** 2).sum(dim=1) / 2)
     constant = torch.cat(pixels).double().var(dim=0, correction=0)
     means = (float(values.double().mean()) for values in (torch.cat(errors), constant, torch.cat(energies)))
     return dict(zip(("mean_squared_error", "constant_squared_error", "energy"), means, strict=True))

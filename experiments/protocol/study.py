@@ -13,17 +13,24 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
 
 from certvae.callbacks.history import read_history
+from certvae.callbacks.images import as_grid
 from certvae.certificate import Certificate
 from certvae.figures import protocol_figure
-from certvae.files import sha256_file
+from certvae.files import sha256_file, write_atomic
 from certvae.protocol import Protocol, run_protocol
-from certvae.publish import publish
-from experiments.study import EXPERIMENTS, OPTIONS, Line, Study, study_parser
+from certvae.publish import build, publish
+from certvae.weights import load_weights
+from experiments.study import EXPERIMENTS, OPTIONS, Line, Study, errors_on_kept_rows, study_parser
 
 __all__ = ["main"]
 
+SAMPLES = 12  # shown of each phase
 COLLAPSED = 0.02  # nats of witness information, below which the witness is called constant
 COLUMNS = {
     "seed": "{seed}",
@@ -37,6 +44,7 @@ COLUMNS = {
     "calibrated": "{calibrated_channel_margin:+.3f}",
     "rate": "{rate:.3f}",
     "`I_S`": "{witness_information:.4f}",
+    "squared error (of constant)": "{mean_squared_error:.4f} ({constant_squared_error:.4f})",
     "seconds": "{seconds:.0f}",
 }
 
@@ -51,6 +59,42 @@ def certified(folder: Path, teacher: Path, method: str) -> Certificate:
     made = publish(checkpoint, teacher, folder / "run.yaml", replace(OPTIONS, method=method))
     made.save(path)
     return made
+
+
+def fitted(folder: Path, teacher: Path) -> tuple[Any, Any]:
+    """A phase's model with its last weights, and its data."""
+    model, data = build(folder / "run.yaml", teacher)
+    load_weights(model, folder / "checkpoints" / "last.ckpt")
+    return model.eval(), data
+
+
+def errors(folder: Path, teacher: Path, num_components: int) -> dict[str, float]:
+    """Squared errors of a phase's last checkpoint on the kept rows, measured once and kept for that checkpoint."""
+    path, checkpoint = folder / "errors.json", sha256_file(folder / "checkpoints" / "last.ckpt")
+    if path.is_file():
+        kept = json.loads(path.read_text())
+        if kept.pop("checkpoint_sha256") == checkpoint:
+            return dict(kept)
+    found = errors_on_kept_rows(*fitted(folder, teacher), num_components)
+    write_atomic(path, json.dumps({"checkpoint_sha256": checkpoint, **found}, indent=2) + "\n")
+    return found
+
+
+@torch.no_grad()
+def draw_samples(protocol: Protocol, seed: int) -> Figure:
+    """A row of decoded draws of the prior for each phase, the same draws in every row."""
+    figure = Figure(figsize=(10, 0.95 * len(protocol.names) + 0.3), layout="constrained")
+    panels = figure.subplots(len(protocol.names), 1, squeeze=False)[:, 0]
+    for axes, phase in zip(panels, protocol.names, strict=True):
+        model, _ = fitted(protocol.seed_dir(seed) / phase, protocol.teacher_path(seed))
+        torch.manual_seed(0)
+        draws = model.prior.draws_like(torch.empty(SAMPLES, model.encoder.latent_dim))
+        axes.imshow(as_grid(model.decoder(draws), SAMPLES))
+        axes.set_ylabel(phase, rotation=0, ha="right", va="center")
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    figure.suptitle(f"decoded draws of the prior, seed {seed}", fontsize=10)
+    return figure
 
 
 def measure(protocol: Protocol, seed: int, phase: str) -> Line:
@@ -70,6 +114,7 @@ def measure(protocol: Protocol, seed: int, phase: str) -> Line:
         "bernstein_calibrated_lower": bernstein.calibrated_channel_margin_lower,
         "rate": normal.rate,
         "witness_information": normal.witness_information,
+        **errors(folder, teacher, normal.num_components),
         "seconds": seconds(folder),
     }
     rounded = {name: round(float(value), 5) for name, value in values.items() if value is not None}
@@ -127,7 +172,8 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         for seed, folder in folders.items()
     }
     figure = protocol_figure(histories, f"{dataset}: certified, collapsed, rescued")
-    study.report(lines, COLUMNS, figure, claims(lines))
+    samples = {"samples": draw_samples(protocol, study.seeds[0])}
+    study.report(lines, COLUMNS, figure, claims(lines), samples)
     return lines
 
 
