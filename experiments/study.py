@@ -4,21 +4,13 @@ A study is started as a module from the root of a checkout, such as ``python -m 
 """
 
 import argparse
-import csv
-import io
 import json
 import logging
-import os
-import platform
-import shlex
 import shutil
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +24,17 @@ from certvae.certificate import Certificate
 from certvae.cli import run_lightning
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
 from certvae.figures import save_figure
-from certvae.files import write_atomic
+from certvae.files import sha256_file, write_atomic
 from certvae.publish import PublishOptions, publish
 from certvae.teachers import Teacher, load_teacher
+from experiments.tables import Line, commit, csv_text, markdown, origin
 
-__all__ = ["Run", "Study", "errors_on_kept_rows", "markdown", "set_value", "study_parser"]
+__all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "set_value", "study_parser"]
 
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
 PLACES = ("data_dir", "output_dir", "results", "strict")
 OPTIONS = PublishOptions(permutations=0)
-Line = dict[str, Any]
 Measure = Callable[[LightningCLI], dict[str, Any]]
 
 
@@ -57,6 +49,7 @@ class Run:
         energy: ``E|mu|^2 / 2`` in nats, over the coordinates that the simplex witness reads.
         seconds: of the last start, with everything.
         more: what the study itself measured.
+        commit: of the code that trained it.
     """
 
     certificate: Certificate
@@ -65,26 +58,35 @@ class Run:
     energy: float
     seconds: float
     more: dict[str, Any]
+    commit: str
 
     def line(self) -> Line:
-        """What a table says of every run; nats. The interval of the margin has 90 %."""
-        c = self.certificate
+        """What a table says of every run."""
         values: dict[str, Any] = {
-            "teacher_information": c.teacher_information,
-            "margin": c.margin,
-            "margin_lower": c.margin_lower,
-            "margin_upper": 2 * c.margin - c.margin_lower,
-            "channel_margin": c.channel_margin,
-            "calibrated_channel_margin": c.calibrated_channel_margin,
-            "rate": c.rate,
-            "witness_information": c.witness_information,
             "energy": self.energy,
             "mean_squared_error": self.mean_squared_error,
             "constant_squared_error": self.constant_squared_error,
             **self.more,
             "seconds": self.seconds,
         }
-        return {"status": str(c.status), **{key: round(float(value), 5) for key, value in values.items()}}
+        return numbers(self.certificate) | {name: round(float(value), 5) for name, value in values.items()}
+
+
+def numbers(certificate: Certificate) -> Line:
+    """What a table says of a certificate; nats. With a normal bound at 95 % the interval of the margin has 90 %."""
+    c = certificate
+    values = {
+        "teacher_information": c.teacher_information,
+        "margin": c.margin,
+        "margin_lower": c.margin_lower,
+        "margin_upper": 2 * c.margin - c.margin_lower,
+        "channel_margin": c.channel_margin,
+        "calibrated_channel_margin": c.calibrated_channel_margin,
+        "rate": c.rate,
+        "witness_information": c.witness_information,
+    }
+    rounded = {name: round(float(value), 5) for name, value in values.items() if value is not None}
+    return {"status": str(c.status), **rounded}
 
 
 def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -100,7 +102,7 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
     parser.add_argument("--output_dir", type=Path, help=f"default: runs/{name}; a study that is there goes on")
-    parser.add_argument("--results", action="store_true", help=f"copy table and figure to experiments/results/{name}")
+    parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser
 
@@ -112,7 +114,7 @@ class Study:
         name: of its module ``experiments.<name>.study``.
         given: what :func:`study_parser` read.
         seeds: if none are given.
-        results: name of table, figure and results; default: ``name``.
+        results: name of table and figure; default: ``name``.
 
     Attributes:
         dataset: whose YAMLs are the base, ``"digits"`` or ``"cifar100"``.
@@ -127,17 +129,19 @@ class Study:
         self.name, self.given, self.results = name, given, results or name
         self.dataset = "digits" if given.quick else "cifar100"
         self.seeds: list[int] = given.seeds or ([0] if given.quick else list(seeds))
-        folder = f"{self.results}_quick" if given.quick else self.results
-        self.folder: Path = given.output_dir or Path("runs") / folder
+        self.home = f"{self.results}_quick" if given.quick else self.results
+        self.folder: Path = given.output_dir or Path("runs") / self.home
         self.seconds = 0.0
+        self.commits: set[str] = set()
         _quiet()
 
     def teacher(self, seed: int) -> Teacher:
         """The teacher of a seed, searched unless it is there."""
         folder = self.folder / f"seed{seed}" / "search"
         path = folder / "teacher.safetensors"
+        settings = self._write(self._base("search"), folder, seed, {})
         if not path.is_file():
-            _fit(self._write(self._base("search"), folder, seed, {}), folder)
+            _fit(settings, folder)
         return load_teacher(path)
 
     def run(
@@ -163,8 +167,9 @@ class Study:
         folder, teacher = self.folder / f"seed{seed}" / name, self.teacher(seed)
         source = folder.parent / "search" / "teacher.safetensors"
         epochs = {} if self.given.max_epochs is None else {"trainer.max_epochs": self.given.max_epochs}
-        complete = base or self._base("full")
-        path = self._write(complete, folder, seed, {"model.teacher": str(source), **epochs, **changes})
+        changes = {"model.teacher": str(source), **epochs, **changes}
+        head = f"# teacher: SHA-256 {sha256_file(source)}\n"
+        path = self._write(base or self._base("full"), folder, seed, changes, head)
         done = folder / "run.json"
         if not done.is_file():
             started = time.perf_counter()
@@ -172,10 +177,11 @@ class Study:
             publish(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(folder / "certificate.json")
             kept = errors_on_kept_rows(cli.model, cli.datamodule, teacher.num_components)
             found = {**kept, "more": {} if measure is None else measure(cli)}
-            values = {**found, "seconds": round(time.perf_counter() - started, 2)}
+            values = {**found, "seconds": round(time.perf_counter() - started, 2), "commit": commit()}
             write_atomic(done, json.dumps(values, indent=2) + "\n")
         run = Run(Certificate.load(folder / "certificate.json"), **json.loads(done.read_text()))
         self.seconds += run.seconds
+        self.commits.add(run.commit)
         return run
 
     def batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -194,8 +200,10 @@ class Study:
     def _base(self, name: str) -> dict[str, Any]:
         return dict(yaml.safe_load((EXPERIMENTS / self.dataset / f"{name}.yaml").read_text()))
 
-    def _write(self, values: dict[str, Any], folder: Path, seed: int, changes: Mapping[str, Any]) -> Path:
-        """Write the complete YAML of a run, unless the same is there."""
+    def _write(
+        self, values: dict[str, Any], folder: Path, seed: int, changes: Mapping[str, Any], head: str = ""
+    ) -> Path:
+        """Write the complete YAML of a run, below ``head``; another one that is there is refused."""
         home = values["trainer"]["default_root_dir"]
         values = json.loads(json.dumps(values).replace(home, json.dumps(str(folder))[1:-1]))
         label = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": f"seed {seed} {folder.name:<16}"}}
@@ -205,7 +213,7 @@ class Study:
         general = {"seed_everything": seed, "trainer.enable_progress_bar": False, **data, **rows}
         for key, value in {**general, **changes}.items():
             set_value(values, key, value)
-        content, path = yaml.safe_dump(values, sort_keys=False), folder / "run.yaml"
+        content, path = head + yaml.safe_dump(values, sort_keys=False), folder / "run.yaml"
         if path.is_file() and path.read_text() != content:
             raise ValueError(
                 f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
@@ -236,34 +244,27 @@ class Study:
         Raises:
             SystemExit: with ``--strict``, after everything is written, if a claim does not hold.
         """
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
         paths = [self.folder / f"{self.results}.{kind}" for kind in ("csv", "md", "png")]
-        write_atomic(paths[0], text.getvalue())
+        write_atomic(paths[0], csv_text(lines))
         found = "".join(f"- {'holds' if holds else '**does not hold**'}: {claim}.\n" for claim, holds in claims.items())
         write_atomic(paths[1], f"{markdown(lines, columns)}\n{found}\n{self._origin()}")
         save_figure(figure, paths[2])
         paths += [save_figure(other, self.folder / f"{name}.png") for name, other in (more or {}).items()]
         if self.given.results:
-            (RESULTS / self.results).mkdir(parents=True, exist_ok=True)
+            (RESULTS / self.home).mkdir(parents=True, exist_ok=True)
             for path in paths:
-                shutil.copyfile(path, RESULTS / self.results / path.name)
+                shutil.copyfile(path, RESULTS / self.home / path.name)
         print(paths[1].read_text())
         if self.given.strict and not all(claims.values()):
             raise SystemExit(f"{paths[1]}: not everything that the study claims holds.")
         return paths[1]
 
     def _origin(self) -> str:
-        """Command, commit, machine and time, as Markdown."""
-        options = {key: value for key, value in vars(self.given).items() if value and key not in PLACES}
-        words = [word for key, value in options.items() for word in (f"--{key}", *_words(value))]
-        command = shlex.join(["python", "-m", f"experiments.{self.name}.study", *words])
-        return (
-            f"Made by `{command}`, commit {_commit()}, {datetime.now(UTC).date()}, on {_machine()}; "
-            f"{self.seconds:.0f} s for the runs in all.\n"
+        options = {key: value for key, value in vars(self.given).items() if key not in PLACES}
+        commits = (
+            f"trained at commit {', '.join(sorted(self.commits))}" if self.commits else f"table at commit {commit()}"
         )
+        return origin(f"experiments.{self.name}.study", options, commits, self.seconds)
 
 
 def _quiet() -> None:
@@ -322,33 +323,3 @@ def _part(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
         node = node[parent]
         node = node.setdefault("init_args", {}) if "class_path" in node else node
     return node, last
-
-
-def markdown(lines: Sequence[Line], columns: Mapping[str, str]) -> str:
-    """A Markdown table.
-
-    Args:
-        lines: values of each row.
-        columns: heading of each column and the format string of its cells, with the names of values.
-    """
-    rows = [[text.format(**line) for text in columns.values()] for line in lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in [columns, ["---"] * len(columns), *rows])
-
-
-def _words(value: Any) -> list[str]:
-    if value is True:
-        return []
-    items = value if isinstance(value, list) else [value]
-    return [f"{item:g}" if isinstance(item, float) else str(item) for item in items]
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
-    found = subprocess.run(command, cwd=EXPERIMENTS, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown (no git checkout)"
-
-
-def _machine() -> str:
-    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    versions = f"torch {torch.__version__}, Lightning {version('pytorch-lightning')}"
-    return f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}){accelerator}, {versions}"

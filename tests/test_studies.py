@@ -3,18 +3,21 @@
 import csv
 import shutil
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from certvae.callbacks.history import read_history
-from certvae.teachers import TeacherCard
+from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
+from experiments import tables
 from experiments.path import study as path_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
-from experiments.study import Study, markdown, set_value, study_parser
+from experiments.study import Study, set_value, study_parser
+from experiments.tables import markdown
 from experiments.view import study as view_study
 
 EPOCHS = ["--quick", "--max_epochs", "12"]
@@ -34,7 +37,7 @@ def output(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def make(name: str) -> Path:
         folder = tmp_path_factory.mktemp(name)
-        shutil.copytree(searched, folder / "seed0" / "search")
+        shutil.copytree(searched, folder / "seed0" / "search", ignore=shutil.ignore_patterns("run.yaml"))
         return folder
 
     return make
@@ -78,15 +81,15 @@ def test_a_study_that_is_called_again_runs_nothing_and_gives_the_same_table(
     again = stress_study.main([*EPOCHS, "--kl_weights", "1", "32", "--output_dir", str(folder), "--results"])
     assert again == list(lines.values())
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.ckpt")} == before
-    assert (folder / "stress.csv").read_text() == table == (tmp_path / "stress" / "stress.csv").read_text()
-    assert (tmp_path / "stress" / "stress.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "stress.csv").read_text() == table == (tmp_path / "stress_quick" / "stress.csv").read_text()
+    assert (tmp_path / "stress_quick" / "stress.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_killed_study_goes_on_with_the_run_that_is_not_done(stress: Any) -> None:
     folder, lines = stress
     run = folder / "seed0" / "kl32_plain"
-    for name in ("run.json", "certificate.json"):
-        (run / name).unlink()
+    for name in ("run.json", "certificate.json", "checkpoints/last.ckpt"):
+        (run / name).unlink()  # so that the last epoch is run again from the checkpoint before
     again = stress_study.main([*EPOCHS, "--kl_weights", "32", "--output_dir", str(folder)])
     assert {**again[1], "seconds": 0} == {**lines[32.0, False], "seconds": 0}
     assert len(read_history(run / "certificates_val.jsonl")) == 12
@@ -95,6 +98,24 @@ def test_a_killed_study_goes_on_with_the_run_that_is_not_done(stress: Any) -> No
 def test_other_settings_are_refused_and_not_mixed(stress: Any) -> None:
     with pytest.raises(ValueError, match="holds a run with other settings"):
         stress_study.main(["--quick", "--max_epochs", "3", "--kl_weights", "32", "--output_dir", str(stress[0])])
+
+
+def test_a_search_of_other_rows_is_refused(stress: Any) -> None:
+    with pytest.raises(ValueError, match="search holds a run with other settings"):
+        stress_study.main([*EPOCHS, "--subset", "500", "--kl_weights", "32", "--output_dir", str(stress[0])])
+
+
+def test_runs_of_another_teacher_are_refused(stress: Any) -> None:
+    teacher = stress[0] / "seed0" / "search" / "teacher.safetensors"
+    before = teacher.read_bytes()
+    try:
+        other = load_teacher(teacher)
+        other.card = replace(other.card, seed=7)
+        other.save(teacher)
+        with pytest.raises(ValueError, match="kl32_aligned holds a run with other settings"):
+            stress_study.main([*EPOCHS, "--kl_weights", "32", "--output_dir", str(stress[0])])
+    finally:
+        teacher.write_bytes(before)
 
 
 def test_the_table_says_command_commit_machine_and_time_but_no_place(stress: Any) -> None:
@@ -190,7 +211,7 @@ def test_margins_stay_below_what_data_processing_allows(views: Any) -> None:
 def test_a_study_in_a_folder_without_git_still_says_where_it_ran(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(harness, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(tables, "HERE", tmp_path)
     given = Namespace(quick=True, seeds=None, output_dir=tmp_path, data_dir="data", results=False)
     assert "commit unknown (no git checkout), " in Study("stress", given)._origin()
 
@@ -209,21 +230,25 @@ def test_full_and_rescue_are_certified_by_both_bounds_and_no_align_is_constant(p
     for name in ("full", "rescue"):
         assert phases[name]["status"] == phases[name]["bernstein_status"] == "CERTIFIED"
         assert phases[name]["bernstein_lower"] < phases[name]["margin_lower"] < phases[name]["margin"]
-    assert phases["no_align"]["margin"] < 0
+    assert phases["no_align"]["status"] == "NOT_CERTIFIED"
     assert phases["no_align"]["witness_information"] < 0.02
     assert "does not hold" not in (protocol[0] / "digits.md").read_text()
 
 
 def test_a_phase_that_was_trained_on_is_certified_again(protocol: Any) -> None:
     folder, lines = protocol
-    full = folder / "seed0" / "full"
-    kept = (full / "certificate_normal.json").stat().st_mtime_ns
     arguments = ["--quick", "--max_epochs", "30", "--output_dir", str(folder)]
+    certificate = folder / "seed0" / "full" / "certificate_normal.json"
+    kept = certificate.stat().st_mtime_ns
     assert protocol_study.main(arguments) == lines
-    assert (full / "certificate_normal.json").stat().st_mtime_ns == kept
-    shutil.copyfile(folder / "seed0" / "no_align" / "checkpoints" / "last.ckpt", full / "checkpoints" / "last.ckpt")
-    again = protocol_study.main(arguments)
-    assert again[0]["margin"] == lines[1]["margin"]
+    assert certificate.stat().st_mtime_ns == kept
+    trained, other = (folder / "seed0" / name / "checkpoints" / "last.ckpt" for name in ("full", "no_align"))
+    before = trained.read_bytes()
+    try:
+        shutil.copyfile(other, trained)
+        assert protocol_study.main(arguments)[0]["margin"] == lines[1]["margin"]
+    finally:
+        trained.write_bytes(before)
 
 
 def test_a_claim_that_does_not_hold_is_said_and_with_strict_ends_with_an_error(

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from experiments.path.theory import Point, frontier, most_margin, path
-from experiments.study import Line, Study, study_parser
+from experiments.study import Study, study_parser
+from experiments.tables import Line
 
 __all__ = ["main"]
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from certvae.teachers import TeacherCard
-from experiments.study import Line, Study, study_parser
+from experiments.study import Study, study_parser
+from experiments.tables import Line
 
 __all__ = ["main", "observation_std"]
 
@@ -110,20 +111,18 @@ def draw(lines: Sequence[Line]) -> Figure:
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
     """What the study is to show."""
     aligned, plain = ([line for line in lines if line["aligned"] is value] for value in (True, False))
-    collapsed = [line for line in plain if line["collapse_ratio"] > 1]
-    alive = [line for line in plain if line["collapse_ratio"] < 1]
+    collapsed, alive = ([line for line in plain if (line["collapse_ratio"] > 1) is value] for value in (True, False))
     shown = {
         "with alignment every run is certified": all(line["status"] == "CERTIFIED" for line in aligned),
         "without it none is": all(line["status"] == "NOT_CERTIFIED" for line in plain),
+        "without it no channel margin is positive": all(line["channel_margin"] <= 0 for line in plain),
     }
     if collapsed:
         shown["where a plain VAE collapses, its witness information and its rate are below 0.02 nats"] = all(
             max(line["witness_information"], line["rate"]) < 0.02 for line in collapsed
         )
     if alive:
-        shown["at smaller KL weights its witness information is above 0.02 nats, yet its margin negative"] = all(
-            line["witness_information"] > 0.02 and line["margin"] < 0 for line in alive
-        )
+        shown["at smaller KL weights its rate is above 0.02 nats"] = all(line["rate"] > 0.02 for line in alive)
     return shown
 
 

@@ -7,7 +7,7 @@ Each run has another view in front of its encoder, in training and in the certif
 are clean. Beside its margin stand, on the same kept rows with the same views (proofs: :mod:`experiments.view.bounds`):
 the margin of the teacher's own answers on the views, raw and calibrated, which are attainable and so bound the
 exact gap from above; and what data processing allows at most. ``cost`` is the clean run's margin less that of the run;
-the bound on the exact gap is the teacher information less the best of the three margins.
+the bound on the exact gap is estimated by the teacher information less the best of the three margins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,8 @@ from torch import Tensor
 from certvae import certify
 from certvae.calibration import fit_calibration
 from certvae.certificate import Certificate
-from experiments.study import Line, Study, study_parser
+from experiments.study import Study, study_parser
+from experiments.tables import Line
 from experiments.view.bounds import covariance_of, noise_information
 from experiments.view.views import Views
 
@@ -43,7 +44,7 @@ COLUMNS = {
     "attainable: teacher on views": "{own_margin:+.3f} (at least {own_lower:+.3f})",
     "attainable: calibrated": "{calibrated_margin:+.3f} (at least {calibrated_lower:+.3f})",
     "attainable at most": "{at_most:.3f}",
-    "exact gap at most": "{gap_at_most:.3f}",
+    "exact gap at most, estimated": "{gap_at_most:.3f}",
     "calibrated channel margin": "{calibrated_channel_margin:+.3f}",
     "squared error": "{mean_squared_error:.4f}",
 }
