@@ -28,8 +28,9 @@ from certvae.files import sha256_file, write_atomic
 from certvae.publish import PublishOptions, publish
 from certvae.teachers import Teacher, load_teacher
 from experiments.tables import Line, commit, csv_text, markdown, origin
+from experiments.values import part_of, set_value
 
-__all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "set_value", "study_parser"]
+__all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
 
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
@@ -194,7 +195,7 @@ class Study:
 
     def base(self, name: str) -> Any:
         """A value of the base ``full.yaml`` by its name on the command line, such as ``model.encoder``."""
-        part, last = _part(self._base("full"), name)
+        part, last = part_of(self._base("full"), name)
         return part[last]
 
     def _base(self, name: str) -> dict[str, Any]:
@@ -302,24 +303,3 @@ def errors_on_kept_rows(model: Any, data: Any, num_components: int) -> dict[str,
     constant = torch.cat(pixels).double().var(dim=0, correction=0)
     means = (float(values.double().mean()) for values in (torch.cat(errors), constant, torch.cat(energies)))
     return dict(zip(("mean_squared_error", "constant_squared_error", "energy"), means, strict=True))
-
-
-def set_value(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set what the command line calls ``name``, such as ``model.objective.beta``, in a run's values.
-
-    Raises:
-        ValueError: if there is no such part.
-    """
-    part, last = _part(values, name)
-    part[last] = value
-
-
-def _part(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    *parents, last = name.split(".")
-    node = values
-    for parent in parents:
-        if not isinstance(node.get(parent), dict):
-            raise ValueError(f"`{name}` must name a part of the YAML; there is no {parent!r} among {sorted(node)}.")
-        node = node[parent]
-        node = node.setdefault("init_args", {}) if "class_path" in node else node
-    return node, last

@@ -16,8 +16,9 @@ from experiments import tables
 from experiments.path import study as path_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
-from experiments.study import Study, set_value, study_parser
+from experiments.study import Study, study_parser
 from experiments.tables import markdown
+from experiments.values import set_value
 from experiments.view import study as view_study
 
 EPOCHS = ["--quick", "--max_epochs", "12"]
