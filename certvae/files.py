@@ -1,5 +1,6 @@
 """Files: written whole or not at all, named by digest, and read within limits where a stranger may have made them."""
 
+import csv
 import hashlib
 import io
 import json
@@ -7,7 +8,7 @@ import math
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "csv_text",
     "open_zip",
     "parse_json",
     "read_limited",
@@ -55,6 +57,15 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Rows, which all have the keys ``columns``, as CSV with a heading."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def sha256_file(path: str | Path) -> str:

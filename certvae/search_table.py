@@ -1,7 +1,5 @@
 """The table of all candidate teachers, the choice among them, and how both are shown."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -9,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from certvae.files import write_atomic
+from certvae.files import csv_text, write_atomic
 
 __all__ = ["CandidateRow", "SearchBounds", "choose", "rich_table", "write_table"]
 
@@ -108,11 +106,7 @@ def explain(row: CandidateRow, rows: Sequence[CandidateRow], bounds: SearchBound
 
 def write_table(rows: Sequence[CandidateRow], path: Path) -> Path:
     """Write all candidates as CSV, atomically."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [item.name for item in fields(CandidateRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(asdict(row) for row in rows)
-    return write_atomic(path, text.getvalue())
+    return write_atomic(path, csv_text((item.name for item in fields(CandidateRow)), map(asdict, rows)))
 
 
 def rich_table(rows: Sequence[CandidateRow], most: int = 12) -> Table:

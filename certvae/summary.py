@@ -1,22 +1,21 @@
 """The summary of a protocol: a JSON file, a CSV file, a figure and a table for the terminal."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.table import Table
 
 from certvae.callbacks.history import read_history
 from certvae.certificate import Certificate
 from certvae.figures import protocol_figure, save_figure
-from certvae.files import sha256_file, write_atomic
+from certvae.files import csv_text, sha256_file, write_atomic
 from certvae.teachers import load_teacher
 
-__all__ = ["OPTIONAL_PHASES", "PHASES", "summarise", "summary_table"]
+__all__ = ["OPTIONAL_PHASES", "PHASES", "margin_figure", "summarise", "summary_table"]
 
 PHASES = ("full", "no_align", "rescue")
 OPTIONAL_PHASES = ("ablate",)
@@ -51,12 +50,23 @@ def summarise(
     }
     write_atomic(output_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     write_atomic(output_dir / "summary.csv", _csv(summary))
+    save_figure(margin_figure(dataset, folders, phases), output_dir / "margin.png")
+    return summary
+
+
+def margin_figure(dataset: str, folders: Mapping[str, Path], phases: Sequence[str]) -> Figure:
+    """Margin against epoch of the rows that are watched.
+
+    Args:
+        dataset: name for the title.
+        folders: of each seed's phases.
+        phases: what each seed has run.
+    """
     histories = {
         seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in phases}
         for seed, folder in folders.items()
     }
-    save_figure(protocol_figure(histories, f"{dataset}: certified, collapsed, rescued"), output_dir / "margin.png")
-    return summary
+    return protocol_figure(histories, f"{dataset}: certified, collapsed, rescued")
 
 
 def _teacher(path: Path) -> dict[str, Any]:
@@ -80,11 +90,7 @@ def _csv(summary: dict[str, Any]) -> str:
         for seed, parts in summary["seeds"].items()
         for phase, values in parts["phases"].items()
     ]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text(rows[0], rows)
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:

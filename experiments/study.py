@@ -24,10 +24,10 @@ from certvae.certificate import Certificate
 from certvae.cli import run_lightning
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
 from certvae.figures import save_figure
-from certvae.files import sha256_file, write_atomic
+from certvae.files import csv_text, sha256_file, write_atomic
 from certvae.publish import PublishOptions, publish
 from certvae.teachers import Teacher, load_teacher
-from experiments.tables import Line, commit, csv_text, markdown, origin
+from experiments.tables import Line, commit, markdown, origin
 from experiments.values import part_of, set_value
 
 __all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
@@ -102,7 +102,7 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
-    parser.add_argument("--output_dir", type=Path, help=f"default: runs/{name}; a study that is there goes on")
+    parser.add_argument("--output_dir", type=Path, help="default: in runs; a study that is there goes on")
     parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser
@@ -246,7 +246,7 @@ class Study:
             SystemExit: with ``--strict``, after everything is written, if a claim does not hold.
         """
         paths = [self.folder / f"{self.results}.{kind}" for kind in ("csv", "md", "png")]
-        write_atomic(paths[0], csv_text(lines))
+        write_atomic(paths[0], csv_text(lines[0], lines))
         found = "".join(f"- {'holds' if holds else '**does not hold**'}: {claim}.\n" for claim, holds in claims.items())
         write_atomic(paths[1], f"{markdown(lines, columns)}\n{found}\n{self._origin()}")
         save_figure(figure, paths[2])

@@ -1,7 +1,5 @@
-"""Tables of studies as CSV and Markdown, and where they were made."""
+"""Tables of studies as Markdown, and where they were made."""
 
-import csv
-import io
 import os
 import platform
 import shlex
@@ -14,19 +12,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["Line", "commit", "csv_text", "markdown", "origin"]
+__all__ = ["Line", "commit", "markdown", "origin"]
 
 HERE = Path(__file__).parent
 Line = dict[str, Any]
-
-
-def csv_text(lines: Sequence[Line]) -> str:
-    """The lines, all with the same keys, as CSV."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
 
 
 def markdown(lines: Sequence[Line], columns: Mapping[str, str]) -> str:

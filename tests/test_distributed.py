@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Subset
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
 from tests.distributed.jobs import FEW, ROWS, vae, validated
-from tests.distributed.launch import LaunchError, launch
+from tests.distributed.launch import LaunchError, common, launch
 from tests.distributed.sets import BATCH, KINDS, digits
 from tests.distributed.worker import run_jobs
 
@@ -40,13 +40,6 @@ def many(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def result(results: Results, job: str) -> Any:
     assert "error" not in results[job], results[job]["error"]
     return results[job]["result"]
-
-
-def common(many: list[Results], job: str) -> Any:
-    """The result on which all processes agree to the last bit."""
-    results = [result(process, job) for process in many]
-    assert all(other == results[0] for other in results), f"processes differ in {job}"
-    return results[0]
 
 
 def assert_same(seen: Any, expected: Any, tolerance: float = TOLERANCE, path: str = "") -> None:

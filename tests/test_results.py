@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -55,9 +56,9 @@ def of_seeds(lines: list[dict[str, Any]], phase: str) -> str:
     certified = sum(line["status"] == line["bernstein_status"] == "CERTIFIED" for line in chosen)
     means = ("teacher_information", "margin")
     rest = ("channel_margin", "calibrated_channel_margin", "rate", "witness_information", "mean_squared_error")
-    cells = [sum(line[name] for line in chosen) / len(chosen) for name in means]
+    cells = [fmean(line[name] for line in chosen) for name in means]
     cells += [min(line[name] for line in chosen) for name in ("margin_lower", "bernstein_lower")]
-    cells += [sum(line[name] for line in chosen) / len(chosen) for name in rest]
+    cells += [fmean(line[name] for line in chosen) for name in rest]
     numbers = [f"{cell:.3f}" for cell in cells[:-1]]
     return f"{phase} | {certified} of {len(chosen)} | {' | '.join(numbers)} | {cells[-1]:.4f} |"
 
@@ -82,7 +83,7 @@ def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
         "component_accuracy": ".2f",
         "label_accuracy": ".3f",
     }
-    cells = [format(sum(line[name] for line in chosen) / len(chosen), text) for name, text in names.items()]
+    cells = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
     return f"| {margins} | {below} of {len(chosen)} | {' | '.join(cells)} |"
 
 
@@ -98,7 +99,7 @@ def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:
         chosen = [line for line in lines if line["aligned"] is aligned and line["kl_weight"] == kl_weight]
         certified = sum(line["status"] == "CERTIFIED" for line in chosen)
         names = {"margin": "+.3f", "rate": ".2f", "witness_information": ".3f", "mean_squared_error": ".4f"}
-        means = [format(sum(line[name] for line in chosen) / len(chosen), text) for name, text in names.items()]
+        means = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
         cells += [f"{certified} of {len(chosen)}", *means]
     return f"| {kl_weight:g} | {' | '.join(cells)} |"
 

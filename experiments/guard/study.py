@@ -11,6 +11,7 @@ import argparse
 import csv
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -112,7 +113,7 @@ def measured(folder: Path, seed: int, name: str, target: float) -> dict[str, Any
 
 
 def _settled(values: list[float]) -> float:
-    return sum(values[-SETTLED:]) / len(values[-SETTLED:])
+    return fmean(values[-SETTLED:])
 
 
 def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:

@@ -14,6 +14,7 @@ the calibrated channel margin: what the raw certificate states beyond what the c
 """
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -156,8 +157,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
     smallest, largest = (find(line["scale"] for line in lines) for find in (min, max))
 
     def average(name: str, scale: float, alignment_path: str) -> float:
-        chosen = [line[name] for line in lines if (line["scale"], line["alignment_path"]) == (scale, alignment_path)]
-        return sum(chosen) / len(chosen)
+        return fmean(line[name] for line in lines if (line["scale"], line["alignment_path"]) == (scale, alignment_path))
 
     return {
         "no model has more margin than the frontier allows at its energy": all(

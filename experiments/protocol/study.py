@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from certvae.callbacks.history import read_history
 from certvae.callbacks.images import as_grid
 from certvae.certificate import Certificate
-from certvae.figures import protocol_figure
 from certvae.files import sha256_file, write_atomic
 from certvae.protocol import Protocol, run_protocol
 from certvae.publish import build, publish
+from certvae.summary import margin_figure
 from certvae.weights import load_weights
 from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, numbers, study_parser
 from experiments.tables import Line
@@ -159,13 +158,9 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     )
     run_protocol(protocol)
     lines = [measure(protocol, seed, phase) for seed in study.seeds for phase in protocol.names]
-    folders = {seed: protocol.seed_dir(seed) for seed in study.seeds}
+    folders = {str(seed): protocol.seed_dir(seed) for seed in study.seeds}
     study.seconds = sum(seconds(folder / name) for folder in folders.values() for name in ("search", *protocol.names))
-    histories = {
-        str(seed): {name: read_history(folder / name / "certificates_val.jsonl") for name in protocol.names}
-        for seed, folder in folders.items()
-    }
-    figure = protocol_figure(histories, f"{dataset}: certified, collapsed, rescued")
+    figure = margin_figure(dataset, folders, protocol.names)
     samples = {"samples": draw_samples(protocol, study.seeds[0])}
     study.report(lines, COLUMNS, figure, claims(lines), samples)
     return lines

@@ -6,10 +6,8 @@ The full study takes less than 10 minutes on 2 CPU cores, ``--quick`` less than 
 """
 
 import argparse
-import csv
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -27,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from verdict import summarise
 
 from certvae.figures import save_figure
-from certvae.files import write_atomic
+from certvae.files import csv_text, write_atomic
 
 Rows = list[dict[str, Any]]
 _RESULTS = Path(__file__).parents[1] / "results" / "statistics"
@@ -49,7 +47,7 @@ def main() -> None:
     }
     tables["summary"] = _summary(tables)
     for name, rows in tables.items():
-        write_atomic(arguments.output / f"{name}.csv", _csv(rows))
+        write_atomic(arguments.output / f"{name}.csv", csv_text(rows[0], rows))
     save_figure(draw(tables), arguments.output / "coverage.png")
     _print(tables["summary"], perf_counter() - started)
 
@@ -100,14 +98,6 @@ def _null_line(cells: Rows, method: str) -> dict[str, Any]:
     """All null models in one line, as the number of false certificates is small or zero."""
     total = {"models": sum(row["models"] for row in cells), method: sum(row[method] for row in cells)}
     return summarise("null model certified", method, [{"witness": "all", **total}], method, "models")
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _print(lines: Rows, seconds: float) -> None:

@@ -7,13 +7,13 @@ teacher that was fixed before its rows were seen.
 """
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 
 import yaml
 
 from certvae.bounds import METHODS
+from certvae.files import csv_text, write_atomic
 from certvae.publish import PublishOptions, publish
 
 RESULTS = Path(__file__).parent.parent / "results" / "statistics"
@@ -43,11 +43,7 @@ def main() -> None:
             shown = {"method": method, "rows": certificate.num_samples, **numbers, "width": width}
             rows.append({**shown, "status": str(certificate.status)})
             print(rows[-1], flush=True)
-    given.output.parent.mkdir(parents=True, exist_ok=True)
-    with open(given.output, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_atomic(given.output, csv_text(rows[0], rows))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,8 @@ def alone(jobs: str, factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def common(processes: list[dict[str, Any]], job: str) -> Any:
     """The result of a job on which all processes agree to the last bit."""
+    for results in processes:
+        assert "error" not in results[job], results[job]["error"]
     first = processes[0][job]
-    assert "error" not in first, first["error"]
     assert all(results[job] == first for results in processes), f"processes differ in {job}"
     return first["result"]
