@@ -1,9 +1,7 @@
 """Lightning callbacks around the certificate."""
 
 from certvae.callbacks.alignment import AlignmentCallback
-from certvae.callbacks.capture import Latents
 from certvae.callbacks.certificate import CertificateCallback
-from certvae.callbacks.controller import DualController
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
@@ -11,6 +9,8 @@ from certvae.callbacks.lagging import LaggingInference
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
 from certvae.callbacks.probe import ProbeCallback
 from certvae.callbacks.status import StatusLine
+from certvae.monitoring.dual_controller import DualController
+from certvae.reading.latents import Latents
 
 __all__ = [
     "AlignmentCallback",

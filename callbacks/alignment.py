@@ -9,12 +9,12 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from certvae.arguments import float64_device
-from certvae.callbacks.capture import LatentSource
-from certvae.callbacks.source import CodeSource
-from certvae.callbacks.training_step import LossTerm
-from certvae.information import kl_divergence
+from certvae.monitoring.auxiliary_loss import LossTerm
+from certvae.monitoring.batch_reader import CodeSource
+from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
+from certvae.theory.arguments import float64_device
+from certvae.theory.information import kl_divergence
 
 __all__ = ["AlignmentCallback"]
 
@@ -34,7 +34,7 @@ class AlignmentCallback(Callback):
             the step must return a dict with ``"posterior"``.
         images: where the teacher's input stands in the batch.
         weight: of the term, in units of the module's own loss for each nat; or a function of the epoch, such as
-            :class:`certvae.schedules.LinearSchedule`.
+            :class:`certvae.models.schedules.LinearSchedule`.
         witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
         witness: a fixed witness instead.
 

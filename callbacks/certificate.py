@@ -10,14 +10,14 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from certvae.callbacks.capture import LatentSource
-from certvae.callbacks.history import append_history
-from certvae.callbacks.loggers import LOGGED, CertificateLog
-from certvae.callbacks.measurement import Measurement, new_metric
-from certvae.callbacks.source import CodeSource, choose_loader
-from certvae.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate, Status
+from certvae.certificate.history import append_history
+from certvae.certificate.verdict import CertificateSettings
+from certvae.monitoring.batch_reader import CodeSource, choose_loader
+from certvae.monitoring.evaluation import Measurement, new_metric
+from certvae.monitoring.loggers import LOGGED, CertificateLog
+from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
-from certvae.verdict import CertificateSettings
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
@@ -29,7 +29,7 @@ class CertificateCallback(Callback):
     witness_information}`` in nats and ``certificate/certified`` (1 or 0) at the end of each validation epoch, and the
     same under ``test_certificate/`` for ``Trainer.test``. A higher margin is better. Prints one line when the status
     changes; the margin stands in Lightning's progress bar too. Loggers that can show more are told more, see
-    :mod:`certvae.callbacks.loggers`. The run itself is not changed: no second forward pass, no random state touched.
+    :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no random state touched.
 
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
@@ -44,13 +44,13 @@ class CertificateCallback(Callback):
         witness_scale: scale of that simplex witness.
         safety_margin: nats by which the lower bound must exceed the threshold.
         confidence: probability with which the lower bound holds.
-        method: the bound; see :mod:`certvae.bounds`.
+        method: the bound; see :mod:`certvae.theory.bounds`.
         channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out. The margins of the
             draws are averaged: each draw is a code that the decoder could have received, and the average of their
             margins stays below the rate, which the margin of an averaged witness need not.
-        spending: share the error probability among all looks (:func:`certvae.bounds.spending`): 'certified at some
-            epoch' then holds with ``confidence`` over the whole run, if no look's rows have influenced what it looks
-            at, as through a guard. Runs that branch from one checkpoint do not know of each other's looks.
+        spending: share the error probability among all looks (:func:`certvae.theory.bounds.spending`): 'certified at
+            some epoch' then holds with ``confidence`` over the whole run, if no look's rows have influenced what it
+            looks at, as through a guard. Runs that branch from one checkpoint do not know of each other's looks.
         dataloader: which of several validation (or test) dataloaders is measured: its position or its name.
         name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
             a different one for each.

@@ -7,12 +7,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
-from certvae.arguments import float64_device
-from certvae.callbacks.capture import Captured, LatentCapture, LatentSource
-from certvae.callbacks.source import choose_loader
-from certvae.posterior import Posterior
-from certvae.row_sample import RowSample
-from certvae.rows import RowPositions
+from certvae.monitoring.batch_reader import choose_loader
+from certvae.reading.latents import Captured, LatentCapture, LatentSource
+from certvae.reading.rows import RowPositions
+from certvae.theory.arguments import float64_device
+from certvae.theory.posterior import Posterior
+from certvae.theory.row_sample import RowSample
 
 __all__ = ["CollapseDiagnostics", "aggregate_information"]
 
@@ -31,7 +31,7 @@ def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
 
     Args:
         posterior: of B rows, float64, shapes ``(B, latent_dim)``.
-        seed: of the draws. The noise belongs to the row's place (:mod:`certvae.noise`).
+        seed: of the draws. The noise belongs to the row's place (:mod:`certvae.theory.row_noise`).
 
     Returns:
         Scalar in nats, at most ``log B``.

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
-from certvae.callbacks.controller import DualController
 from certvae.callbacks.lookup import find_certificate
-from certvae.callbacks.source import CodeSource
-from certvae.certificate import Status
-from certvae.information import entropy
+from certvae.certificate.certificate import Status
+from certvae.monitoring.batch_reader import CodeSource
+from certvae.monitoring.dual_controller import DualController
+from certvae.theory.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
 
@@ -29,12 +29,12 @@ class CertificateGuard(AlignmentCallback):
     """Keep the lower bound of a certificate's margin above a target, with a weight that a controller seeks.
 
     With ``on_loss="rescue"`` the alignment term of :class:`certvae.callbacks.AlignmentCallback` is added to the loss,
-    with a weight that :class:`certvae.callbacks.controller.DualController` sets at each step: up while the margin on
-    training rows is below what the target needs, down while it is above. What it needs is learnt at each validation:
-    the target, plus the distance between the margin in training and the lower bound in validation. No weight is set by
-    hand, and a collapsed model is taken out of its collapse. The other answers leave training alone and act when a
-    validation finds the bound below a target that it had reached: ``"stop"`` ends the run, ``"warn"`` warns,
-    ``"raise"`` raises :class:`CertificateLostError`.
+    with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on training rows
+    is below what the target needs, down while it is above. What it needs is learnt at each validation: the target, plus
+    the distance between the margin in training and the lower bound in validation. No weight is set by hand, and a
+    collapsed model is taken out of its collapse. The other answers leave training alone and act when a validation finds
+    the bound below a target that it had reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises
+    :class:`CertificateLostError`.
 
     It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
     images and witness. A module that needs ``latents`` to be None has to return ``"posterior"`` from its

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchvision.utils import make_grid
 
-from certvae.callbacks.capture import LatentCapture, LatentSource
-from certvae.callbacks.loggers import log_image, plot_against_epoch, takes_images
-from certvae.teachers.batches import InputSource, as_floats, select_inputs
+from certvae.monitoring.loggers import log_image, plot_against_epoch, takes_images
+from certvae.reading.inputs import InputSource, as_floats, select_inputs
+from certvae.reading.latents import LatentCapture, LatentSource
 
 __all__ = ["ReconstructionImages"]
 

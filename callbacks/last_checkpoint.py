@@ -15,11 +15,11 @@ from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from certvae.random_state import random_state, set_random_state
+from certvae.io.random_state import random_state, set_random_state
 
 __all__ = ["CheckpointError", "LastCheckpoint", "is_whole"]
 
-_STATE = "certvae.random_state"
+_STATE = "certvae.io.random_state"
 
 
 class CheckpointError(RuntimeError):

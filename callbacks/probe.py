@@ -10,11 +10,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import nn
 
-from certvae.callbacks.affine_probe import AffineProbe
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.lookup import find_certificate
-from certvae.callbacks.measurement import Measurement, new_metric
-from certvae.callbacks.source import CodeSource, choose_loader
+from certvae.monitoring.affine_probe import AffineProbe
+from certvae.monitoring.batch_reader import CodeSource, choose_loader
+from certvae.monitoring.evaluation import Measurement, new_metric
 
 __all__ = ["ProbeCallback"]
 
@@ -24,7 +24,7 @@ LOGGED = ("alignment_loss", "margin", "margin_lower")
 class ProbeCallback(Callback):
     r"""Fit an affine probe on the codes of training rows, and score it on validation rows; nothing is certified.
 
-    The probe is :class:`certvae.callbacks.affine_probe.AffineProbe`, a multinomial logistic regression from the
+    The probe is :class:`certvae.monitoring.affine_probe.AffineProbe`, a multinomial logistic regression from the
     posterior's mean to the teacher's components, one step for each training batch. At the rows of a validation, if
     these rows neither trained nor chose the model, it is a fixed witness, so its margin ``I_T - E KL(T || probe(z))``
     is, in the population, a lower bound on what the code carries about the input (Barber and Agakov, 2003), as the

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from certvae.callbacks.certificate import CertificateCallback
-from certvae.certificate import Certificate
+from certvae.certificate.certificate import Certificate
 
 __all__ = ["StatusLine"]
 

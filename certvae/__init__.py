@@ -1,14 +1,20 @@
-"""A testable certificate against constant collapse in variational autoencoders."""
+"""A testable certificate against constant collapse in variational autoencoders.
 
-from certvae.certificate import Certificate, Status
-from certvae.metric import CertificateMetric
-from certvae.search import TeacherSearch
-from certvae.teachers import load_teacher
-from certvae.vae import VAE
-from certvae.verdict import CertificateSettings, certify
-from certvae.witness import SimplexWitness
+What needs Lightning or scikit-learn is imported when it is first used: :func:`certify` on arrays needs neither.
+"""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from certvae.certificate.certificate import Certificate, Status
+    from certvae.certificate.metric import CertificateMetric
+    from certvae.certificate.verdict import CertificateSettings, certify
+    from certvae.models.vae import VAE
+    from certvae.teachers import load_teacher
+    from certvae.teachers.search import TeacherSearch
+    from certvae.theory.witness import SimplexWitness
+
+__version__ = "0.2.0.dev0"
 __all__ = [
     "VAE",
     "Certificate",
@@ -20,3 +26,32 @@ __all__ = [
     "certify",
     "load_teacher",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "VAE":
+        from certvae.models.vae import VAE as value
+    elif name == "CertificateMetric":
+        from certvae.certificate.metric import CertificateMetric as value
+    elif name == "TeacherSearch":
+        from certvae.teachers.search import TeacherSearch as value
+    elif name == "load_teacher":
+        from certvae.teachers import load_teacher as value
+    elif name == "SimplexWitness":
+        from certvae.theory.witness import SimplexWitness as value
+    elif name in ("Certificate", "Status"):
+        from certvae.certificate import certificate
+
+        value = getattr(certificate, name)
+    elif name in ("CertificateSettings", "certify"):
+        from certvae.certificate import verdict
+
+        value = getattr(verdict, name)
+    else:
+        raise AttributeError(f"module 'certvae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

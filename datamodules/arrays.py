@@ -11,7 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from certvae.files import sha256_array
+from certvae.io.files import sha256_array
 
 __all__ = ["DataError", "ImageArrays", "ImageDataModule", "RowDataset"]
 

@@ -17,7 +17,7 @@ from rich.progress import track
 from torchvision.datasets.utils import check_md5, download_url
 
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
-from certvae.files import open_zip, read_limited, write_atomic
+from certvae.io.files import open_zip, read_limited, write_atomic
 
 __all__ = ["TinyImageNetDataModule"]
 

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from pytorch_lightning.cli import LightningCLI
 from torch import Tensor
 
-from certvae.certificate import Certificate
-from certvae.cli import run_lightning
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.figures import save_figure
+from certvae.commands.certify import PublishOptions, publish
+from certvae.commands.lightning import run_lightning
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
-from certvae.figures import save_figure
-from certvae.files import csv_text, sha256_file, write_atomic
-from certvae.publish import PublishOptions, publish
+from certvae.io.files import csv_text, sha256_file, write_atomic
 from certvae.teachers import Teacher, load_teacher
 from experiments.tables import Line, commit, markdown, origin
 from experiments.values import part_of, set_value

@@ -20,20 +20,18 @@ from certvae import (
     CertificateSettings,
     SimplexWitness,
     Status,
-    bounds,
     certify,
-    information,
-    leaks,
-    noise,
 )
-from certvae.calibration import fit_calibration
-from certvae.permutation import permutation_p_value
-from certvae.posterior import Posterior
-from certvae.sums import CertificateSums, as_weights
-from certvae.verdict import certificate_from_sums
-from certvae.verify import check_claims
-from certvae.witness import simplex_basis
-from tests.awkward import logits, number, probabilities, shapes, spoiled
+from certvae.certificate import leaks
+from certvae.certificate.verdict import certificate_from_sums
+from certvae.commands.verify import check_claims
+from certvae.theory import bounds, information, row_noise
+from certvae.theory.calibration import fit_calibration
+from certvae.theory.permutation import permutation_p_value
+from certvae.theory.posterior import Posterior
+from certvae.theory.sums import CertificateSums, as_weights
+from certvae.theory.witness import simplex_basis
+from tests.unusual_inputs import logits, number, probabilities, shapes, spoiled
 
 Check = Callable[[Any], None]
 Case = tuple[Callable[[], Any], Check]
@@ -353,7 +351,10 @@ def posterior_case(draw: DrawFn) -> Case:
 
 def noise_case(draw: DrawFn) -> Case:
     keys, count = spoiled(draw, torch.arange(draw(st.sampled_from([0, 1, 9]))), 2), number(draw, 0, 1, 7, most=100)
-    function, seed = draw(st.sampled_from([noise.row_uniform, noise.row_normal])), number(draw, 0, -(2**62), 2**62)
+    function, seed = (
+        draw(st.sampled_from([row_noise.row_uniform, row_noise.row_normal])),
+        number(draw, 0, -(2**62), 2**62),
+    )
     return lambda: function(keys, count, seed), finite
 
 

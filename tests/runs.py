@@ -8,8 +8,8 @@ from pytorch_lightning import Trainer
 
 from certvae import VAE
 from certvae.datamodules import DigitsDataModule
-from certvae.networks import MLPDecoder, MLPEncoder
-from certvae.objectives import ELBO
+from certvae.models.networks import MLPDecoder, MLPEncoder
+from certvae.models.objectives import ELBO
 from certvae.teachers import GaussianMixtureTeacher, TeacherCard
 
 SHAPE = (1, 8, 8)

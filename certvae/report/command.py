@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from certvae.files import write_atomic
+from certvae.io.files import write_atomic
 from certvae.report.figures import FORMATS
 from certvae.report.page import Report, make_report
 from certvae.report.runs import read_runs, readable

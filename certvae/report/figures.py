@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from certvae.certificate import Certificate
-from certvae.files import write_atomic
-from certvae.report.colours import LIGHT, SERIES
+from certvae.certificate.certificate import Certificate
+from certvae.io.files import write_atomic
+from certvae.report.colors import LIGHT, SERIES
 from certvae.report.runs import Phase, Run
 from certvae.report.svg import STYLE, inline_svg
 from certvae.report.wording import number, status_name

@@ -18,13 +18,13 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.nn.functional import interpolate, one_hot
 
-from certvae.files import write_atomic
-from certvae.publish import build
+from certvae.commands.certify import build
+from certvae.io.checkpoints import load_weights
+from certvae.io.files import write_atomic
+from certvae.models.vae import VAE
 from certvae.report.runs import Phase, plain_config
 from certvae.teachers import Teacher
 from certvae.teachers.base import inputs_and_index
-from certvae.vae import VAE
-from certvae.weights import load_weights
 
 __all__ = ["Component", "Picture", "components", "first_inputs", "load_run", "model_pictures"]
 

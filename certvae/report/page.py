@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from certvae.certificate import Certificate, Status
-from certvae.files import read_limited
-from certvae.publish import CONFIG_LIMIT
-from certvae.report.colours import DARK, LIGHT, css_variables
+from certvae.certificate.certificate import Certificate, Status
+from certvae.commands.certify import CONFIG_LIMIT
+from certvae.io.files import read_limited
+from certvae.report.colors import DARK, LIGHT, css_variables
 from certvae.report.figures import Chart, alignment_chart, channel_chart, margin_chart, path_chart
 from certvae.report.gallery import Gallery
 from certvae.report.runs import Phase, Run, readable

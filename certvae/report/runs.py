@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-from certvae.callbacks.history import read_history
-from certvae.certificate import Certificate
-from certvae.figures import GOES_ON_FROM
-from certvae.files import parse_json, read_limited
-from certvae.publish import CONFIG_LIMIT
-from certvae.verify import check_claims
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.figures import GOES_ON_FROM
+from certvae.certificate.history import read_history
+from certvae.commands.certify import CONFIG_LIMIT
+from certvae.commands.verify import check_claims
+from certvae.io.files import parse_json, read_limited
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
 

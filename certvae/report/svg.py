@@ -9,7 +9,7 @@ from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from certvae.report.colours import LIGHT
+from certvae.report.colors import LIGHT
 
 __all__ = ["STYLE", "inline_svg"]
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from certvae.bounds import RIGOROUS
-from certvae.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate, Status
 from certvae.report.runs import Phase
+from certvae.theory.bounds import RIGOROUS
 
 __all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "sentence", "status_name"]
 

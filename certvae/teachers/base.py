@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from certvae.arguments import as_float64, as_number, as_share, as_whole_number
-from certvae.information import as_probabilities
-from certvae.sums import CertificateSums
-from certvae.teachers.batches import InputSource, as_floats, index_of, inputs_and_index, select_inputs
-from certvae.witness import SimplexWitness
+from certvae.reading.inputs import InputSource, as_floats, index_of, inputs_and_index, select_inputs
+from certvae.theory.arguments import as_float64, as_number, as_share, as_whole_number
+from certvae.theory.information import as_probabilities
+from certvae.theory.sums import CertificateSums
+from certvae.theory.witness import SimplexWitness
 
 __all__ = ["Teacher", "TeacherCard", "TeacherMismatchError", "index_of", "inputs_and_index"]
 

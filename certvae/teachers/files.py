@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from certvae.files import parse_json, regular_file, sha256_tensors, write_atomic
+from certvae.io.files import parse_json, regular_file, sha256_tensors, write_atomic
 from certvae.teachers.base import Teacher, TeacherCard
 
 __all__ = ["TeacherFileError", "load_teacher", "save_teacher"]

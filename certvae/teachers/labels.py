@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from certvae.arguments import float64_device
 from certvae.teachers.base import Teacher, TeacherCard, check_average
+from certvae.theory.arguments import float64_device
 
 __all__ = ["LabelTeacher"]
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from certvae.arguments import float64_device
 from certvae.teachers.base import Teacher, TeacherCard
+from certvae.theory.arguments import float64_device
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 

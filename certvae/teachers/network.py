@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from certvae.io.checkpoints import is_diverged
 from certvae.teachers.base import Teacher, TeacherCard, check_average
 from certvae.teachers.mixture import soften
-from certvae.weights import is_diverged
 
 __all__ = ["NetworkTeacher"]
 

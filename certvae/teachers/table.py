@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.information import as_probabilities
+from certvae.reading.inputs import InputSource, index_of, select_inputs
 from certvae.teachers.base import Teacher, TeacherCard
-from certvae.teachers.batches import InputSource, index_of, select_inputs
 from certvae.teachers.mixture import FLOATS
+from certvae.theory.information import as_probabilities
 
 __all__ = ["TargetTable"]
 

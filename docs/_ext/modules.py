@@ -49,7 +49,7 @@ def _kind(value: object) -> str:
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: nodes.Element) -> nodes.Element | None:
-    """Find ``certvae.verdict.certify``, which is documented as ``certvae.certify``."""
+    """Find ``certvae.certificate.verdict.certify``, which is documented as ``certvae.certify``."""
     target, own = str(node["reftarget"]), locate(str(node["reftarget"]))
     if own is None or not target.startswith("certvae."):
         return None

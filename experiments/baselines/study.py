@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from certvae.callbacks.diagnostics import aggregate_information
-from certvae.posterior import Posterior
+from certvae.theory.posterior import Posterior
 from experiments.study import Study, study_parser
 from experiments.tables import Line
 

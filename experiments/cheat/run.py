@@ -19,11 +19,11 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 
 from certvae.callbacks import AlignmentCallback, CertificateCallback
-from certvae.cli import run_lightning
+from certvae.commands.lightning import run_lightning
 from certvae.datamodules import CIFAR100DataModule
-from certvae.files import write_atomic
-from certvae.networks import ConvDecoder, ConvEncoder
-from certvae.posterior import Posterior
+from certvae.io.files import write_atomic
+from certvae.models.networks import ConvDecoder, ConvEncoder
+from certvae.theory.posterior import Posterior
 
 SEARCH = Path(__file__).parent.parent / "cifar100" / "search.yaml"
 SHAPE = (3, 32, 32)

@@ -25,8 +25,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 from certvae import VAE, load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard
 from certvae.datamodules import CIFAR100DataModule
-from certvae.networks import ConvDecoder, ConvEncoder
-from certvae.objectives import ELBO
+from certvae.models.networks import ConvDecoder, ConvEncoder
+from certvae.models.objectives import ELBO
 from certvae.teachers import TargetTable, Teacher
 
 CONFIG = Path(__file__).parent.parent / "cifar100" / "guard.yaml"

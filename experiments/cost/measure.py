@@ -19,10 +19,10 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 
 from certvae import VAE, load_teacher
 from certvae.callbacks import CertificateCallback
+from certvae.certificate.leaks import check_witness
 from certvae.datamodules import CIFAR100DataModule
-from certvae.leaks import check_witness
-from certvae.networks import ConvDecoder, ConvEncoder
-from certvae.objectives import ELBO
+from certvae.models.networks import ConvDecoder, ConvEncoder
+from certvae.models.objectives import ELBO
 
 CONFIG = Path(__file__).parent.parent / "cifar100" / "full.yaml"
 

@@ -17,11 +17,11 @@ from typing import Any
 import yaml
 from matplotlib.figure import Figure
 
-from certvae.callbacks.history import read_history
-from certvae.certificate import Certificate
-from certvae.cli import run_lightning
-from certvae.figures import save_figure
-from certvae.files import write_atomic
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.figures import save_figure
+from certvae.certificate.history import read_history
+from certvae.commands.lightning import run_lightning
+from certvae.io.files import write_atomic
 
 CONFIGS = Path(__file__).parent.parent / "cifar100"
 WEIGHTS = (40.0, 80.0, 160.0, 320.0, 640.0)

@@ -1,6 +1,6 @@
 r"""Margin against energy: along the scaled closed-form code, and the most that any code can have.
 
-Notation of :mod:`certvae.witness`; ``p`` is the witness's prior, rows are N data points, and energies are
+Notation of :mod:`certvae.theory.witness`; ``p`` is the witness's prior, rows are N data points, and energies are
 ``E |mu|^2 / 2`` at scale 1 over the coordinates that the witness reads: a code at scale ``s`` needs ``1 / s^2`` of it
 for the same answers, so every curve here holds for all scales.
 
@@ -28,8 +28,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from certvae.information import margin
-from certvae.witness import SimplexWitness, simplex_basis
+from certvae.theory.information import margin
+from certvae.theory.witness import SimplexWitness, simplex_basis
 
 __all__ = ["cheapest_codes", "frontier", "most_margin", "path"]
 

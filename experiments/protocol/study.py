@@ -19,12 +19,12 @@ import torch
 from matplotlib.figure import Figure
 
 from certvae.callbacks.images import as_grid
-from certvae.certificate import Certificate
-from certvae.files import sha256_file, write_atomic
-from certvae.protocol import Protocol, run_protocol
-from certvae.publish import build, publish
-from certvae.summary import margin_figure
-from certvae.weights import load_weights
+from certvae.certificate.certificate import Certificate
+from certvae.commands.certify import build, publish
+from certvae.commands.protocol import Protocol, run_protocol
+from certvae.commands.summary import margin_figure
+from certvae.io.checkpoints import load_weights
+from certvae.io.files import sha256_file, write_atomic
 from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, numbers, study_parser
 from experiments.tables import Line
 

@@ -24,8 +24,8 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 from verdict import summarise
 
-from certvae.figures import save_figure
-from certvae.files import csv_text, write_atomic
+from certvae.certificate.figures import save_figure
+from certvae.io.files import csv_text, write_atomic
 
 Rows = list[dict[str, Any]]
 _RESULTS = Path(__file__).parents[1] / "results" / "statistics"

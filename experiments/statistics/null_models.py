@@ -9,8 +9,8 @@ from coverage_cells import COMPONENTS, SIZES
 from populations import Array, make_teacher
 from repetitions import METHODS, settings_of
 
-from certvae.sums import CertificateSums
-from certvae.verdict import certificate_from_sums
+from certvae.certificate.verdict import certificate_from_sums
+from certvae.theory.sums import CertificateSums
 
 __all__ = ["WITNESSES", "null_models"]
 

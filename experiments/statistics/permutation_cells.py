@@ -9,7 +9,7 @@ from coverage_cells import COMPONENTS, SIZES
 from numpy.typing import NDArray
 from populations import ALPHA, NULL, SHARPNESS, Array, make_teacher
 
-from certvae.permutation import permutation_p_value
+from certvae.theory.permutation import permutation_p_value
 
 __all__ = ["PERMUTATIONS", "permutation_cells"]
 

@@ -6,7 +6,7 @@ import numpy as np
 from populations import ALPHA, TEACHER_FLOOR, Array, Population
 
 from certvae import CertificateSettings, certify
-from certvae.bounds import lower_bound
+from certvae.theory.bounds import lower_bound
 
 __all__ = ["METHODS", "Repetitions", "draw_counts", "settings_of"]
 

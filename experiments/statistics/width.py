@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from certvae.bounds import METHODS
-from certvae.files import csv_text, write_atomic
-from certvae.publish import PublishOptions, publish
+from certvae.commands.certify import PublishOptions, publish
+from certvae.io.files import csv_text, write_atomic
+from certvae.theory.bounds import METHODS
 
 RESULTS = Path(__file__).parent.parent / "results" / "statistics"
 PATHS = ("margin", "channel_margin", "calibrated_channel_margin")

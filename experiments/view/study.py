@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from certvae import certify
-from certvae.calibration import fit_calibration
-from certvae.certificate import Certificate
+from certvae.certificate.certificate import Certificate
+from certvae.theory.calibration import fit_calibration
 from experiments.study import Study, study_parser
 from experiments.tables import Line
 from experiments.view.bounds import covariance_of, noise_information

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from certvae.noise import row_uniform
-from certvae.posterior import Posterior
+from certvae.theory.posterior import Posterior
+from certvae.theory.row_noise import row_uniform
 
 __all__ = ["KINDS", "ViewEncoder", "Views", "view", "view_numbers"]
 

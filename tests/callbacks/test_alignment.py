@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from certvae import Certificate
 from certvae.callbacks import AlignmentCallback, CertificateCallback, Latents
-from certvae.information import kl_divergence
-from certvae.schedules import LinearSchedule
-from tests.foreign import ForeignVAE, plain_loader
+from certvae.models.schedules import LinearSchedule
+from certvae.theory.information import kl_divergence
+from tests.plain_vae import ForeignVAE, plain_loader
 from tests.runs import digits_teacher, trainer
 
 TEACHER = digits_teacher()

@@ -12,14 +12,14 @@ from torch.distributions import Independent, Laplace, MultivariateNormal, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
 from certvae import Certificate, CertificateMetric, Status, certify
-from certvae.bounds import spending
 from certvae.callbacks import CertificateCallback
-from certvae.callbacks.capture import read_latents
 from certvae.callbacks.certificate import LOGGED
-from certvae.callbacks.history import append_history, read_history
+from certvae.certificate.history import append_history, read_history
 from certvae.datamodules import DigitsDataModule
-from certvae.noise import row_normal
-from tests.foreign import ForeignVAE, expected, plain_loader
+from certvae.reading.latents import read_latents
+from certvae.theory.bounds import spending
+from certvae.theory.row_noise import row_normal
+from tests.plain_vae import ForeignVAE, expected, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 

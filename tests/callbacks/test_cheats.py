@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from certvae import Certificate, Status
 from certvae.callbacks import AlignmentCallback, CertificateCallback
-from certvae.networks import MLPDecoder, MLPEncoder
-from certvae.posterior import Posterior
-from tests.foreign import images, measured, plain_loader
+from certvae.models.networks import MLPDecoder, MLPEncoder
+from certvae.theory.posterior import Posterior
+from tests.plain_vae import images, measured, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
 ROWS = 600

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.foreign import ForeignVAE, expected, measured, plain_loader, watch
+from tests.plain_vae import ForeignVAE, expected, measured, plain_loader, watch
 from tests.runs import trainer
 
 

@@ -11,13 +11,13 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from certvae.callbacks import CollapseDiagnostics
-from certvae.callbacks.capture import Captured
 from certvae.callbacks.diagnostics import aggregate_information
 from certvae.datamodules import DigitsDataModule
-from certvae.noise import row_normal
-from certvae.posterior import Posterior
-from tests.callbacks.test_watched import NoisyVAE, plain, streams
-from tests.foreign import ForeignVAE, fit, plain_loader
+from certvae.reading.latents import Captured
+from certvae.theory.posterior import Posterior
+from certvae.theory.row_noise import row_normal
+from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
+from tests.plain_vae import ForeignVAE, fit, plain_loader
 from tests.runs import small_vae, trainer
 
 

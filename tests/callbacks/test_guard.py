@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from certvae.callbacks import CertificateCallback, CertificateGuard, CertificateLostError, DualController
 from certvae.datamodules import DigitsDataModule
-from tests.foreign import ForeignVAE, plain_loader
+from tests.plain_vae import ForeignVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 TARGET = 0.4

@@ -16,8 +16,8 @@ from certvae import VAE
 from certvae.callbacks import CertificateCallback
 from certvae.callbacks.images import ReconstructionImages, as_grid
 from certvae.datamodules import DigitsDataModule
-from certvae.priors import VampPrior
-from tests.foreign import ForeignVAE, plain_loader, watch
+from certvae.models.priors import VampPrior
+from tests.plain_vae import ForeignVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")

@@ -9,7 +9,7 @@ import torch
 from certvae import Certificate, Status
 from certvae.callbacks import StatusLine
 from certvae.datamodules import DigitsDataModule
-from tests.foreign import ForeignSteps, ForeignVAE, expected, measured, plain_loader, watch
+from tests.plain_vae import ForeignSteps, ForeignVAE, expected, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
 L: Any = pytest.importorskip("lightning.pytorch", reason="the package `lightning` is not installed beside ours")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
-from certvae.callbacks.source import CodeSource
+from certvae.certificate.metric import CertificateMetric
 from certvae.datamodules import DigitsDataModule
-from certvae.metric import CertificateMetric
-from tests.foreign import ForeignVAE, expected, fit, measured, plain_loader, watch
+from certvae.monitoring.batch_reader import CodeSource
+from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 # Nats by which values of the same weights may differ from those in float32: about three times what was seen.

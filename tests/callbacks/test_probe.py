@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from certvae import certify
 from certvae.callbacks import CertificateCallback, Latents, ProbeCallback
 from certvae.datamodules import DigitsDataModule
-from tests.callbacks.test_watched import NoisyVAE, plain, streams
-from tests.foreign import ForeignVAE, plain_loader, watch
+from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
+from tests.plain_vae import ForeignVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 

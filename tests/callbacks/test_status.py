@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from certvae.callbacks import CertificateCallback, StatusLine
 from certvae.datamodules import DigitsDataModule
-from tests.foreign import ForeignVAE, images, watch
+from tests.plain_vae import ForeignVAE, images, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 

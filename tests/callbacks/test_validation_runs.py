@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.foreign import ForeignVAE, expected, fit, images, measured, plain_loader, watch
+from tests.plain_vae import ForeignVAE, expected, fit, images, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 

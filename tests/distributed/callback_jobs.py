@@ -12,7 +12,7 @@ from certvae.callbacks import CertificateCallback, CollapseDiagnostics, ProbeCal
 from certvae.datamodules import DigitsDataModule
 from tests.distributed.jobs import Result, Silent, WithAdam, spread, teacher, trained, vae
 from tests.distributed.sets import BATCH, Stream, digits
-from tests.foreign import plain_loader
+from tests.plain_vae import plain_loader
 
 ROWS = (101, 7, 3)
 

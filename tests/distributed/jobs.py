@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, DistributedSampler
 from certvae import VAE, TeacherSearch
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from certvae.networks import MLPDecoder, MLPEncoder
+from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.teachers import Teacher
 from tests.distributed.sets import BATCH, KINDS, Lengthy, Stream, digits, loader, rank
-from tests.foreign import ForeignVAE, plain_loader
+from tests.plain_vae import ForeignVAE, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
 Result = dict[str, Any]

@@ -11,8 +11,8 @@ import torch
 
 from certvae.callbacks.last_checkpoint import is_whole
 from tests.faults.children import Ended, in_child
+from tests.faults.kills import FailingLogger, Strike, TornWrite, die_between_renames
 from tests.faults.runs import copy, fit, fit_strike, protocol, results, same_teacher, search, spoil, train
-from tests.faults.strikes import FailingLogger, Strike, TornWrite, die_between_renames
 
 __all__ = ["FAULTS", "Fault", "Verdict"]
 
@@ -116,7 +116,7 @@ def killed_at_random(folder: Path) -> Verdict:
 @fault(
     "SIGKILL in a checkpoint, certvae fit",
     "half of its bytes, then os.kill",
-    '--trainer.plugins={"class_path": "tests.faults.strikes.TornWrite", "init_args": {"epoch": 2}}',
+    '--trainer.plugins={"class_path": "tests.faults.kills.TornWrite", "init_args": {"epoch": 2}}',
     "SIGKILL",
 )
 @fault("SIGTERM, certvae fit", "os.kill at a batch", fit_strike("batch", 2, "SIGTERM"), "status 143")

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from certvae.cli import main
-from certvae.protocol import Protocol, run_protocol
-from tests.foreign import ForeignVAE, fit, plain_loader, watch
+from certvae.commands.protocol import Protocol, run_protocol
+from tests.commands.test_cli import EXPERIMENTS
+from tests.plain_vae import ForeignVAE, fit, plain_loader, watch
 from tests.runs import digits_teacher
-from tests.test_cli import EXPERIMENTS
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from PIL import Image
 from certvae.datamodules import DigitsDataModule
 from certvae.report.images import EXAMPLES, Picture, components, first_inputs, load_run, model_pictures
 from certvae.report.runs import read_run
-from tests.foreign import ForeignVAE
+from tests.plain_vae import ForeignVAE
 from tests.runs import digits_teacher, small_vae
 
 

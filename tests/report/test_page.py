@@ -16,8 +16,8 @@ import torch
 import yaml
 
 from certvae import Certificate
-from certvae.callbacks.history import append_history
-from certvae.certificate import digest
+from certvae.certificate.certificate import digest
+from certvae.certificate.history import append_history
 from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
 from certvae.datamodules.arrays import ImageArrays

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from certvae import Certificate
-from certvae.certificate import digest
+from certvae.certificate.certificate import digest
 from certvae.cli import main
+from certvae.commands.verify import VerificationError
 from certvae.report import read_runs
 from certvae.report.runs import read_run
-from certvae.verify import VerificationError
 
 
 def test_phases_come_by_seed_and_then_in_the_order_of_training(demo: Path) -> None:

@@ -14,7 +14,7 @@ from certvae import Certificate
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers import LabelTeacher, NetworkTeacher, TargetTable, Teacher, TeacherCard
-from tests.foreign import ForeignVAE, measured
+from tests.plain_vae import ForeignVAE, measured
 from tests.runs import digits_teacher, trainer
 
 ROWS = 600

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from certvae import load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback
 from certvae.teachers import LabelTeacher, TargetTable
-from tests.foreign import ForeignVAE, images, measured
+from tests.plain_vae import ForeignVAE, images, measured
 from tests.runs import trainer
 
 LABELS = torch.from_numpy(load_digits().target[:90]).long()

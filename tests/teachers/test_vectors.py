@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from certvae import TeacherSearch, load_teacher
 from certvae.callbacks import CertificateCallback
-from certvae.search import TeacherSearchError
-from tests.foreign import ForeignVAE, measured
+from certvae.teachers.search.module import TeacherSearchError
+from tests.plain_vae import ForeignVAE, measured
 from tests.runs import trainer
 
 GENES, ROWS, TRAIN = 64, 500, 400

@@ -1,0 +1,236 @@
+"""The certificate: its numbers, its status, and its file."""
+
+import hashlib
+import json
+import math
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any
+
+from certvae.io.files import parse_json, read_limited, write_atomic
+
+__all__ = ["Certificate", "Status", "check_fields", "digest"]
+
+SCHEMA = "certvae.certificate.certificate/1"
+CERTIFICATE_LIMIT = 2**22  # bytes; 100,000 components in the calibration's prior fit in
+
+
+class Status(StrEnum):
+    """Verdict of a certificate.
+
+    ``NOT_CERTIFIED`` is never 'proved collapsed': the test is one-sided.
+    """
+
+    CERTIFIED = "CERTIFIED"
+    NOT_CERTIFIED = "NOT_CERTIFIED"
+    VACUOUS = "VACUOUS"
+    LEAKING = "LEAKING"
+    PARTIAL = "PARTIAL"
+
+
+_MEANING = {
+    Status.CERTIFIED: "the latent code is not constant in the input",
+    Status.NOT_CERTIFIED: "not shown to differ from a constant code (which does not prove collapse)",
+    Status.VACUOUS: "the teacher varies too little to certify anything",
+    Status.LEAKING: "a leak test failed, so that no number here can be trusted",
+    Status.PARTIAL: "only a part of the set was seen, so there is no verdict",
+}
+
+
+@dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
+class Certificate:
+    """What was measured on one set of rows, and what follows. Values are in nats.
+
+    Attributes:
+        status: the verdict.
+        teacher_information: ``I_T``, the cost of the best constant student; the threshold.
+        alignment_loss: ``A``, the cost of the raw witness on the mean path.
+        margin: ``I_T - A``. At most the information that the mean code carries about the input.
+        margin_lower: lower bound on the population's margin at ``confidence`` by ``method``.
+        safety_margin: what ``margin_lower`` must exceed.
+        confidence: probability with which ``margin_lower`` holds.
+        method: name of the bound.
+        p_value: of the permutation test for 'the witness is independent of the input', if it was made.
+        channel_margin: the margin on draws ``z ~ q(z|x)``, averaged over draws; what the decoder receives.
+        channel_margin_lower: its lower bound.
+        calibrated_channel_margin: the same for the witness with a scale and a prior weight fitted on other rows.
+        calibrated_channel_margin_lower: its lower bound.
+        rate: ``E KL(q(z|x) || p(z))``; an upper bound on the channel margin of a sound witness.
+        witness_information: ``H(Sbar) - E H(S)``; near 0 in the constant-student regime.
+        num_samples: rows counted.
+        num_components: K.
+        teacher_floor: promised floor of the teacher.
+        witness_floor: floor mixed into the witness.
+        look: number of this look, if the error is spent over looks; ``confidence`` is then that of the whole run.
+        leaks: what the leak tests found; empty for a sound witness. See :mod:`certvae.certificate.leaks`.
+        provenance: what was measured, with which versions.
+    """
+
+    status: Status
+    teacher_information: float
+    alignment_loss: float
+    margin: float
+    margin_lower: float
+    safety_margin: float
+    confidence: float
+    method: str
+    p_value: float | None
+    channel_margin: float | None
+    channel_margin_lower: float | None
+    calibrated_channel_margin: float | None
+    calibrated_channel_margin_lower: float | None
+    rate: float | None
+    witness_information: float
+    num_samples: int
+    num_components: int
+    teacher_floor: float = 0.0
+    witness_floor: float = 0.0
+    look: int | None = None
+    leaks: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def certified(self) -> bool:
+        """Whether the status is ``CERTIFIED``."""
+        return self.status is Status.CERTIFIED
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; a bound of minus infinity becomes None."""
+        values = {"schema": SCHEMA, **asdict(self), "status": str(self.status)}
+        return {key: None if value == -math.inf else value for key, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Certificate":
+        """Read back what :meth:`to_dict` gave.
+
+        Raises:
+            ValueError: if the schema is another, or a field is missing or unknown.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"a certificate must be a JSON object, got {short(values)}: expected a JSON object.")
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"`schema` must be {SCHEMA!r}, got {short(values.get('schema'))}.")
+        given = {key: value for key, value in values.items() if key != "schema"}
+        names = {item.name for item in fields(cls)}
+        if set(given) != names:
+            raise ValueError(
+                f"a certificate must have exactly its fields; missing {short(sorted(names - set(given)))}, "
+                f"unknown {short(sorted(set(given) - names))}."
+            )
+        for name in ("margin_lower", "channel_margin_lower", "calibrated_channel_margin_lower"):
+            if given[name] is None and given[name.removesuffix("_lower")] is not None:
+                given[name] = -math.inf
+        if given["status"] not in list(Status):
+            raise ValueError(f"`status` must be one of {', '.join(Status)}, got {short(given['status'])}.")
+        return cls(**{**given, "status": Status(given["status"])})
+
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate as JSON, atomically."""
+        values = self.to_dict()
+        return write_atomic(path, json.dumps({**values, "sha256": digest(values)}, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Certificate":
+        """Read a certificate from JSON.
+
+        Raises:
+            FileNotFoundError: if there is no such regular file.
+            ValueError: if the file is not a certificate of this schema, a field has not its type, or the file was
+                altered since it was saved.
+            OSError: if the file may not be read.
+        """
+        content = read_limited(path, CERTIFICATE_LIMIT, "certificate")
+        try:
+            values = parse_json(content)
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON of a certificate: {error}.") from None
+        stated = values.pop("sha256", None) if isinstance(values, dict) else None
+        try:
+            certificate = cls.from_dict(values)
+            check_fields(certificate)
+        except ValueError as error:
+            raise ValueError(f"{path} is no certificate: {error}") from None
+        if stated != digest(values):
+            raise ValueError(f"{path} was altered since it was saved: its digest does not fit its contents.")
+        return certificate
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.status}: {_MEANING[self.status]}.",
+            f"  margin               {self.margin:8.4f} nats   "
+            f"({self._bound_text()}; must exceed {self.safety_margin:g})",
+            f"  teacher information  {self.teacher_information:8.4f} nats   (the threshold: best constant student)",
+            f"  alignment loss       {self.alignment_loss:8.4f} nats",
+            f"  witness information  {self.witness_information:8.4f} nats",
+        ]
+        if self.channel_margin is not None:
+            lines.append(f"  channel margin       {self.channel_margin:8.4f} nats   (on draws of the latent)")
+        if self.calibrated_channel_margin is not None:
+            lines.append(
+                f"  ... calibrated       {self.calibrated_channel_margin:8.4f} nats   (scale fitted on other rows)"
+            )
+        if self.rate is not None:
+            lines.append(f"  rate                 {self.rate:8.4f} nats")
+        if self.p_value is not None:
+            lines.append(f"  permutation p-value  {self.p_value:8.2g}")
+        lines += [f"  leak: {finding}" for finding in self.leaks]
+        lines.append(f"  {self.num_samples} rows, {self.num_components} components")
+        return "\n".join(lines)
+
+    def _bound_text(self) -> str:
+        if self.method == "plugin":
+            return "exact for these rows"
+        return f"at least {self.margin_lower:.4f} at {self.confidence:.4g} confidence, {self.method}"
+
+
+_KINDS: dict[str, type] = {
+    "status": Status,
+    "method": str,
+    "num_samples": int,
+    "num_components": int,
+    "look": int,
+    "leaks": list,
+    "provenance": dict,
+}
+_OPTIONAL = {
+    "p_value",
+    "channel_margin",
+    "channel_margin_lower",
+    "calibrated_channel_margin",
+    "calibrated_channel_margin_lower",
+    "rate",
+    "look",
+}
+
+
+def check_fields(certificate: Certificate) -> None:
+    """Check that every field has its type, for JSON could hold anything.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    for name, value in vars(certificate).items():
+        kind = _KINDS.get(name)
+        optional = value is None and name in _OPTIONAL
+        fits = _is_finite(name, value) if kind is None else isinstance(value, kind) and not isinstance(value, bool)
+        if not (fits or optional):
+            raise ValueError(f"`{name}` is {short(value)}, which is not of its type.")
+    c = certificate
+    if not (2 <= c.num_components <= 10**9 and 0 <= c.num_samples <= 10**18 and abs(c.look or 1) <= 10**18):
+        raise ValueError("`num_components`, `num_samples` or `look` is not what it should be.")
+    if not all(isinstance(text, str) and text.isprintable() for text in [c.method, *c.leaks]):
+        raise ValueError("`method` or `leaks` is not what it should be: printable text.")
+
+
+def _is_finite(name: str, value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    unbounded = name.endswith("_lower") and value == -math.inf
+    return number and (unbounded or abs(value) <= sys.float_info.max)
+
+
+def digest(values: dict[str, Any]) -> str:
+    """SHA-256 of a certificate's values, so that a changed file is noticed."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,90 @@
+"""What a run's pictures and summaries need of its certificates, kept in checkpoints."""
+
+from collections import Counter
+from typing import Any, NamedTuple
+
+from certvae.certificate.certificate import Certificate, Status
+
+__all__ = ["Curve", "Look"]
+
+
+class Look(NamedTuple):
+    """One validation of a fit; values in nats.
+
+    Attributes:
+        epoch: in which it was made.
+        status: the verdict, as text.
+        teacher_information: the threshold.
+        alignment_loss: certified where it is below the threshold by more than the safety margin.
+        margin_lower: lower bound of their difference.
+    """
+
+    epoch: int
+    status: str
+    teacher_information: float
+    alignment_loss: float
+    margin_lower: float
+
+    @property
+    def margin(self) -> float:
+        """Threshold less alignment loss."""
+        return self.teacher_information - self.alignment_loss
+
+    @property
+    def certified(self) -> bool:
+        """Whether the status is ``CERTIFIED``."""
+        return self.status == Status.CERTIFIED
+
+
+class Curve:
+    """The validations of a fit in their order.
+
+    Args:
+        safety_margin: nats by which the lower bound must exceed zero.
+
+    Attributes:
+        looks: one entry each.
+    """
+
+    def __init__(self, safety_margin: float) -> None:
+        self.safety_margin = safety_margin
+        self.looks: list[Look] = []
+
+    def add(self, certificate: Certificate, epoch: int) -> None:
+        """Append a validation; a run that started anew replaces what it takes again."""
+        while self.looks and self.looks[-1].epoch > epoch:
+            self.looks.pop()
+        c = certificate
+        self.looks.append(Look(epoch, str(c.status), c.teacher_information, c.alignment_loss, c.margin_lower))
+
+    @property
+    def best(self) -> Look | None:
+        """The first with the highest margin among those of a complete set and a sound witness."""
+        sound = [look for look in self.looks if look.status not in (Status.PARTIAL, Status.LEAKING)]
+        return max(sound, key=lambda look: look.margin, default=None)
+
+    @property
+    def first_certified_epoch(self) -> int | None:
+        """Epoch of the first that is certified."""
+        return next((look.epoch for look in self.looks if look.certified), None)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last is not certified and the one before is."""
+        return len(self.looks) > 1 and self.looks[-2].certified and not self.looks[-1].certified
+
+    def positions(self) -> list[float]:
+        """Where each stands on an axis of epochs: of several in one epoch, the last stands at its number."""
+        total, seen, places = Counter(look.epoch for look in self.looks), Counter[int](), []
+        for look in self.looks:
+            seen[look.epoch] += 1
+            places.append(look.epoch - 1 + seen[look.epoch] / total[look.epoch])
+        return places
+
+    def state(self) -> list[list[Any]]:
+        """Plain values for a checkpoint."""
+        return [list(look) for look in self.looks]
+
+    def restore(self, state: list[list[Any]]) -> None:
+        """Take over what :meth:`state` gave."""
+        self.looks = [Look(*values) for values in state]

@@ -1,0 +1,129 @@
+"""Figures of certificates against their threshold."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.curve import Curve
+from certvae.io.files import write_atomic
+
+__all__ = ["GOES_ON_FROM", "PHASE_COLOURS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
+_LABELS = {
+    "full": "full: aligned from scratch",
+    "no_align": "no_align: weight 0",
+    "rescue": "rescue: aligned again",
+    "ablate": "ablate: full, then weight 0",
+}
+GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
+
+
+def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
+    """Margin against epoch for each phase and seed, with the threshold.
+
+    The rescue starts where ``no_align`` ended, the ablation where ``full`` did. The band reaches down to the lower
+    bound.
+
+    Args:
+        histories: certificates of each epoch, by seed and by phase.
+        title: drawn above.
+    """
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for number, phases in enumerate(histories.values()):
+        for phase, certificates in phases.items():
+            start = len(phases.get(GOES_ON_FROM.get(phase, ""), ()))
+            if certificates:
+                _draw(axes, phase, certificates, start, label=number == 0)
+            if certificates and start:
+                axes.axvline(start + 0.5, color="0.6", linewidth=1, linestyle=":")
+    _decorate(axes, histories, title)
+    return figure
+
+
+def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: int, label: bool) -> None:
+    epochs = [start + number for number in range(1, len(certificates) + 1)]
+    margins = [certificate.margin for certificate in certificates]
+    lower = [max(certificate.margin_lower, -10.0) for certificate in certificates]
+    colour = PHASE_COLOURS.get(phase, "0.3")
+    axes.plot(
+        epochs,
+        margins,
+        color=colour,
+        marker="o",
+        markersize=3,
+        label=_LABELS.get(phase, phase) if label else None,
+    )
+    axes.fill_between(epochs, lower, margins, color=colour, alpha=0.2, linewidth=0)
+
+
+def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> None:
+    every = [c for phases in histories.values() for certificates in phases.values() for c in certificates]
+    axes.axhline(0, color="black", linewidth=1.2, label="threshold: the best constant student")
+    if every:
+        safety = every[0].safety_margin
+        axes.axhline(safety, color="black", linewidth=0.8, linestyle="--", label=f"with safety margin {safety:g}")
+        information = max(certificate.teacher_information for certificate in every)
+        axes.axhline(information, color="0.5", linewidth=0.8, linestyle="-.", label="teacher information (the most)")
+    present = {phase for phases in histories.values() for phase in phases}
+    goes_on = [f"{phase} goes on from {before}" for phase, before in GOES_ON_FROM.items() if phase in present]
+    axes.set(title=title, xlabel=f"epoch ({', '.join(goes_on)})", ylabel="raw-witness margin (nats)")
+    axes.margins(x=0.02)
+    low, high = axes.get_ylim()
+    axes.axhspan(low, 0, color="#D55E00", alpha=0.06, linewidth=0)
+    axes.set_ylim(low, high)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure, atomically, in the format that the path's suffix names."""
+    content = BytesIO()
+    figure.savefig(content, format=path.suffix[1:], dpi=150)
+    return write_atomic(path, content.getvalue())
+
+
+def certificate_figure(curve: Curve, title: str) -> Figure:
+    """Alignment loss against epoch, and the region below the teacher information where it is certified.
+
+    A loss is certified once its upper bound, the top of the band, is in that region. Filled marks are certified, hollow
+    ones are not.
+
+    Args:
+        curve: at least one validation.
+        title: drawn above.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
+    axes, looks, epochs = figure.subplots(), curve.looks, curve.positions()
+    threshold, loss = [look.teacher_information for look in looks], [look.alignment_loss for look in looks]
+    top = 1.1 * max(*threshold, *loss, 0.1)
+    upper = [min(look.teacher_information - look.margin_lower, top) for look in looks]
+    # Half an epoch wider, so that a single validation has an area too.
+    wide = [epochs[0] - 0.5, *epochs, epochs[-1] + 0.5]
+    limits = [value - curve.safety_margin for value in (threshold[0], *threshold, threshold[-1])]
+    green, blue = PHASE_COLOURS["rescue"], PHASE_COLOURS["full"]
+    axes.fill_between(wide, 0, limits, color=green, alpha=0.15, linewidth=0, label="certified region")
+    axes.fill_between(epochs, loss, upper, color=blue, alpha=0.25, linewidth=0)
+    axes.plot(epochs, threshold, color="black", marker="_", label="teacher information: the threshold")
+    axes.plot(epochs, loss, color=blue, label="alignment loss, up to its upper bound")
+    faces = [blue if look.certified else "white" for look in looks]
+    axes.scatter(epochs, loss, s=16, color=faces, edgecolors=blue, zorder=3)
+    axes.set(title=title, xlabel="epoch", ylabel="nats", xlim=(wide[0], wide[-1]), ylim=(0, top))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as an image, uint8, shape ``(height, width, 3)``."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

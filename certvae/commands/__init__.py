@@ -1,0 +1,1 @@
+"""The commands ``fit``, ``protocol``, ``certify`` and ``verify``."""

@@ -1,0 +1,260 @@
+"""``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched.
+
+A YAML is code: the classes that --config names are imported and run. Give only your own, or one that you have read.
+Checkpoint and teacher run no code.
+"""
+
+import argparse
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning import LightningDataModule, LightningModule
+from torch import Tensor, nn
+
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
+from certvae.certificate.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_sums, certify
+from certvae.io.checkpoints import load_weights
+from certvae.io.files import read_limited, sha256_file, sha256_tensors
+from certvae.monitoring.encoded_rows import Measurement, evenly_spaced, measure_rows
+from certvae.teachers import Teacher, load_teacher
+from certvae.theory.arguments import as_number, as_whole_number
+from certvae.theory.bounds import METHODS, RIGOROUS
+from certvae.theory.calibration import Calibration, fit_calibration
+from certvae.theory.information import as_logits, floor_log_probabilities
+from certvae.theory.permutation import permutation_p_value
+from certvae.theory.row_noise import row_uniform
+from certvae.theory.sums import CertificateSums
+from certvae.theory.witness import SimplexWitness, own_witness
+
+__all__ = ["PublishOptions", "main", "publish"]
+
+FEW_ROWS = 50
+CONFIG_LIMIT = 2**20  # bytes of a YAML; the longest of a run has some 3,000
+# `verify` takes the options from a certificate, which a stranger may have written: its work must have an end.
+MOST = {"permutations": 10**6, "channel_samples": 1000, "calibration_rows": 10**9}
+
+
+@dataclass(frozen=True)
+class PublishOptions:
+    """What decides a published certificate, beside model, teacher and data; all of it is kept in the provenance.
+
+    Attributes:
+        split: ``"test"``, the rows kept for this, or ``"val"``.
+        safety_margin: nats by which the lower bound must exceed the threshold.
+        confidence: probability with which the lower bound holds.
+        method: the bound.
+        permutations: of the permutation test; 0 makes none.
+        channel_samples: draws of the latent for each row.
+        calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
+        seed: of draws and permutations.
+        latents: dotted path of the submodule that gives the code, if the model's ``forward`` does not.
+        witness_scale: scale of the teacher's simplex witness, the one that the run was watched with; default 2. Only
+            for a model that has no attribute ``witness``.
+
+    Raises:
+        TypeError: if a number is none.
+        ValueError: if an option is out of its range.
+    """
+
+    split: str = "test"
+    safety_margin: float = 0.05
+    confidence: float = 0.95
+    method: str = "normal"
+    permutations: int = 999
+    channel_samples: int = 4
+    calibration_rows: int = 4000
+    seed: int = 0
+    latents: str | None = None
+    witness_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in ("test", "val"):
+            raise ValueError(f"`split` must be 'test' or 'val', got {self.split!r}.")
+        for name, most in MOST.items():
+            as_whole_number(getattr(self, name), name, 0, most)
+        as_whole_number(self.seed, "seed", -(2**61), 2**61)
+        CertificateSettings(self.safety_margin, self.confidence, self.method, teacher_floor=0.5)
+        if not isinstance(self.latents, str | None):
+            raise TypeError(f"`latents` must be the path of a submodule or None, got {type(self.latents).__name__}.")
+        if self.witness_scale is not None and not 1e-15 <= as_number(self.witness_scale, "witness_scale") <= 1e15:
+            raise ValueError(f"`witness_scale` must be from 1e-15 to 1e15, got {self.witness_scale}.")
+
+
+def publish(checkpoint: Path, teacher_path: Path, config: Path, options: PublishOptions) -> Certificate:
+    """Make a certificate from a checkpoint, a teacher and the data of a run's YAML.
+
+    Args:
+        checkpoint: a checkpoint that Lightning wrote; its weights are read without running code.
+        teacher_path: the teacher's file.
+        config: the run's YAML, of which ``model`` and ``data`` are used. A YAML is code: the classes that it names are
+            imported and run. Give only your own, or one that you have read.
+        options: everything else.
+
+    Returns:
+        The certificate, with hashes of everything that it was made from in its provenance.
+
+    Raises:
+        FileNotFoundError: if one of the three is not there as a regular file.
+        TeacherFileError: if the teacher file cannot be used.
+        CheckpointFileError: if the checkpoint cannot be used.
+        TeacherMismatchError: if the teacher was made for other data.
+        ValueError: if the YAML is not that of a run, or ``witness_scale`` is given and the model has its own witness.
+    """
+    teacher = load_teacher(teacher_path)
+    model, data = build(config, teacher_path)
+    load_weights(model, checkpoint)
+    teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+    held_out = measure_rows(model, teacher, _loader(data, options.split), data, options.latents)
+    witness = _witness(model, teacher, held_out.mean.shape[1], options)
+    calibration = _calibrate(model, data, teacher, witness, options)
+    certificate = _certificate(held_out, teacher, witness, calibration, options)
+    certificate.provenance = {
+        "teacher_sha256": sha256_file(teacher_path),
+        "checkpoint_sha256": sha256_file(checkpoint),
+        "weights_sha256": sha256_tensors(model.state_dict()),
+        "rows_sha256": held_out.rows_sha256,
+        "options": asdict(options),
+        "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
+        "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
+        "looks": 1,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "pytorch_lightning": version("pytorch-lightning"),
+        },
+    }
+    return certificate
+
+
+def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningDataModule]:
+    """Build the model and the data that a run's YAML names, with another teacher file and fresh weights.
+
+    Raises:
+        FileNotFoundError: if there is no such regular file.
+        ValueError: if it is not the YAML of a run.
+    """
+    from certvae.commands.lightning import run_lightning
+
+    values = _read_config(config)
+    arguments = values["model"].setdefault("init_args", {})
+    if "teacher" in arguments:
+        arguments["teacher"] = str(teacher_path)
+    arguments.pop("init_weights_from", None)
+    trainer = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_checkpointing": False}
+    parts = {"model": values["model"], "data": values["data"]}
+    cli = run_lightning({"seed_everything": 0, "trainer": trainer, **parts}, run=False)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("test")
+    return cli.model, cli.datamodule
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(read_limited(path, CONFIG_LIMIT, "YAML"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML of a run: {' '.join(str(error).split())[:500]}") from None
+    parts = [values.get(name) if isinstance(values, dict) else None for name in ("model", "data")]
+    if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
+        raise ValueError(f"{path} must hold `model` and `data`, each with a `class_path`, as a run's YAML does.")
+    return values
+
+
+def _loader(data: LightningDataModule, split: str) -> Any:
+    return data.test_dataloader() if split == "test" else data.val_dataloader()
+
+
+def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options: PublishOptions) -> nn.Module:
+    """The model's own witness, else the teacher's, as the callback has it."""
+    own = own_witness(model, teacher.num_components)
+    if own is not None and options.witness_scale is not None:
+        raise ValueError("`witness_scale` must be left out, for the model has a witness of its own, which is used.")
+    return own or teacher.witness(latent_dim, options.witness_scale or 2.0)
+
+
+def _calibrate(
+    model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: PublishOptions
+) -> Calibration | None:
+    """Fit the calibrated witness on training rows, which are never rows of the certificate."""
+    if options.calibration_rows == 0 or options.channel_samples == 0:
+        return None
+    data.setup("fit")
+    loader = evenly_spaced(data.train_dataloader(), options.calibration_rows)
+    rows = measure_rows(model, teacher, loader, data, options.latents)
+    draws = rows.draws(options.channel_samples, options.seed + 1)
+    return None if draws is None else fit_calibration(rows.teacher_probs, torch.stack([witness(z) for z in draws]))
+
+
+def _certificate(
+    rows: Measurement, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: PublishOptions
+) -> Certificate:
+    floor = teacher.card.floor if options.method in RIGOROUS else 0.0
+    settings = CertificateSettings(options.safety_margin, options.confidence, options.method, floor)
+    logits = witness(rows.mean)
+    draws = rows.draws(options.channel_samples, options.seed)
+    channel = None if draws is None else torch.stack([witness(draw) for draw in draws])
+    sums = CertificateSums.from_rows(
+        rows.teacher_probs,
+        logits,
+        channel_logits=channel,
+        calibrated_logits=None if channel is None or calibration is None else calibration(channel),
+        rate=rows.rate,
+        witness_floor=settings.applied_floor,
+        teacher_floor=floor,
+    )
+    floored = floor_log_probabilities(as_logits(logits), settings.applied_floor)
+    leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
+    return certificate_from_sums(sums, settings, p_value=_p_value(rows, floored, options), leaks=leaks)
+
+
+def _p_value(rows: Measurement, log_witness: Tensor, options: PublishOptions) -> float | None:
+    if options.permutations == 0:
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+    return permutation_p_value(rows.teacher_probs, log_witness, options.permutations, generator)
+
+
+def _shuffled_leaks(rows: Measurement, witness: nn.Module, seed: int) -> list[str]:
+    """Whether a margin stays when codes are dealt to other inputs; not asked of few rows, where chance could do it."""
+    if len(rows.mean) < FEW_ROWS:
+        return []
+    order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 2)[:, 0].argsort()
+    shuffled = certify(rows.teacher_probs, witness(rows.mean[order]), confidence=1 - LEAK_LEVEL)
+    return shuffled_margin_leaks(shuffled.margin_lower)
+
+
+def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """The three files that a certificate is made from."""
+    parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
+    parser.add_argument("--teacher", type=Path, required=required, help="teacher file")
+    parser.add_argument("--config", type=Path, required=required, help="the run's YAML: code, give only your own")
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """``certvae certify``: make a certificate, print it, and save it."""
+    parser = argparse.ArgumentParser(
+        prog="certvae certify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_inputs(parser)
+    parser.add_argument("--output", type=Path, default=Path("certificate.json"))
+    parser.add_argument("--split", default="test", choices=("test", "val"), help="the rows to certify on")
+    parser.add_argument("--method", default="normal", choices=METHODS)
+    parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
+    parser.add_argument(
+        "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
+    )
+    for name in ("safety_margin", "confidence"):
+        parser.add_argument(f"--{name}", type=float, default=getattr(PublishOptions, name))
+    for name in ("permutations", "channel_samples", "calibration_rows", "seed"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(PublishOptions, name))
+    given = vars(parser.parse_args(args))
+    checkpoint, teacher, config, output = (given.pop(name) for name in ("ckpt", "teacher", "config", "output"))
+    certificate = publish(checkpoint, teacher, config, PublishOptions(**given))
+    print(f"{certificate}\nSaved to {certificate.save(output)}.")
+    return 0

@@ -1,0 +1,256 @@
+"""The variational autoencoder, with an optional alignment of its code to a fixed teacher."""
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor, nn
+
+from certvae.io.checkpoints import load_weights
+from certvae.models.likelihood import optimal_distortion
+from certvae.models.objectives import ELBO, Objective, Terms
+from certvae.models.priors import Prior, StandardNormal
+from certvae.reading.inputs import inputs_and_index
+from certvae.teachers import Teacher, load_teacher
+from certvae.theory.arguments import float64_device
+from certvae.theory.information import kl_divergence
+from certvae.theory.posterior import Posterior
+from certvae.theory.witness import SimplexWitness
+
+__all__ = ["VAE", "TrainingDivergedError", "VacuousTeacherError"]
+
+EVALUATED = ("loss", "rate", "mean_squared_error")
+
+
+class TrainingDivergedError(RuntimeError):
+    """The loss was not finite."""
+
+
+class VacuousTeacherError(ValueError):
+    """The teacher varies too little to align to."""
+
+
+class VAE(LightningModule):
+    r"""VAE with per-row sums, an explicit observation scale and, with a teacher, an alignment term.
+
+    .. math::
+        E\left[\frac{|x - \hat x(z)|^2}{2 s^2} + \beta\, KL(q(z|x) \| p(z)) + w\, KL(T(\cdot|x) \| S(\cdot|z))\right]
+
+    Batches are ``(images, label, index)`` with images in [0, 1]. ``validation_step`` and ``test_step`` return
+    ``{"loss", "posterior"}``; the certificate is measured from that by
+    :class:`certvae.callbacks.CertificateCallback`.
+
+    Args:
+        encoder: module from images to a :class:`certvae.theory.posterior.Posterior`, with an attribute ``latent_dim``.
+        decoder: module from latents ``(B, latent_dim)`` to the mean of the images.
+        teacher: a teacher or the path of its file; needed for alignment.
+        witness: default: the teacher's simplex witness with ``witness_scale`` and ``witness_prior``.
+        witness_scale: factor of the code in the default witness.
+        witness_prior: whether the zero code answers the teacher's training average.
+        objective: default ``ELBO(beta=1)``.
+        prior: default standard normal.
+        alignment_weight: ``w``, at least 0.
+        alignment_path: ``"mean"`` aligns the posterior's mean, the paper's raw witness; ``"sample"`` a draw.
+        observation_std: ``s``, the standard deviation of a pixel given the code; positive, or ``"optimal"``: the most
+            likely one for each batch (sigma-VAE, :mod:`certvae.models.likelihood`).
+        learning_rate: of Adam.
+        init_weights_from: a checkpoint of which only the weights are taken, with strict keys. Unlike ``ckpt_path``
+            it restores no hyper-parameter, so a rescue can turn the alignment on.
+
+    Raises:
+        ValueError: if an argument is out of its range, or alignment is asked for without a teacher.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        teacher: str | Path | Teacher | None = None,
+        witness: SimplexWitness | None = None,
+        witness_scale: float = 2.0,
+        witness_prior: bool = True,
+        objective: Objective | None = None,
+        prior: Prior | None = None,
+        alignment_weight: float = 0.0,
+        alignment_path: Literal["mean", "sample"] = "mean",
+        observation_std: float | Literal["optimal"] = 1.0,
+        learning_rate: float = 1e-3,
+        init_weights_from: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        _check_arguments(alignment_weight, alignment_path, observation_std, teacher)
+        self.save_hyperparameters(
+            ignore=["encoder", "decoder", "teacher", "witness", "objective", "prior", "init_weights_from"]
+        )
+        self.encoder, self.decoder = encoder, decoder
+        self.objective = objective or ELBO()
+        self.prior = prior or StandardNormal()
+        self.prior.bind(encoder)
+        self.alignment_weight, self.alignment_path = alignment_weight, alignment_path
+        self.observation_std, self.learning_rate = observation_std, learning_rate
+        loaded = load_teacher(teacher) if isinstance(teacher, str | Path) else teacher
+        # In a list, so that the fixed teacher is in no checkpoint and no precision plugin casts it.
+        self._teacher = [loaded] if loaded is not None else []
+        if witness is None and loaded is not None:
+            witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
+        self.witness = witness
+        self._sums = torch.zeros(len(EVALUATED) + 1)
+        self._progress = 0.0
+        if init_weights_from is not None:
+            load_weights(self, init_weights_from)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The fixed teacher, if there is one."""
+        return self._teacher[0] if self._teacher else None
+
+    def forward(self, images: Tensor) -> Posterior:
+        """Posterior of images, in float32 or wider."""
+        mean, log_variance = self.encoder(images.to(self.dtype))
+        return Posterior(_widen(mean), _widen(log_variance))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Pictures of reconstructions and samples, where a logger takes them: :class:`ReconstructionImages`."""
+        from certvae.callbacks.images import default_images
+
+        # They need what this class's own step returns.
+        return default_images(self.trainer) if type(self).validation_step is VAE.validation_step else []
+
+    def setup(self, stage: str) -> None:  # noqa: D102
+        if self.teacher is not None:
+            data = getattr(self.trainer, "datamodule", None)
+            self.teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+
+    def on_fit_start(self) -> None:  # noqa: D102
+        if self.teacher is None or self.alignment_weight == 0:
+            return
+        self.teacher.to(float64_device(self.device))
+        self.teacher.measured_average()
+        information = self.teacher.card.information_train or 0.0
+        if information <= 1e-6:
+            raise VacuousTeacherError(
+                f"the teacher is constant: its information on training rows is {information:.3g} nats (VACUOUS), so "
+                "no student can beat a constant one. Search another teacher, or set `alignment_weight: 0`."
+            )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        # An endless epoch has no fraction. Not in the step, which may be called without a trainer.
+        self._progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
+        images, index = inputs_and_index(batch)
+        posterior = self(images)
+        latents = posterior.sample()
+        terms = self._terms(images, posterior, latents, self.squared_error(images, latents), self._progress)
+        loss = self.objective(terms).mean()
+        if self.alignment_weight > 0:
+            if batch_idx == 0 and self.teacher is not None:
+                self.teacher.check_values(images)
+            codes = posterior.mean if self.alignment_path == "mean" else latents
+            alignment = self.alignment(images, index, codes).mean()
+            self._log("train/alignment_loss", alignment, images)
+            loss = loss + self.alignment_weight * alignment
+        self._log("train/loss", loss, images)
+        self._check_finite(loss, batch_idx)
+        return {"loss": loss, "posterior": posterior, "rate": terms.kl.sum(dim=1)}
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
+        return self._evaluate(batch)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
+        return self._evaluate(batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Posterior:  # noqa: D102
+        return self(inputs_and_index(batch)[0])
+
+    def _evaluate(self, batch: Any) -> dict[str, Any]:
+        images, _ = inputs_and_index(batch)
+        posterior = self(images)
+        latents = posterior.sample()
+        error = self.squared_error(images, latents)
+        terms = self._terms(images, posterior, latents, error, math.inf)
+        loss, rate = self.objective(terms).mean(), terms.kl.sum(dim=1)
+        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), error.mean() / images[0].numel()])
+        self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
+        return {"loss": loss, "posterior": posterior, "rate": rate}
+
+    def _terms(
+        self, images: Tensor, posterior: Posterior, latents: Tensor, squared_error: Tensor, progress: float
+    ) -> Terms:
+        distortion = self.distortion(squared_error, images[0].numel())
+        return Terms(distortion, self.prior.kl(posterior, latents), posterior, latents, self.prior, progress)
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._start_sums()
+
+    def on_test_epoch_start(self) -> None:  # noqa: D102
+        self._start_sums()
+
+    def on_validation_epoch_end(self) -> None:  # noqa: D102
+        self._log_means("val")
+
+    def on_test_epoch_end(self) -> None:  # noqa: D102
+        self._log_means("test")
+
+    def _start_sums(self) -> None:
+        self._sums = _widen(torch.zeros(len(EVALUATED) + 1, device=self.device).to(self.dtype))
+
+    def _log_means(self, stage: str) -> None:
+        # Here and not in the steps: what a step logs is reduced, and a process without rows takes no step.
+        sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
+        for name, total in zip(EVALUATED, sums[1:], strict=True):
+            self.log(f"{stage}/{name}", total / sums[0])
+
+    def _log(self, name: str, value: Tensor, images: Tensor) -> None:
+        self.log(name, value, on_step=False, on_epoch=True, batch_size=images.shape[0], sync_dist=True)
+
+    def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
+        r""":math:`|x - \hat x(z)|^2` of each row, a sum over its values, shape ``(B,)``."""
+        difference = _widen(self.decoder(latents.to(self.dtype))) - images
+        return (difference**2).flatten(start_dim=1).sum(dim=1)
+
+    def distortion(self, squared_error: Tensor, num_values: int = 1) -> Tensor:
+        r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`.
+
+        With the optimal standard deviation, which is no constant, :math:`D \log s` is part of it, and ``num_values``
+        is ``D``.
+        """
+        if isinstance(self.observation_std, str):
+            return optimal_distortion(squared_error, num_values)
+        return squared_error / (2 * self.observation_std**2)
+
+    def alignment(self, images: Tensor, index: Tensor | None, codes: Tensor) -> Tensor:
+        """Alignment loss ``KL(T || S)`` of each row in nats, shape ``(B,)``."""
+        assert self.teacher is not None
+        assert self.witness is not None
+        targets = self.teacher(images, index).to(codes.dtype).to(codes.device)
+        return kl_divergence(targets, self.witness(codes).log_softmax(dim=1))
+
+    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
+        if not bool(loss.detach().isfinite()):
+            raise TrainingDivergedError(
+                f"the loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}. The last checkpoint is "
+                "from before this step. Lower `learning_rate`, or look at the data of this batch."
+            )
+
+
+def _widen(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _check_arguments(weight: float, path: str, observation_std: float | str, teacher: object) -> None:
+    if not (math.isfinite(weight) and weight >= 0):
+        raise ValueError(f"`alignment_weight` must be at least 0, got {weight}.")
+    if path not in ("mean", "sample"):
+        raise ValueError(f"`alignment_path` must be 'mean' or 'sample', got {path!r}.")
+    if observation_std != "optimal" and not (
+        isinstance(observation_std, int | float) and math.isfinite(observation_std) and observation_std > 0
+    ):
+        raise ValueError(f"`observation_std` must be positive or 'optimal', got {observation_std!r}.")
+    if weight > 0 and teacher is None:
+        raise ValueError("`alignment_weight` above 0 needs a `teacher`; search one with certvae.TeacherSearch.")

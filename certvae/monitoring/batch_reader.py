@@ -1,0 +1,167 @@
+"""What a callback reads from somebody's run: the code, the input, the teacher's answer and the witness's."""
+
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from certvae.reading.inputs import InputSource, index_of, select_inputs
+from certvae.reading.latents import Captured, LatentCapture, LatentSource
+from certvae.teachers import Teacher, load_teacher
+from certvae.theory.arguments import float64_device
+from certvae.theory.witness import SimplexWitness, own_witness
+
+__all__ = ["CodeSource", "choose_loader"]
+
+
+class CodeSource:
+    """The code of a batch, with the teacher and the witness that belong to it.
+
+    Args:
+        teacher: a teacher or the path of its file; None: the module's attribute ``teacher``.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
+        images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
+            the batch.
+        witness: a module from the code to logits; None: the module's attribute ``witness``, else the teacher's.
+        witness_scale: scale of the teacher's simplex witness.
+    """
+
+    def __init__(
+        self,
+        teacher: str | Path | Teacher | None = None,
+        latents: LatentSource | None = None,
+        images: InputSource = 0,
+        witness: nn.Module | None = None,
+        witness_scale: float = 2.0,
+    ) -> None:
+        self.given_teacher, self.images = teacher, images
+        self._given_witness, self.witness_scale = witness, witness_scale
+        self.capture = LatentCapture(latents)
+        self._teacher: Teacher | None = None
+        self._witness: nn.Module | None = None
+
+    @property
+    def teacher(self) -> Teacher:
+        """The teacher; known after :meth:`setup`."""
+        assert self._teacher is not None
+        return self._teacher
+
+    @property
+    def witness(self) -> nn.Module | None:
+        """The witness; the teacher's own is made at the first code."""
+        return self._witness
+
+    @property
+    def scale(self) -> float | None:
+        """Scale of the simplex witness, also on a process that has seen no code; None of any other witness."""
+        if self._witness is None:
+            return self.witness_scale
+        return self._witness.scale if isinstance(self._witness, SimplexWitness) else None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find teacher and witness, and put the hook in place.
+
+        Raises:
+            ValueError: if there is no teacher, it does not fit the data, or there is no such submodule.
+            TypeError: if it is no teacher.
+        """
+        given = self.given_teacher if self.given_teacher is not None else getattr(pl_module, "teacher", None)
+        if given is None:
+            raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
+        self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
+        if not isinstance(self._teacher, Teacher):
+            raise TypeError(f"`teacher` must be a teacher or the path of its file, got {given!r}.")
+        data = getattr(trainer, "datamodule", None)
+        self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+        self._witness = self._given_witness or own_witness(pl_module, self._teacher.num_components)
+        self.capture.attach(pl_module)
+
+    def start(self, pl_module: LightningModule) -> torch.device:
+        """Move teacher and witness to the module; returns the device on which float64 sums can be kept."""
+        device = float64_device(pl_module.device)
+        self.teacher.to(device)
+        if self._given_witness is not None:
+            self._given_witness.to(pl_module.device).eval()
+        return device
+
+    def code(self, pl_module: LightningModule, batch: Any, outputs: Any) -> Captured:
+        """The code of the batch that was just seen.
+
+        Raises:
+            ValueError: if it has another number of rows than the inputs.
+        """
+        captured, rows = self.capture.read(pl_module, batch, outputs), self.inputs(batch).shape[0]
+        if rows != captured.mean.shape[0]:
+            raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {rows} inputs.")
+        return captured
+
+    def inputs(self, batch: Any) -> Tensor:
+        """What the teacher is asked about.
+
+        Raises:
+            TypeError: if it is no tensor.
+            ValueError: if ``images`` is not in the batch.
+        """
+        return self.teacher.prepared(select_inputs(batch, self.images))
+
+    def teacher_probs(self, batch: Any) -> Tensor:
+        """Teacher probabilities of the batch, shape ``(B, K)``."""
+        return self.teacher(self.inputs(batch), index_of(batch))
+
+    def witness_for(self, codes: Tensor) -> nn.Module:
+        """The witness of codes ``(B, latent_dim)``, computed in their precision or wider."""
+        if self._witness is None:
+            self._witness = self.teacher.witness(codes.shape[1], self.witness_scale)
+        floats = _floats(self._witness).values()
+        same = all(value.dtype == codes.dtype for value in floats)
+        # FSDP2 gathers parameters when the module that was sharded is called itself, and not in `functional_call`.
+        if any(hasattr(value, "full_tensor") for value in floats) and not (same and hasattr(self._witness, "unshard")):
+            raise ValueError(
+                "`witness` has parameters that are sharded over processes; make it a unit of its own in float32, "
+                "`fully_shard(module.witness)`, or do not shard it."
+            )
+        return self._witness if same else _Widened(self._witness)
+
+
+class _Widened(nn.Module):
+    """A witness whose parameters are narrower or wider than its codes, as those of a module in ``bf16-true`` are.
+
+    Everything is computed in the widest type: in bfloat16 a row's answer would change with the size of its batch by
+    more than the leak tests allow for rounding.
+    """
+
+    def __init__(self, witness: nn.Module) -> None:
+        super().__init__()
+        self.witness = witness
+
+    def forward(self, codes: Tensor) -> Tensor:
+        floats = _floats(self.witness)
+        dtype = reduce(torch.promote_types, (value.dtype for value in floats.values()), codes.dtype)
+        return functional_call(self.witness, {name: value.to(dtype) for name, value in floats.items()}, codes.to(dtype))
+
+
+def _floats(module: nn.Module) -> dict[str, Tensor]:
+    values = [*module.named_parameters(), *module.named_buffers()]
+    return {name: value for name, value in values if value.is_floating_point()}
+
+
+def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:
+    """Position and dataloader of a trainer's collection, by position or, of a dict, by name.
+
+    Raises:
+        ValueError: if there is no such dataloader.
+    """
+    flat = CombinedLoader(loaders).flattened
+    names = list(loaders) if isinstance(loaders, dict) and len(loaders) == len(flat) else []
+    position = names.index(which) if which in names else which
+    if not isinstance(position, str) and 0 <= position < len(flat):
+        return position, flat[position]
+    raise ValueError(
+        f"`dataloader={which!r}` is none of the {len(flat)} dataloaders{f' {names}' if names else ''}; give a position "
+        "or, where they come in a dict, a name."
+    )

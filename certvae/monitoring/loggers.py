@@ -1,0 +1,194 @@
+"""What loggers show of a certificate beside its scalars: axes, settings, summaries, pictures, artifacts and alerts.
+
+Loggers are told apart by the names of their classes, which are the same under ``pytorch_lightning`` and
+``lightning.pytorch``; wandb is imported only where its logger is in use. All of it is done by rank 0 alone, without
+collectives. What a logger raises ends the run, as it does when Lightning logs a scalar.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from pytorch_lightning import Trainer
+
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.curve import Curve
+from certvae.io.files import sha256_file
+from certvae.teachers import Teacher
+
+__all__ = ["LOGGED", "CertificateLog", "end_runs", "log_image", "plot_against_epoch", "takes_images"]
+
+LOGGED = (
+    "teacher_information",
+    "alignment_loss",
+    "margin",
+    "margin_lower",
+    "channel_margin",
+    "rate",
+    "witness_information",
+    "certified",
+)
+IDENTITY = (
+    "num_components",
+    "temperature",
+    "floor",
+    "seed",
+    "information_train",
+    "information_held_out",
+    "fingerprint",
+)
+WANDB, TENSORBOARD, MLFLOW = "WandbLogger", "TensorBoardLogger", "MLFlowLogger"
+
+
+class CertificateLog:
+    """Tells the loggers of a trainer about the certificates of one callback.
+
+    Args:
+        name: of the callback; the first part of each key.
+        safety_margin: of its certificates, nats.
+
+    Attributes:
+        curve: the validations of a fit, which belong into checkpoints.
+    """
+
+    def __init__(self, name: str, safety_margin: float) -> None:
+        self.name, self.curve = name, Curve(safety_margin)
+
+    def start(self, trainer: Trainer, teacher: Teacher, settings: dict[str, Any]) -> None:
+        """Before anything is logged: plot against epochs, and record whose certificate it is.
+
+        Args:
+            trainer: whose loggers are told.
+            teacher: the teacher.
+            settings: of the certificate, plain values.
+        """
+        plot_against_epoch(trainer, [f"{stage}{self.name}/{key}" for stage in ("", "test_") for key in LOGGED], "last")
+        plot_against_epoch(trainer, [f"{self.name}/curve"])
+        loggers = _loggers(trainer, WANDB, TENSORBOARD, MLFLOW)
+        values = {self.name: {**settings, "teacher": _identity(teacher)}} if loggers else {}
+        for kind, logger in loggers:
+            if kind == TENSORBOARD:
+                # Its hyper-parameters can be written once, and the module's own are.
+                logger.experiment.add_text(f"{self.name}/settings", f"    {json.dumps(values)}")
+            else:
+                logger.log_hyperparams(values)
+
+    def add(self, trainer: Trainer, certificate: Certificate) -> None:
+        """After a validation of a fit: summaries, an alert if a certificate was lost, and now and then the picture."""
+        self.curve.add(certificate, trainer.current_epoch)
+        for _, logger in _loggers(trainer, WANDB):
+            logger.experiment.summary.update(self._summary())
+            if self.curve.lost:
+                logger.experiment.alert(f"{self.name} lost in epoch {trainer.current_epoch}", str(certificate), "WARN")
+        looks = len(self.curve.looks)
+        if looks & (looks - 1) == 0:  # drawing takes longer than an epoch of a small model
+            self._draw(trainer)
+
+    def _summary(self) -> dict[str, Any]:
+        best, first = self.curve.best, self.curve.first_certified_epoch
+        values: dict[str, Any] = {"status": self.curve.looks[-1].status}
+        if best is not None:
+            values |= {"best_margin": best.margin, "best_epoch": best.epoch}
+        if first is not None:
+            values["first_certified_epoch"] = first
+        return {f"{self.name}/{key}": value for key, value in values.items()}
+
+    def _draw(self, trainer: Trainer) -> None:
+        if self.curve.looks and trainer.is_global_zero and takes_images(trainer):
+            from certvae.certificate.figures import certificate_figure, pixels
+
+            image = pixels(certificate_figure(self.curve, self.name))
+            log_image(trainer, f"{self.name}/curve", image, self.curve.looks[-1].epoch)
+
+    def finish(self, trainer: Trainer, certificate: Certificate, stage: str) -> None:
+        """At the end of a fit, a validation or a test: the certificate as a file of the run, and a fit's last picture.
+
+        Args:
+            trainer: whose loggers are told.
+            certificate: the latest of ``stage``.
+            stage: ``"val"`` or ``"test"``.
+        """
+        if trainer.state.fn == "fit":
+            self._draw(trainer)
+        for kind, logger in _loggers(trainer, WANDB, MLFLOW):
+            with TemporaryDirectory() as folder:
+                path = certificate.save(Path(folder) / f"{self.name}_{stage}.json")
+                if kind == MLFLOW:
+                    logger.experiment.log_artifact(logger.run_id, str(path))
+                else:
+                    _log_artifact(logger.experiment, certificate, path)
+
+
+def takes_images(trainer: Trainer) -> bool:
+    """Whether a logger of the trainer shows pictures; the same on all processes."""
+    return any(_kind(logger) for logger in trainer.loggers)
+
+
+def log_image(trainer: Trainer, key: str, image: np.ndarray, epoch: int) -> None:
+    """Show a picture in every logger that can: Weights & Biases, TensorBoard and MLflow.
+
+    Args:
+        trainer: whose loggers are told.
+        key: under which it is logged.
+        image: uint8, shape ``(height, width, 3)``.
+        epoch: at which Weights & Biases shows it.
+    """
+    step = trainer.global_step
+    for kind, logger in _loggers(trainer, WANDB, TENSORBOARD, MLFLOW):
+        if kind == WANDB:
+            import wandb
+
+            logger.log_metrics({key: [wandb.Image(image)], "epoch": epoch}, step)
+        elif kind == TENSORBOARD:
+            logger.experiment.add_image(key, image, step, dataformats="HWC")
+        else:
+            logger.experiment.log_image(logger.run_id, image, key=key, step=step)
+
+
+def plot_against_epoch(trainer: Trainer, keys: Iterable[str], summary: str | None = None) -> None:
+    """Let Weights & Biases plot keys against ``epoch``, which Lightning logs beside them, instead of steps.
+
+    Each key by its own name: of the patterns ``certificate/*`` and ``*``, which Lightning defines, either may win.
+    """
+    for _, logger in _loggers(trainer, WANDB):
+        for key in keys:
+            logger.experiment.define_metric(key, step_metric="epoch", summary=summary)
+
+
+def end_runs(trainer: Trainer) -> None:
+    """End the runs of Weights & Biases, so that a later trainer of this process starts one of its own."""
+    for _, logger in _loggers(trainer, WANDB):
+        logger.experiment.finish()
+
+
+def _loggers(trainer: Trainer, *kinds: str) -> list[tuple[str, Any]]:
+    """Kind and logger of those that are of some kinds; none on processes other than rank 0."""
+    found = [(_kind(logger), logger) for logger in trainer.loggers if trainer.is_global_zero]
+    return [(kind, logger) for kind, logger in found if kind in kinds]
+
+
+def _kind(logger: Any) -> str:
+    names = {cls.__name__ for cls in type(logger).__mro__}
+    return next((kind for kind in (WANDB, TENSORBOARD, MLFLOW) if kind in names), "")
+
+
+def _log_artifact(run: Any, certificate: Certificate, path: Path) -> None:
+    import wandb
+
+    values = certificate.to_dict()
+    metadata = {key: values[key] for key in ("status", "margin", "margin_lower", "num_samples")}
+    artifact = wandb.Artifact(f"{path.stem}-{run.id}", "certificate", metadata=metadata)
+    artifact.add_file(str(path))
+    run.log_artifact(artifact)
+
+
+def _identity(teacher: Teacher) -> dict[str, Any]:
+    """What tells a teacher from others; ``sha256`` is that of the file that it is saved as."""
+    with TemporaryDirectory() as folder:
+        digest = sha256_file(teacher.save(Path(folder) / "teacher.safetensors"))
+    card = asdict(teacher.card)
+    return {"kind": teacher.kind, **{key: card[key] for key in IDENTITY}, "sha256": digest}

@@ -1,0 +1,1 @@
+"""What a batch and a module hold: the input, the row's identity, the latent code."""

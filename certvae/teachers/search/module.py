@@ -1,0 +1,293 @@
+"""The search for a teacher, as a LightningModule that streams the data and keeps additive sums only."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from rich.console import Console
+from torch import Tensor
+
+from certvae.reading.inputs import InputSource, inputs_and_index
+from certvae.reading.rows import RowPositions, first_loader, is_cut_short
+from certvae.teachers.base import TeacherCard, flat_float64
+from certvae.teachers.mixture import GaussianMixtureTeacher
+from certvae.teachers.search.candidates import Candidate, measured_row
+from certvae.teachers.search.passes import Phase, SearchPasses
+from certvae.teachers.search.selection import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
+from certvae.teachers.search.settings import SearchSettings, TeacherSearchError
+
+__all__ = ["TeacherSearch", "TeacherSearchError"]
+
+_STATE = "certvae.teacher_search"
+
+
+class TeacherSearch(LightningModule):
+    """Search a Gaussian-mixture teacher on principal components, for a whole grid of candidates at once.
+
+    Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``: some
+    epochs for the principal components, one for the starting points, one for each EM iteration of all candidates
+    together, and one to measure every candidate at every temperature on training and validation rows. Validation rows
+    are used to compare candidates, never to fit one. Of the teachers within the bounds, the one with the most held-out
+    information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it goes on
+    from the end of any pass to the same teacher, bit for bit.
+
+    Args:
+        components: numbers of components K to try.
+        covariances: ``"diagonal"`` and/or ``"spherical"``.
+        temperatures: divisors of the log-posteriors to try; higher is softer.
+        initialisations: starts for each K and covariance.
+        floor: every probability is at least ``floor / K``; in (0, 1).
+        pca_dim: principal components kept; at most the values of a row.
+        pca_passes: passes over the data for them.
+        em_iterations: most EM iterations.
+        tolerance: EM ends when every candidate's gain is below this, nats a row.
+        relative_variance_floor: added to each variance, as a share of the mean variance of a component.
+        witness_scale: the scale of the witness for which energies are given.
+        bounds: what a teacher must keep to be chosen.
+        sample_size: rows drawn for the k-means starts.
+        output_dir: where ``teacher.safetensors`` and ``candidates.csv`` go; default: the run's directory.
+        seed: of the search; default: the seed of the run.
+        images: where the input stands in a batch, as for the callbacks.
+
+    Attributes:
+        rows: the table of all candidates, when the search has ended.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[int] = (10,),
+        covariances: Sequence[str] = ("diagonal",),
+        temperatures: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+        initialisations: int = 2,
+        floor: float = 0.01,
+        pca_dim: int = 32,
+        pca_passes: int = 6,
+        em_iterations: int = 60,
+        tolerance: float = 1e-3,
+        relative_variance_floor: float = 1e-3,
+        witness_scale: float = 2.0,
+        bounds: SearchBounds | None = None,
+        sample_size: int = 4096,
+        output_dir: str | None = None,
+        seed: int | None = None,
+        images: InputSource = 0,
+    ) -> None:
+        super().__init__()
+        # A checkpoint with a function in it would not load without running code.
+        self.save_hyperparameters(ignore=["bounds", "images"])
+        self.automatic_optimization = False
+        # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
+        self.anchor = torch.nn.Parameter(torch.zeros(1))
+        self.settings = SearchSettings(
+            components,
+            covariances,
+            temperatures,
+            initialisations,
+            floor,
+            pca_dim,
+            pca_passes,
+            em_iterations,
+            tolerance,
+            relative_variance_floor,
+            sample_size,
+            seed=torch.initial_seed() % 2**31 if seed is None else seed,
+        )
+        self.witness_scale, self.bounds = witness_scale, bounds or SearchBounds()
+        self.output_dir, self.images = output_dir, images
+        self.rows: list[CandidateRow] = []
+        # In a list, so that the teacher is in no checkpoint: weights are loaded before the search goes on.
+        self._chosen: list[GaussianMixtureTeacher] = []
+        self._passes = SearchPasses(self.settings)
+        self._image_shape: tuple[int, ...] = ()
+        self._fingerprint: str | None = None
+        self._positions: RowPositions | None = None
+        self._batches = 0
+
+    @property
+    def teacher(self) -> GaussianMixtureTeacher | None:
+        """The chosen teacher, when the search has ended."""
+        return self._chosen[0] if self._chosen else None
+
+    def search(self, train_dataloader: Any, val_dataloader: Any) -> GaussianMixtureTeacher:
+        """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class."""
+        quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+        trainer = Trainer(max_epochs=-1, devices=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet)
+        trainer.fit(self, train_dataloader, val_dataloader)
+        return self._chosen[0]
+
+    @property
+    def max_passes(self) -> int:
+        """Most epochs that the search takes."""
+        return self.settings.max_passes
+
+    @property
+    def _done(self) -> bool:
+        return self._passes.phase is Phase.DONE
+
+    @property
+    def _trying(self) -> bool:
+        return bool(getattr(self.trainer, "fast_dev_run", False))
+
+    def configure_optimizers(self) -> list[Any]:  # noqa: D102
+        return []
+
+    def on_fit_start(self) -> None:  # noqa: D102
+        limit = self.trainer.max_epochs
+        if self.trainer.check_val_every_n_epoch != 1:
+            raise ValueError(f"`check_val_every_n_epoch` must be 1, got {self.trainer.check_val_every_n_epoch}.")
+        if not self._trying and limit is not None and 0 <= limit < self.max_passes:
+            raise ValueError(
+                f"`max_epochs` must be -1 or at least {self.max_passes}, the passes of this search, got {limit}."
+            )
+        if not self.trainer.enable_validation:
+            raise TeacherSearchError("the search needs a validation set to compare candidates on, got none.")
+        self._check_data()
+        if self._done:
+            self._choose()
+
+    def _check_data(self) -> None:
+        fingerprint = getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None)
+        if self._fingerprint and fingerprint and self._fingerprint != fingerprint:
+            raise TeacherSearchError(
+                f"the checkpoint is of a search on data with fingerprint {self._fingerprint[:12]}, got data with "
+                f"{fingerprint[:12]}. Search anew without `ckpt_path`."
+            )
+        self._fingerprint = fingerprint
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        images, index = self._counted(batch)
+        self._image_shape = tuple(images.shape[1:])
+        self._passes.add(flat_float64(images), index)
+        self._batches = batch_idx + 1
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+        if self._passes.phase is Phase.EVALUATE and self._passes.pca is not None:
+            self._passes.add_held_out(flat_float64(self._counted(batch)[0]))
+
+    def on_train_epoch_start(self) -> None:  # noqa: D102
+        loader = first_loader(self.trainer.train_dataloader)
+        self._positions = RowPositions(loader, self.trainer)
+        if not self._trying and is_cut_short(self.trainer.num_training_batches, loader):
+            raise ValueError(
+                "`limit_train_batches` would fit the teacher to a part of the data; use the data's `subset`."
+            )
+
+    def on_validation_epoch_start(self) -> None:  # noqa: D102
+        self._positions = RowPositions(first_loader(self.trainer.val_dataloaders), self.trainer)
+
+    def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
+        images, index = inputs_and_index(batch, self.images)
+        assert self._positions is not None
+        positions, weights = self._positions.next(images.shape[0])
+        keep = (weights > 0).to(images.device)
+        # A third entry that repeats itself is a class or a site: rows that share it would be one row of the sample.
+        if index is None or index.unique().numel() < len(images):
+            index = positions.to(images.device)
+        return images[keep], index[keep]
+
+    def on_train_epoch_end(self) -> None:  # noqa: D102
+        if self._done:  # `min_epochs` keeps the trainer going
+            return
+        for name, value in self._passes.end_pass(self._reduce, self.all_gather).items():
+            self.log(f"search/{name}", value)
+        self._batches = 0
+        if self._done:
+            self._choose()
+
+    def _reduce(self, sums: Tensor) -> Tensor:
+        total = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+        checkpoint[_STATE] = {
+            **self._passes.state_dict(self._reduce, self.all_gather),
+            "image_shape": self._image_shape,
+            "fingerprint": self._fingerprint,
+            "within_pass": 0 < self._batches < self.trainer.num_training_batches,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the search of a checkpoint.
+
+        Raises:
+            TeacherSearchError: if there is none in it, it has other settings, or was saved in the middle of a pass.
+        """
+        state = checkpoint.get(_STATE)
+        if state is None:
+            raise TeacherSearchError("the checkpoint holds no teacher search; search anew without `ckpt_path`.")
+        if state["within_pass"]:
+            raise TeacherSearchError(
+                "the checkpoint was saved in the middle of a pass, and the rows seen by then cannot be left out of the "
+                "rest. Resume from the end of an epoch: certvae.callbacks.LastCheckpoint saves there."
+            )
+        self._passes.load_state_dict(state, first=self.global_rank == 0)
+        self._image_shape, self._fingerprint = tuple(state["image_shape"]), state["fingerprint"]
+
+    def _choose(self) -> None:
+        """End the search: choose a teacher, and write it with the table of all candidates."""
+        passes = self._passes
+        assert passes.measured is not None
+        rows = [
+            measured_row(candidate, temperature, train, held_out, self.witness_scale)
+            for (candidate, temperature), train, held_out in zip(passes.grid, *passes.measured, strict=True)
+        ]
+        self.rows, best = choose(rows, self.bounds)
+        self.trainer.should_stop = True
+        directory = Path(self.output_dir or self.trainer.log_dir or self.trainer.default_root_dir)
+        if self.trainer.is_global_zero:
+            write_table(self.rows, directory / "candidates.csv")
+            Console().print(rich_table(self.rows))
+        if best is None:
+            raise TeacherSearchError(
+                f"none of {len(rows)} candidates keeps the bounds {self.bounds}; see {directory / 'candidates.csv'}. "
+                "Widen `bounds`, or try fewer components and higher temperatures."
+            )
+        teacher = self._teacher(*passes.grid[best], self.rows[best], passes.measured[0][best])
+        self._chosen = [teacher]
+        if self.trainer.is_global_zero:
+            self._save(teacher, directory / "teacher.safetensors")
+
+    def _teacher(
+        self, candidate: Candidate, temperature: float, row: CandidateRow, sums: Tensor
+    ) -> GaussianMixtureTeacher:
+        pca, mixture = self._passes.fitted_pca, candidate.fitted
+        card = TeacherCard(
+            candidate.components,
+            temperature,
+            self.settings.floor,
+            self.settings.seed,
+            self._image_shape,
+            # Columns of vectors that were scaled on training rows leave [0, 1] on others.
+            None if self._passes.outside or len(self._image_shape) < 2 else (0.0, 1.0),
+            self._fingerprint,
+            row.information_train,
+            row.information_held_out,
+            row.energy * self.witness_scale**2,
+            float(pca.eigenvalues[0]),
+            explain(row, self.rows, self.bounds),
+        )
+        average = sums[1 : candidate.components + 1] / sums[0]
+        tensors = (pca.mean, pca.projection, mixture.log_weights, mixture.means, mixture.variances, average.cpu())
+        return GaussianMixtureTeacher(card, *tensors)
+
+    def _save(self, teacher: GaussianMixtureTeacher, path: Path) -> None:
+        eigenvalue = teacher.card.largest_eigenvalue
+        print(f"{teacher.card.choice}\nTeacher saved to {teacher.save(path)}.")
+        print(
+            f"Largest eigenvalue of the data's covariance: {eigenvalue:.3g}; the linear theory predicts full "
+            f"collapse of a plain VAE at KL weight x observation variance > {eigenvalue:.3g}."
+        )
+
+    def on_train_end(self) -> None:  # noqa: D102
+        if not self._done and not self._trying and not self.trainer.interrupted:
+            raise TeacherSearchError(
+                f"the search ended in the phase '{self._passes.phase}', before a teacher was chosen. Set "
+                "`max_epochs: -1`."
+            )

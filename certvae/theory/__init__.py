@@ -1,0 +1,1 @@
+"""The mathematics: formulas, bounds, tests and sums on tensors. No trainer, no file, no logger."""

@@ -1,0 +1,115 @@
+r"""One scale and one prior weight that make a witness fit the noise of the channel.
+
+The raw witness is overconfident on draws ``z ~ q(z|x)``. The calibrated one answers
+:math:`softmax(a \cdot \text{logits} + b \log \bar T)`. Fitted on training rows and scored on others, it is as valid as
+any fixed witness, and its channel margin is closer to what the channel carries. Temperature scaling: Guo et al., 2017,
+https://arxiv.org/abs/1706.04599; the prior weight is the bias of Platt scaling along one direction.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from certvae.theory.arguments import LARGEST, as_float64, as_tensor, as_whole_number
+from certvae.theory.information import as_logits, as_probabilities
+
+__all__ = ["Calibration", "fit_calibration"]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fitted scale and prior weight.
+
+    Attributes:
+        scale: ``a``.
+        prior_weight: ``b``.
+        prior: average teacher on the rows of the fit, shape ``(K,)``.
+        rows: rows of the fit.
+    """
+
+    scale: float
+    prior_weight: float
+    prior: tuple[float, ...]
+    rows: int
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Calibrated logits, float64, of the shape of ``logits``, ``(..., K)``.
+
+        Raises:
+            TypeError: if ``logits`` are not an array of real numbers.
+            ValueError: if they do not have K components, or are not finite.
+        """
+        values = as_float64(as_tensor(logits, "logits"))
+        if values.shape[-1:] != (len(self.prior),):
+            raise ValueError(f"`logits` must have {len(self.prior)} components, got shape {tuple(values.shape)}.")
+        if not bool((values.abs() <= LARGEST).all()):
+            raise ValueError(f"`logits` must be finite and at most {LARGEST:g} in size; clip them.")
+        prior = torch.tensor(self.prior, dtype=torch.float64, device=values.device)
+        return self.scale * values + self.prior_weight * _log_prior(prior)
+
+
+def _log_prior(prior: Tensor) -> Tensor:
+    """``log Tbar``, finite for a component that no row of the fit used."""
+    return prior.clamp(min=1e-300).log()
+
+
+def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: int = 50) -> Calibration:
+    r"""Fit scale and prior weight by the mean alignment loss over draws, which is convex in both; Newton's method.
+
+    It starts at the better of the raw witness and the best constant one, and no step raises the loss, so the fit is at
+    least as good as both on these rows. The logits' own scale does not matter.
+
+    Args:
+        teacher_probs: teacher probabilities of training rows, shape ``(N, K)``.
+        channel_logits: the raw witness on draws of the latent, shape ``(draws, N, K)``.
+        iterations: most Newton steps, at least 1.
+
+    Returns:
+        The calibration.
+
+    Raises:
+        TypeError: if an argument is not an array of real numbers.
+        ValueError: if shapes do not fit, there is no row or no draw, or values are not what the names say.
+    """
+    as_whole_number(iterations, "iterations", 1)
+    teacher = as_probabilities(teacher_probs, may_be_empty=False)
+    draws = as_tensor(channel_logits, "channel_logits")
+    if draws.ndim != 3 or draws.shape[1:] != teacher.shape or draws.shape[0] == 0:
+        raise ValueError(
+            f"`channel_logits` must have shape (draws, N, K) with (N, K) = {tuple(teacher.shape)} and a draw, got "
+            f"{tuple(draws.shape)}."
+        )
+    logits = torch.stack([as_logits(draw, "channel_logits") for draw in draws]).to(teacher.device)
+    prior = teacher.mean(dim=0)
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that dividing tiny ones keeps their digits
+    unit = -float(logits.mean()) or 1.0
+    features = torch.stack([logits / unit, _log_prior(prior).expand_as(logits)], dim=-1)
+    raw, constant = torch.tensor([[unit, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    weights = min(raw, constant, key=lambda start: float(_loss(teacher, features, start)))
+    for _ in range(iterations):
+        step = _newton_step(teacher, features, weights)
+        weights = weights - step
+        if float(step.abs().max()) < 1e-10:
+            break
+    return Calibration(float(weights[0]) / unit, float(weights[1]), tuple(prior.tolist()), teacher.shape[0])
+
+
+def _loss(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+    return -(teacher * (features @ weights).log_softmax(dim=-1)).sum(dim=-1).mean()
+
+
+def _newton_step(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:
+    """Newton's step, halved until the loss does not rise."""
+    probs = (features @ weights).softmax(dim=-1)
+    mean = (probs[..., None] * features).sum(dim=-2)
+    gradient = (mean - (teacher[..., None] * features).sum(dim=-2)).mean(dim=(0, 1))
+    centred = features - mean[..., None, :]
+    hessian = torch.einsum("snk,snki,snkj->ij", probs, centred, centred) / probs[..., 0].numel()
+    step = torch.linalg.solve(hessian + 1e-10 * torch.eye(2, dtype=torch.float64), gradient)
+    before = _loss(teacher, features, weights)
+    for _ in range(30):
+        if _loss(teacher, features, weights - step) <= before:
+            return step
+        step = step / 2
+    return torch.zeros_like(step)

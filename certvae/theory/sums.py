@@ -1,0 +1,299 @@
+r"""The additive float64 sums from which every number of a certificate follows.
+
+A row of the data enters through the features ``f = (1, T_1..T_K, h, a, c, d, r)``:
+
+=====  ==========================================================================================
+``T``  teacher probabilities
+``h``  ``sum_k T_k log T_k``
+``a``  ``sum_k T_k log S_k``, the witness on the mean path
+``c``  the same on the channel, averaged over draws of the latent
+``d``  the same for the calibrated witness on the channel
+``r``  rate, ``KL(q(z|x) || p(z))``
+=====  ==========================================================================================
+
+The sums are ``sum_i w_i f_i f_i^T`` and, for the witness information, ``sum_i w_i S_i`` and
+``sum_i w_i H(S_i)``: O(K^2) numbers however many rows there are, and nothing per row. Means, variances and
+covariances of every linear function of the features follow exactly. That covers the margins, because the
+average teacher enters them only through coefficients that are known at the end.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certvae.theory.arguments import LARGEST, as_float64, as_share, as_tensor, as_whole_number
+from certvae.theory.information import as_logits, as_probabilities, entropy, floor_log_probabilities
+
+__all__ = ["CertificateSums", "as_weights"]
+
+_OPTIONAL = ("channel", "calibrated", "rate")
+_SCORES = ("mean", "channel", "calibrated")
+_ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
+
+
+@dataclass(frozen=True)
+class CertificateSums:
+    """Additive sums over rows; add two with ``+``.
+
+    Attributes:
+        moments: ``sum_i w_i f_i f_i^T``, float64, shape ``(K + 6, K + 6)``.
+        witness: ``sum_i w_i (S_i, H(S_i))``, float64, shape ``(K + 1,)``.
+        counts: number of rows with positive weight, ``sum w^2``, and the weight of the rows that came with
+            channel, calibrated and rate values, float64, shape ``(5,)``.
+    """
+
+    moments: Tensor
+    witness: Tensor
+    counts: Tensor
+
+    @staticmethod
+    def packed_size(num_components: int) -> int:
+        """Length of the packed vector for ``num_components`` components."""
+        as_whole_number(num_components, "num_components", 2)
+        return (num_components + 6) ** 2 + num_components + 1 + 5
+
+    @classmethod
+    def unpack(cls, packed: Tensor, num_components: int) -> "CertificateSums":
+        """Read the sums from one vector, as made by :meth:`pack`.
+
+        Raises:
+            TypeError: if ``num_components`` is not a whole number.
+            ValueError: if the vector has another length than ``packed_size(num_components)``.
+        """
+        if packed.shape != (cls.packed_size(num_components),):
+            raise ValueError(
+                f"`packed` must have shape ({cls.packed_size(num_components)},) for {num_components} components, got "
+                f"{tuple(packed.shape)}."
+            )
+        features = num_components + 6
+        moments, witness, counts = packed.split([features**2, num_components + 1, 5])
+        return cls(moments.view(features, features), witness, counts)
+
+    def pack(self) -> Tensor:
+        """All sums as one float64 vector, so that one collective adds them up."""
+        return torch.cat([self.moments.flatten(), self.witness, self.counts])
+
+    def __add__(self, other: "CertificateSums") -> "CertificateSums":
+        if self.num_components != other.num_components:
+            raise ValueError(
+                f"`other` must have {self.num_components} components, got {other.num_components}: sums of different "
+                "teachers cannot be added."
+            )
+        return CertificateSums(self.moments + other.moments, self.witness + other.witness, self.counts + other.counts)
+
+    @classmethod
+    def from_rows(
+        cls,
+        teacher_probs: Any,
+        witness_logits: Any,
+        weights: Any = None,
+        *,
+        channel_logits: Any = None,
+        calibrated_logits: Any = None,
+        rate: Any = None,
+        witness_floor: float = 0.0,
+        teacher_floor: float = 0.0,
+    ) -> "CertificateSums":
+        """Sums over rows.
+
+        Args:
+            teacher_probs: shape ``(N, K)``.
+            witness_logits: the witness on the mean path, shape ``(N, K)``.
+            weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. Default: all 1.
+            channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
+            calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
+            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
+            witness_floor: share of the uniform distribution mixed into every witness.
+            teacher_floor: share for which every teacher probability is promised to be at least
+                ``teacher_floor / K``; checked, not applied.
+
+        Raises:
+            TypeError: if an array does not hold real numbers, or a floor is no number.
+            ValueError: if shapes do not fit each other, or values are not what the names say.
+        """
+        as_share(witness_floor, "witness_floor")
+        as_share(teacher_floor, "teacher_floor")
+        teacher = as_probabilities(teacher_probs)
+        _check_floor(teacher, teacher_floor)
+        log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
+        row_weights = as_weights(weights, teacher)
+        scores = {"mean": (teacher * log_witness).sum(dim=1)}
+        for name, logits in (("channel", channel_logits), ("calibrated", calibrated_logits)):
+            if logits is not None:
+                scores[name] = _draw_average(logits, teacher, f"{name}_logits", witness_floor)
+        if rate is not None:
+            scores["rate"] = _per_row(rate, teacher, "rate")
+        return cls._accumulate(teacher, log_witness, row_weights, scores)
+
+    @classmethod
+    def _accumulate(
+        cls, teacher: Tensor, log_witness: Tensor, weights: Tensor, scores: dict[str, Tensor]
+    ) -> "CertificateSums":
+        absent = torch.zeros_like(weights)
+        columns = [torch.ones_like(weights), *teacher.T, -entropy(teacher)]
+        columns += [scores.get(name, absent) for name in (*_SCORES, "rate")]
+        features = torch.stack(columns, dim=1)
+        weighted = features * weights[:, None]
+        witness = log_witness.exp()
+        witness_rows = torch.cat([witness, entropy(witness)[:, None]], dim=1)
+        total = weights.sum()
+        counts = [(weights > 0).sum().to(total), (weights**2).sum()]
+        counts += [total if name in scores else torch.zeros_like(total) for name in _OPTIONAL]
+        return cls(weighted.T @ features, weights @ witness_rows, torch.stack(counts))
+
+    @property
+    def num_components(self) -> int:
+        """K."""
+        return self.witness.shape[0] - 1
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows with positive weight."""
+        return int(self.counts[0].item())
+
+    @property
+    def total_weight(self) -> Tensor:
+        """``sum_i w_i``.
+
+        Raises:
+            ValueError: if no row was counted, or the weights are so small that their squares vanish.
+        """
+        total = self.moments[0, 0]
+        if self.num_rows == 0:
+            raise ValueError("`teacher_probs` must hold at least one row with positive weight, got none.")
+        if bool(total < 1 / LARGEST):
+            raise ValueError(f"`weights` must add up to at least {1 / LARGEST:g}, got {total.item():.3g}.")
+        return total
+
+    @property
+    def effective_size(self) -> float:
+        """``(sum w)^2 / sum w^2`` (Kish, 1965); the number of rows when every weight is 0 or one common value."""
+        return float(self.num_rows) if self.equal_weights else float(self.total_weight**2 / self.counts[1])
+
+    @property
+    def equal_weights(self) -> bool:
+        """Whether every weight is 0 or one common value."""
+        return _equal(self.total_weight**2, self.counts[0] * self.counts[1])
+
+    @property
+    def teacher_mean(self) -> Tensor:
+        """The average teacher, the best constant student, shape ``(K,)``."""
+        return self.moments[0, 1 : self.num_components + 1] / self.total_weight
+
+    def has(self, score: str) -> bool:
+        """Whether every row came with ``score``: ``"channel"``, ``"calibrated"`` or ``"rate"``."""
+        return _equal(self.counts[2 + _position(score, _OPTIONAL)], self.total_weight)
+
+    def teacher_information(self) -> float:
+        """``H(Tbar) - mean H(T)`` in nats; never below 0."""
+        mean_negative_entropy = self.moments[0, self.num_components + 1] / self.total_weight
+        return max(0.0, float(entropy(self.teacher_mean) + mean_negative_entropy))
+
+    def witness_information(self) -> float:
+        """``H(Sbar) - mean H(S)`` in nats; never below 0."""
+        mean = self.witness / self.total_weight
+        return max(0.0, float(entropy(mean[:-1]) - mean[-1]))
+
+    def influence(self, score: str) -> Tensor:
+        r"""Coefficients of :math:`g = score - \sum_k T_k \log \bar T_k`, whose mean is the score's margin.
+
+        Args:
+            score: ``"mean"``, ``"channel"`` or ``"calibrated"``.
+
+        Returns:
+            Coefficients over the features, shape ``(K + 6,)``.
+        """
+        mean = self.teacher_mean
+        coefficients = torch.zeros_like(self.moments[0])
+        coefficients[1 : self.num_components + 1] = -torch.where(mean > 0, mean, torch.ones_like(mean)).log()
+        coefficients[self.num_components + 2 + _position(score, _SCORES)] = 1.0
+        return coefficients
+
+    def rate_coefficients(self) -> Tensor:
+        """Coefficients that pick the rate, shape ``(K + 6,)``."""
+        coefficients = torch.zeros_like(self.moments[0])
+        coefficients[-1] = 1.0
+        return coefficients
+
+    def mean(self, coefficients: Tensor) -> float:
+        """Weighted mean of a linear function of the features."""
+        return float(coefficients @ self.moments[0] / self.total_weight)
+
+    def standard_deviation(self, coefficients: Tensor) -> float:
+        """Sample standard deviation (``n - 1``) of a linear function of the features; NaN for one row.
+
+        Where the sums cannot resolve it, because the function varies by less than 3e-7 of its size, the largest
+        deviation that they allow: too large is safe in a lower bound, 0 is not.
+        """
+        size = self.effective_size
+        if size <= 1:
+            return float("nan")
+        second = float(coefficients @ self.moments @ coefficients / self.total_weight)
+        scale = float(coefficients.abs() @ self.moments.abs() @ coefficients.abs() / self.total_weight)
+        variance = max(second - self.mean(coefficients) ** 2, _ROUNDING * scale)
+        return float((variance * size / (size - 1)) ** 0.5)
+
+
+def _position(score: str, scores: tuple[str, ...]) -> int:
+    if score not in scores:
+        raise ValueError(f"`score` must be one of {', '.join(scores)}, got {score!r}.")
+    return scores.index(score)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Equal up to rounding, whatever the unit of the weights."""
+    return bool(torch.isclose(one, other, rtol=1e-9, atol=0.0))
+
+
+def _check_floor(teacher: Tensor, floor: float) -> None:
+    least = float(floor) / teacher.shape[1]
+    if floor and teacher.numel() and bool((teacher < least * (1 - 1e-5)).any()):
+        raise ValueError(
+            f"`teacher_floor={floor}` promises probabilities of at least {least:.3g}, got "
+            f"{teacher.min():.3g}. Mix the teacher with the uniform distribution: (1 - floor) * T + floor / K."
+        )
+
+
+def _same_shape(logits: Any, teacher: Tensor, name: str) -> Tensor:
+    log_probs = as_logits(logits, name).to(teacher.device)
+    if log_probs.shape != teacher.shape:
+        raise ValueError(
+            f"`{name}` must have the shape of `teacher_probs`, {tuple(teacher.shape)}, got "
+            f"{tuple(log_probs.shape)}. Teacher and witness must have the same rows and components."
+        )
+    return log_probs
+
+
+def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tensor:
+    draws = as_tensor(logits, name)
+    if draws.ndim != 3 or draws.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (draws, N, K), got {tuple(draws.shape)}.")
+    scores = [(teacher * floor_log_probabilities(_same_shape(draw, teacher, name), floor)).sum(dim=1) for draw in draws]
+    return torch.stack(scores).mean(dim=0)
+
+
+def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
+    rows = as_float64(as_tensor(values, name)).to(teacher.device)
+    if rows.shape != teacher.shape[:1]:
+        raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
+    faulty = ~(rows.abs() <= LARGEST)
+    if bool(faulty.any()):
+        raise ValueError(f"`{name}` must be finite and at most {LARGEST:g} in size, got {rows[faulty][0].item()}.")
+    return rows
+
+
+def as_weights(weights: Any, teacher: Tensor) -> Tensor:
+    """Weights of the rows of ``teacher`` in float64, shape ``(N,)``; 1 for each if None is given.
+
+    Raises:
+        TypeError: if they are not numbers.
+        ValueError: if their shape is another, or one is not from 0 to 1e50.
+    """
+    if weights is None:
+        return torch.ones(teacher.shape[0], dtype=torch.float64, device=teacher.device)
+    rows = _per_row(weights, teacher, "weights")
+    if bool((rows < 0).any()):
+        raise ValueError(f"`weights` must be non-negative, got {rows.min().item()}.")
+    return rows

@@ -1,0 +1,236 @@
+r"""The simplex witness: a fixed linear map from the latent code to component probabilities.
+
+It has no parameters, so nothing but the latent can carry the answer. Source: the follow-up of the certificate's
+paper, https://arxiv.org/abs/2605.18224; the prior is ours (see :class:`SimplexWitness`).
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from certvae.theory.arguments import MOST_COMPONENTS, as_number, as_tensor, as_whole_number
+from certvae.theory.information import as_probabilities
+
+__all__ = ["SimplexWitness", "centred", "centred_log", "own_witness", "simplex_basis"]
+
+
+def simplex_basis(num_components: int) -> Tensor:
+    r"""Helmert's orthonormal basis of the vectors that sum to zero.
+
+    Column ``j`` is :math:`(1, \dots, 1, -j, 0, \dots, 0) / \sqrt{j (j + 1)}`.
+
+    Args:
+        num_components: K, at least 2.
+
+    Returns:
+        ``U``, float64, shape ``(K, K - 1)``, with ``U.T @ U = I`` and columns that sum to 0.
+
+    Raises:
+        TypeError: if ``num_components`` is not a whole number.
+        ValueError: if it is below 2.
+    """
+    as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
+    basis = torch.zeros(num_components, num_components - 1, dtype=torch.float64)
+    for j in range(1, num_components):
+        basis[:j, j - 1] = 1.0
+        basis[j, j - 1] = -j
+        basis[:, j - 1] /= math.sqrt(j * (j + 1))
+    return basis
+
+
+def centred_log(probs: Tensor) -> Tensor:
+    r""":math:`c(p) = \log p - \frac1K \sum_k \log p_k`, the centred log-ratio (Aitchison, 1982).
+
+    Args:
+        probs: positive probabilities, shape ``(..., K)``.
+    """
+    return centred(probs.log())
+
+
+def centred(values: Tensor) -> Tensor:
+    """Values minus their mean over the last axis."""
+    return values - values.mean(dim=-1, keepdim=True)
+
+
+class SimplexWitness(nn.Module):
+    r"""Fixed witness :math:`S(\cdot|z) = softmax(\text{scale} \cdot z_{1..K-1} U^T + \log \text{prior})`.
+
+    ``U`` is an orthonormal basis of the sum-zero subspace. With ``prior`` the collapsed code ``z = 0`` answers the
+    prior; if that is the teacher's average, collapse lands exactly on the threshold of the certificate. Without
+    it ``z = 0`` answers the uniform distribution, as in arXiv 2605.18224.
+
+    Args:
+        num_components: K, at least 2.
+        latent_dim: size of the latent, at least ``K - 1``; only the first ``K - 1`` coordinates are read.
+        scale: factor of the code, from 1e-15 to 1e15. Larger makes codes cheaper on the mean path and noisier on the
+            channel.
+        prior: positive probabilities that the zero code answers, shape ``(K,)``; default uniform.
+
+    Raises:
+        TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
+        ValueError: if an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        num_components: int,
+        latent_dim: int,
+        scale: float = 2.0,
+        prior: Tensor | list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        num_components = as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
+        latent_dim = as_whole_number(latent_dim, "latent_dim", 1)
+        if latent_dim < num_components - 1:
+            raise ValueError(
+                f"`latent_dim` must be at least num_components - 1 = {num_components - 1}, got {latent_dim}. "
+                "Enlarge the latent or search a teacher with fewer components."
+            )
+        if not 1e-15 <= as_number(scale, "scale") <= 1e15:
+            raise ValueError(f"`scale` must be positive and finite, from 1e-15 to 1e15, got {scale}.")
+        self.num_components = num_components
+        self.latent_dim = latent_dim
+        self.scale = float(scale)
+        # Not buffers: a module cast to bfloat16, or moved to a device without float64, must not round them.
+        self._basis = simplex_basis(num_components)
+        self._log_prior = _log_prior(prior, num_components)
+        self._cache: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Logits of the witness.
+
+        Args:
+            latents: codes of any float type, shape ``(..., latent_dim)``; computed in float32 or wider.
+
+        Returns:
+            Logits, shape ``(..., K)``; not finite where a code is not, for training passes through here.
+
+        Raises:
+            TypeError: if ``latents`` is not a tensor of floats.
+            ValueError: if it does not have ``latent_dim`` coordinates, or is not dense.
+        """
+        if not (isinstance(latents, Tensor) and latents.is_floating_point()):
+            raise TypeError(f"`latents` must be a tensor of floats, got {getattr(latents, 'dtype', type(latents))}.")
+        if latents.ndim == 0 or latents.shape[-1] != self.latent_dim:
+            came = latents.shape[-1] if latents.ndim else "one number"
+            raise ValueError(f"`latents` must have {self.latent_dim} coordinates, got {came}.")
+        if latents.layout != torch.strided:
+            raise ValueError(f"`latents` must be dense, got {latents.layout}. Give latents.to_dense().")
+        codes = latents[..., : self.num_components - 1]
+        codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
+        with torch.autocast(codes.device.type, enabled=False):
+            basis, log_prior = self._constants(codes)
+            return self.scale * codes @ basis.T + log_prior
+
+    def inverse(self, probs: Tensor) -> Tensor:
+        r"""The code that makes the witness answer ``probs``; alignment loss 0.
+
+        .. math:: \mu^*(T) = U^T (c(T) - c(\text{prior})) / \text{scale}
+
+        Args:
+            probs: positive probabilities, shape ``(N, K)``.
+
+        Returns:
+            Codes, float64, shape ``(N, latent_dim)``; coordinates that the witness does not read are 0.
+
+        Raises:
+            TypeError: if ``probs`` are not an array of real numbers.
+            ValueError: if they are not rows of K positive probabilities.
+        """
+        teacher = self._positive(probs)
+        basis, log_prior = self._constants(teacher)
+        codes = (centred_log(teacher) - centred(log_prior)) @ basis / self.scale
+        return nn.functional.pad(codes, (0, self.latent_dim - self.num_components + 1))
+
+    def energy(self, probs: Tensor) -> Tensor:
+        r"""Rate that the inverse code costs through its mean, :math:`|c(T) - c(prior)|^2 / (2\, scale^2)`.
+
+        Args:
+            probs: positive probabilities, shape ``(N, K)``.
+
+        Returns:
+            Energy of each row in nats, float64, shape ``(N,)``.
+
+        Raises:
+            TypeError: if ``probs`` are not an array of real numbers.
+            ValueError: if they are not rows of K positive probabilities.
+        """
+        teacher = self._positive(probs)
+        prior = centred(self._constants(teacher)[1])
+        return ((centred_log(teacher) - prior) ** 2).sum(dim=-1) / (2 * self.scale**2)
+
+    def alignment_gradient(self, latents: Tensor, probs: Tensor) -> Tensor:
+        r"""Gradient of the row's alignment loss by its code: :math:`\text{scale} \cdot (S - T) U`, in closed form.
+
+        It is not zero at the collapsed code for any teacher that differs from the prior.
+
+        Args:
+            latents: codes, shape ``(N, latent_dim)``.
+            probs: teacher probabilities, shape ``(N, K)``.
+
+        Returns:
+            Gradient, float64, shape ``(N, latent_dim)``.
+
+        Raises:
+            TypeError: if an argument does not hold real numbers.
+            ValueError: if shapes do not fit, or ``probs`` are not probabilities.
+        """
+        teacher, answers = self._rows(probs), self(latents).softmax(dim=-1)
+        if answers.shape != teacher.shape:
+            raise ValueError(
+                f"`latents` and `probs` must have the same rows, got {tuple(latents.shape)} and {tuple(teacher.shape)}."
+            )
+        difference = answers.to(teacher) - teacher
+        gradient = self.scale * difference @ self._constants(difference)[0]
+        return nn.functional.pad(gradient, (0, self.latent_dim - self.num_components + 1))
+
+    def _rows(self, probs: Any) -> Tensor:
+        rows = as_probabilities(probs, "probs")
+        if rows.shape[1] != self.num_components:
+            raise ValueError(f"`probs` must have {self.num_components} components, got {rows.shape[1]}.")
+        return rows
+
+    def _positive(self, probs: Any) -> Tensor:
+        teacher = self._rows(probs)
+        if bool((teacher <= 0).any()):
+            raise ValueError("`probs` must be positive for a finite code; floor them: (1 - floor) * T + floor / K.")
+        return teacher
+
+    @property
+    def prior(self) -> Tensor:
+        """The distribution that the zero code answers, float64, shape ``(K,)``."""
+        return self._log_prior.exp()
+
+    def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        key = (like.device, like.dtype)
+        if key not in self._cache:
+            with torch.inference_mode(False):  # Lightning's `validate` would leave tensors that cannot be trained with
+                constants = (self._basis, self._log_prior)
+                basis, log_prior = (value.to(like.dtype).to(like.device) for value in constants)
+            self._cache[key] = (basis, log_prior)
+        return self._cache[key]
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"num_components={self.num_components}, latent_dim={self.latent_dim}, scale={self.scale:g}"
+
+
+def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
+    """The module's attribute ``witness``, unless it belongs to a teacher with other components."""
+    witness = getattr(module, "witness", None)
+    if isinstance(witness, SimplexWitness) and witness.num_components != num_components:
+        return None
+    return witness if isinstance(witness, nn.Module) else None
+
+
+def _log_prior(prior: Tensor | list[float] | None, num_components: int) -> Tensor:
+    if prior is None:
+        return torch.full((num_components,), -math.log(num_components), dtype=torch.float64)
+    probs = as_probabilities(as_tensor(prior, "prior")[None], "prior")[0]
+    if probs.shape[0] != num_components or bool((probs <= 0).any()):
+        raise ValueError(
+            f"`prior` must hold {num_components} positive probabilities, got {probs.shape[0]} with minimum "
+            f"{probs.min():.3g}. Give the searched teacher's average, or a larger probability floor."
+        )
+    return probs.log()

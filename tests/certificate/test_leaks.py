@@ -1,0 +1,132 @@
+"""Planted cheats: each is caught, and an honest witness is not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from certvae import SimplexWitness, Status
+from certvae.callbacks import CertificateCallback
+from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
+from certvae.datamodules import DigitsDataModule
+from certvae.models.vae import VAE
+from tests.runs import digits_teacher, small_vae, trainer
+
+
+class SideDoor(nn.Module):
+    """Answers what the teacher says of the batch that it was shown behind the back: a closure over the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = torch.zeros(0)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.answers[: len(latents)]
+
+
+class Skip(SideDoor):
+    """A skip connection: the code is used, but the images are added."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.answers[: len(latents)] + 0.01 * latents[:, :5]
+
+
+class Position(nn.Module):
+    """Labels smuggled by the position of a row in the set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.labels, self.position = torch.randint(0, 5, (1000,)), 0
+
+    def forward(self, latents: Tensor) -> Tensor:
+        rows = self.labels[self.position : self.position + len(latents)]
+        self.position += len(latents)
+        return 5 * nn.functional.one_hot(rows, 5).float()
+
+
+class RowNumber(nn.Module):
+    """Labels smuggled by the row's number in the batch."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return 5 * nn.functional.one_hot(torch.arange(len(latents)) % 5, 5).float()
+
+
+class OtherRows(nn.Module):
+    """Centres codes by the batch: order-preserving, but rows depend on each other."""
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return (latents - latents.mean(dim=0))[:, :5]
+
+
+def codes() -> Tensor:
+    return torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+
+
+def cheat_with_answers(kind: type[SideDoor]) -> SideDoor:
+    witness = kind()
+    witness.answers = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+    return witness
+
+
+@pytest.mark.parametrize(
+    ("witness", "finding"),
+    [
+        (cheat_with_answers(SideDoor), "order"),
+        (cheat_with_answers(Skip), "order"),
+        (Position(), "repeatable"),
+        (RowNumber(), "order"),
+        (OtherRows(), "row independence"),
+        (nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5)), "row independence"),
+        (nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 5)), "eval mode"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5)), "repeatable"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 5)), "eval mode"),
+    ],
+)
+def test_each_planted_cheat_is_caught(witness: nn.Module, finding: str) -> None:
+    assert any(sentence.startswith(finding) for sentence in check_witness(witness, codes()))
+
+
+@pytest.mark.parametrize(
+    "witness",
+    [
+        SimplexWitness(5, 6),
+        nn.Linear(6, 5),
+        nn.Sequential(nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 5)).eval(),
+        nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Linear(400, 5)),
+    ],
+)
+@pytest.mark.parametrize("rows", [1, 2, 3, 40])
+def test_an_honest_witness_is_not_accused(witness: nn.Module, rows: int) -> None:
+    assert check_witness(witness, codes()[:rows]) == []
+    assert check_witness(witness, 100 * codes()[:rows]) == []
+
+
+def test_a_margin_that_survives_shuffling_is_a_leak() -> None:
+    assert shuffled_margin_leaks(-0.1) == []
+    assert "0.2000 nats stays" in shuffled_margin_leaks(0.2)[0]
+
+
+class Whispering(VAE):
+    """Shows the images to the witness behind the certificate's back."""
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        outputs = super().validation_step(batch, batch_idx)
+        assert self.teacher is not None
+        assert isinstance(self.witness, nn.Module)
+        self.witness.answers = self.teacher(batch[0]).log().float()  # type: ignore[assignment]
+        return outputs
+
+
+def test_the_callback_reports_a_cheat_as_leaking(tmp_path: Path) -> None:
+    honest = small_vae(digits_teacher())
+    model = Whispering(honest.encoder, honest.decoder, digits_teacher())
+    model.witness = SideDoor()  # type: ignore[assignment]
+    callback = CertificateCallback(witness=model.witness)
+    trainer(tmp_path, callbacks=[callback]).validate(model, DigitsDataModule(), verbose=False)
+    assert callback.certificate is not None
+    assert callback.certificate.margin > 0.3
+    assert callback.certificate.status is Status.LEAKING
+    assert "leak: order" in str(callback.certificate)
+    assert "leak: rate" in str(callback.certificate)

@@ -1,0 +1,164 @@
+"""The protocol on real digits: what the README promises of the demo, and that it goes on where it stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from certvae import Certificate
+from certvae.certificate.history import read_history
+from certvae.cli import main
+from certvae.commands.protocol import PHASES, Protocol, ProtocolError, run_protocol
+from tests.commands.test_cli import EXPERIMENTS
+from tests.runs import digits_teacher
+
+DIGITS = str(EXPERIMENTS / "digits.yaml")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    assert main(["protocol", DIGITS, "--output_dir", str(folder)]) == 0
+    return folder
+
+
+def test_full_and_rescue_are_certified_and_no_align_is_not(demo: Path) -> None:
+    phases = json.loads((demo / "summary.json").read_text())["seeds"]["0"]["phases"]
+    assert phases["full"]["status"] == phases["rescue"]["status"] == "CERTIFIED"
+    assert phases["no_align"]["status"] == "NOT_CERTIFIED"
+    assert phases["no_align"]["witness_information"] < 0.02
+    assert -0.3 < phases["no_align"]["margin"] < phases["no_align"]["safety_margin"]
+
+
+def test_the_summary_has_every_field_of_every_certificate(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    assert summary["dataset"] == "digits"
+    seed = summary["seeds"]["0"]
+    assert seed["teacher"]["num_components"] == 10
+    for phase in PHASES:
+        certificate = Certificate.load(demo / "seed0" / phase / "certificate_test.json")
+        assert certificate.to_dict().items() <= seed["phases"][phase].items()
+        assert certificate.num_samples == 300
+    lines = (demo / "summary.csv").read_text().splitlines()
+    assert len(lines) == 1 + 3
+
+
+def test_the_figure_is_drawn(demo: Path) -> None:
+    with Image.open(demo / "margin.png") as image:
+        assert image.size[0] > 800
+        assert len(image.convert("RGB").resize((80, 50)).getcolors(4000) or []) > 50
+
+
+def test_every_phase_leaves_its_yaml_checkpoint_metrics_and_certificate(demo: Path) -> None:
+    for phase in PHASES:
+        folder = demo / "seed0" / phase
+        for name in ("run.yaml", "checkpoints/last.ckpt", "metrics.csv", "certificate_test.json", "phase.json"):
+            assert (folder / name).is_file(), name
+        assert len(read_history(folder / "certificates_val.jsonl")) == 40
+
+
+def test_a_second_run_keeps_what_is_done(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in demo.rglob("*.ckpt")}
+    assert main(["protocol", DIGITS, "--output_dir", str(demo)]) == 0
+    assert capsys.readouterr().out.count("done before, kept") == 4
+    assert {path: path.stat().st_mtime_ns for path in demo.rglob("*.ckpt")} == before
+
+
+def test_a_folder_with_other_settings_is_refused(demo: Path) -> None:
+    protocol = Protocol.read(DIGITS, output_dir=str(demo), max_epochs=3)
+    with pytest.raises(ProtocolError, match="holds a run with other settings"):
+        run_protocol(protocol)
+
+
+def test_a_killed_protocol_goes_on_and_loses_no_epoch(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a phase; the second run resumes that phase from its last checkpoint."""
+    arguments = ["protocol", DIGITS, "--output_dir", str(tmp_path), "--max_epochs", "30"]
+    process = subprocess.Popen([sys.executable, "-m", "certvae.cli", *arguments], stdout=subprocess.DEVNULL)
+    history = tmp_path / "seed0" / "full" / "certificates_val.jsonl"
+    deadline = time.monotonic() + 120
+    while not (history.is_file() and history.read_text().count("schema") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = history.read_text().count("schema")
+    assert 5 <= seen < 30
+    assert main(arguments) == 0
+    assert history.read_text().count("schema") <= 30 + 1, "at most the epoch that was cut short is run twice"
+    assert [item.provenance["epoch"] for item in read_history(history)] == list(range(30))
+
+
+def test_another_teacher_for_a_finished_run_is_refused(demo: Path, tmp_path: Path) -> None:
+    """Also where the file has the same name: its contents count."""
+    teacher = tmp_path / "teacher.safetensors"
+    teacher.write_bytes((demo / "seed0" / "search" / "teacher.safetensors").read_bytes())
+    options = {"teachers": (teacher,), "max_epochs": 1, "output_dir": str(tmp_path / "runs"), "targets": "table"}
+    run_protocol(Protocol.read(DIGITS, **options))
+    digits_teacher(10).save(teacher)
+    with pytest.raises(ProtocolError, match="holds a run with other settings"):
+        run_protocol(Protocol.read(DIGITS, **options))
+
+
+def test_a_certified_model_loses_its_margin_where_alignment_is_taken_away(demo: Path, tmp_path: Path) -> None:
+    ablate = yaml.safe_load(
+        (EXPERIMENTS / "digits" / "rescue.yaml").read_text().replace("digits/rescue", "digits/ablate")
+    )
+    ablate["model"]["init_args"] |= {
+        "alignment_weight": 0.0,
+        "init_weights_from": "runs/digits/full/checkpoints/last.ckpt",
+    }
+    (tmp_path / "ablate.yaml").write_text(yaml.safe_dump(ablate))
+    values = yaml.safe_load(Path(DIGITS).read_text())
+    values["phases"] = {name: str(EXPERIMENTS / path) for name, path in values["phases"].items()}
+    values["phases"]["ablate"] = str(tmp_path / "ablate.yaml")
+    (tmp_path / "protocol.yaml").write_text(yaml.safe_dump(values))
+    teacher = demo / "seed0" / "search" / "teacher.safetensors"
+    options = {"teachers": (teacher,), "max_epochs": 20, "output_dir": str(tmp_path / "runs")}
+    phases = run_protocol(Protocol.read(tmp_path / "protocol.yaml", **options))["seeds"]["0"]["phases"]
+    assert list(phases) == ["full", "no_align", "rescue", "ablate"]
+    assert phases["full"]["status"] == "CERTIFIED"
+    assert phases["ablate"]["status"] == "NOT_CERTIFIED"
+
+
+def test_fixed_targets_and_given_teachers(demo: Path, tmp_path: Path) -> None:
+    """A table of targets from a given teacher, without a search."""
+    values = yaml.safe_load(Path(DIGITS).read_text())
+    values["phases"] = {name: str(EXPERIMENTS / file) for name, file in values["phases"].items()}
+    path = tmp_path / "fixed.yaml"
+    path.write_text(yaml.safe_dump({**values, "targets": "table"}))
+    teacher = demo / "seed0" / "search" / "teacher.safetensors"
+    options = ["--teachers", str(teacher), "--max_epochs", "2", "--output_dir", str(tmp_path / "runs")]
+    assert main(["protocol", str(path), *options]) == 0
+    summary = json.loads((tmp_path / "runs" / "summary.json").read_text())
+    certificate = summary["seeds"]["0"]["phases"]["full"]
+    assert certificate["provenance"]["teacher"]["kind"] == "target_table"
+    reference = json.loads((demo / "summary.json").read_text())["seeds"]["0"]["phases"]["full"]
+    assert certificate["teacher_information"] == pytest.approx(reference["teacher_information"], abs=1e-6)
+
+
+def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("dataset: x\n")
+    with pytest.raises(ValueError, match="must hold dataset, phases, output_dir"):
+        Protocol.read(path)
+    phases = dict.fromkeys(("search", *PHASES), "x.yaml")
+    values = {"dataset": "x", "phases": phases, "output_dir": "runs"}
+    for change, message in (
+        ({"phases": {"search": "x.yaml"}}, "`phases` must name the YAML of"),
+        ({"targets": "all"}, "`targets` must be 'mixture' or 'table'"),
+        ({"seeds": []}, "`seeds` must hold at least one seed"),
+    ):
+        path.write_text(yaml.safe_dump({**values, **change}))
+        with pytest.raises(ValueError, match=message):
+            Protocol.read(path)
+    path.write_text(yaml.safe_dump(values))
+    with pytest.raises(ValueError, match="`teachers` must be one for each of 2 seeds, got 1"):
+        Protocol.read(path, seeds=(0, 1), teachers=(Path("a"),))
+    with pytest.raises(SystemExit):
+        main(["protocol", DIGITS, "--max_epochs", "0"])

@@ -1,0 +1,152 @@
+"""The documentation is built without a warning, its blocks run, and what it says of numbers and tests is so."""
+
+import csv
+import importlib.util
+import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import certvae
+from certvae.commands.lightning import run_lightning
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+TRAINED = {"tutorial.md": 0.2}  # slack of numbers that come from training
+run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
+
+
+@pytest.mark.parametrize(
+    ("page", "blocks"), [("tutorial.md", 11), ("mathematics.md", 5), ("limits.md", 1), ("python.md", 8)]
+)
+def test_every_block_of_a_page_runs_and_prints_what_the_page_shows(tmp_path: Path, page: str, blocks: int) -> None:
+    assert run_page(DOCS / page, tmp_path, TRAINED.get(page, 0.0)) == blocks
+
+
+def test_a_wrong_number_or_word_on_a_page_is_noticed(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    for shown in ("margin 1.31", "margin 1.3\nagain", "bound 1.3", "margin 2"):
+        page.write_text(f"```python\nprint('margin 1.3')\n```\n```text\n{shown}\n```\n")
+        with pytest.raises(AssertionError, match="which was not printed"):
+            run_page(page, tmp_path)
+    page.write_text("```shell\nfalse\n```\n")
+    with pytest.raises(AssertionError, match="exit status 1"):
+        run_page(page, tmp_path)
+
+
+def test_every_test_that_the_mathematics_names_is_there() -> None:
+    names = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (DOCS / "mathematics.md").read_text()))
+    assert len(names) > 30
+    for path, name in names:
+        assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
+
+
+def test_every_file_that_a_page_names_is_there() -> None:
+    for page in DOCS.rglob("*.md"):
+        for path in re.findall(r"(?<![\w/])((?:experiments|tests)/[\w./-]+)", page.read_text()):
+            assert (ROOT / path.rstrip(".")).exists(), f"{page.name}: {path}"
+
+
+FITS = [
+    line.partition("#")[0].split()[1:]
+    for page in ("cli.md", "distributed.md")
+    for line in (DOCS / page).read_text().splitlines()
+    if line.startswith("certvae fit --config")
+]
+
+
+@pytest.mark.parametrize("arguments", FITS, ids=" ".join)
+def test_every_fit_that_a_page_names_is_understood(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as stop:
+        run_lightning([*arguments, "--print_config"])
+    assert stop.value.code == 0
+    assert "class_path: certvae" in capsys.readouterr().out
+
+
+def test_the_limits_quote_the_committed_results() -> None:
+    text = (DOCS / "limits.md").read_text()
+    with open(ROOT / "experiments" / "results" / "cifar100" / "cifar100.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["phase"] == "full" and row["seed"] == "0")
+    for name in ("teacher_information", "margin", "margin_lower", "rate", "channel_margin"):
+        assert f"{float(row[name]):.3f}" in text, name
+
+
+def test_readme_and_limits_quote_the_committed_widths_on_rows_that_no_search_compared() -> None:
+    with open(ROOT / "experiments" / "results" / "statistics" / "width.csv") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    readme, limits = (ROOT / "README.md").read_text(), (DOCS / "limits.md").read_text()
+    assert {row["rows"] for row in rows.values()} == {"5000"}
+    for method in ("normal", "bernstein", "hoeffding"):
+        for name in ("margin_lower", "calibrated_channel_margin_lower"):
+            assert f"{float(rows[method][name]):.3f}" in readme, (method, name)
+    for quoted in (rows["normal"], rows["bernstein"]):
+        assert f"{float(quoted['calibrated_channel_margin_lower']):.3f}" in limits
+
+
+def rate_of_a_linear_vae(eigenvalues: list[float], beta: float, variance: float, latent_dim: int = 2) -> float:
+    """Rate at the optimum of a linear VAE, found by gradients of its loss in closed form."""
+    torch.manual_seed(0)
+    covariance = torch.diag(torch.tensor(eigenvalues, dtype=torch.float64))
+    decoder, encoder = (0.3 * torch.randn(2, len(eigenvalues), latent_dim, dtype=torch.float64)).unbind()
+    log_variance = torch.zeros(latent_dim, dtype=torch.float64)
+    parameters = [value.requires_grad_() for value in (decoder, encoder, log_variance)]
+    optimizer = torch.optim.LBFGS(parameters, max_iter=2000, line_search_fn="strong_wolfe", tolerance_change=1e-15)
+
+    def rate() -> Tensor:
+        mean = torch.trace(encoder.T @ covariance @ encoder)
+        return 0.5 * (mean + (log_variance.exp() - 1 - log_variance).sum())
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        rest = torch.eye(len(eigenvalues), dtype=torch.float64) - decoder @ encoder.T
+        error = torch.trace(rest @ covariance @ rest.T) + (decoder**2).sum(dim=0) @ log_variance.exp()
+        value = error / (2 * variance) + beta * rate()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return rate().item()
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 2.9, 3.1, 8.0])
+def test_a_linear_vae_collapses_where_the_page_says(beta: float) -> None:
+    """Full collapse at ``beta * s2`` above the largest eigenvalue, 1.5; below it the rate of the page's theorem."""
+    eigenvalues, variance = [1.5, 0.9, 0.2], 0.5
+    tau = beta * variance
+    expected = sum(0.5 * math.log(value / tau) for value in eigenvalues[:2] if value > tau)
+    assert rate_of_a_linear_vae(eigenvalues, beta, variance) == pytest.approx(expected, abs=1e-5)
+    assert (expected == 0) == (tau > eigenvalues[0])
+
+
+def test_the_plugin_margin_is_below_the_margin_by_what_the_page_says() -> None:
+    """``0 <= E KL(That || Tbar) <= sum_k Var(T_k) / (n Tbar_k) <= (K - 1) / n``, and about half of the second."""
+    rows, batch = 4096, 32
+    generator = torch.Generator().manual_seed(0)
+    teacher = (3 * torch.randn(rows, 10, generator=generator, dtype=torch.float64)).softmax(dim=1)
+    mean = teacher.mean(dim=0)
+    drawn = teacher[torch.randint(rows, (2000, batch), generator=generator)].mean(dim=1)
+    price = float((drawn * (drawn / mean).log()).sum(dim=1).mean())
+    most = float((teacher.var(dim=0, unbiased=False) / mean).sum() / batch)
+    assert 0 < price < most < 9 / batch
+    assert price == pytest.approx(most / 2, rel=0.1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is not installed: pip install .[docs]")
+def test_the_documentation_is_built_without_a_warning_and_needs_no_script_for_formulas(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees")]
+    result = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "html" / "mathematics.html").read_text()
+    assert page.count("<math") > 100
+    reference = (tmp_path / "html" / "api" / "certvae.html").read_text()
+    assert [name for name in certvae.__all__ if f'id="certvae.{name}"' not in reference] == []
+    assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?://[^"]+', page)

@@ -1,0 +1,147 @@
+"""Every example runs as it stands, and every Python block of the pages for users does."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certvae import Certificate, Status
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "experiments" / "examples"
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, Any]:
+    """The variables that a script ends with."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+
+def run_page(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The variables that the blocks of a page end with, run one after the other."""
+    monkeypatch.chdir(folder)
+    variables: dict[str, Any] = {"__name__": name}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / name).read_text(), flags=re.DOTALL):
+        exec(compile(block, name, "exec"), variables)
+    return variables
+
+
+def test_one_callback_watches_a_plain_vae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is informative, and not aligned: no certificate."""
+    metrics = run("lightning_vae.py", monkeypatch)["trainer"].callback_metrics
+    assert metrics["certificate/certified"] == 0
+    assert metrics["certificate/rate"] > 4
+    assert "NOT_CERTIFIED" in capsys.readouterr().out
+
+
+def test_two_lines_are_all_that_was_added_to_the_plain_vae() -> None:
+    lines = (EXAMPLES / "lightning_vae.py").read_text().splitlines()
+    others = [line for line in lines if not line.endswith("# new")]
+    assert len(lines) - len(others) == 2
+    code = "\n".join(others).split('"""', 2)[2]
+    assert "certvae" not in code
+    compile(code, "lightning_vae.py", "exec")
+
+
+def test_a_teacher_searched_on_vectors_is_answered_by_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = run("vectors.py", monkeypatch)
+    assert seen["watch"].certificate.status is Status.CERTIFIED
+    assert seen["teacher"].card.image_shape == (50,)
+    assert seen["watch"].certificate.margin_lower > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("spatial.py", "with alignment"), ("function_latents.py", "with the guard")]
+)
+def test_what_is_not_certified_is_with_alignment(
+    name: str, kept: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(name, monkeypatch)
+    before, after = capsys.readouterr().out.split(f"{kept}:")
+    assert "NOT_CERTIFIED: not shown" in before
+    assert after.strip().startswith("CERTIFIED")
+
+
+@pytest.mark.parametrize("name", ["lightning_vae.py", "spatial.py", "function_latents.py"])
+def test_the_length_of_an_example_can_be_chosen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(name, monkeypatch, "--max_epochs", "1")["trainer"].current_epoch == 1
+
+
+def test_the_page_for_your_model_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = run_page("your-model.md", tmp_path, monkeypatch)
+    assert capsys.readouterr().out.count(": CERTIFIED (") == 6
+    assert seen["clean"].certificate.margin > seen["noisy"].certificate.margin
+    assert (tmp_path / "teacher" / "teacher.safetensors").is_file()
+
+
+def test_the_page_of_causes_tells_them_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diagnose, teacher = (run_page("not-certified.md", tmp_path, monkeypatch)[key] for key in ("diagnose", "teacher"))
+    said = capsys.readouterr().out
+    for name, answer in (
+        ("plain", "informative, but not aligned"),
+        ("KL weight 20", "collapsed"),
+        ("witness scale 0.05", "the witness hardly moves"),
+        ("witness scale 20", "the witness claims more than the probe finds"),
+    ):
+        assert f"{name}: {answer}" in said
+    assert "nothing: certified" in said
+    for row, answer in rows_of_the_table():
+        assert answer in diagnose(*row, teacher), row
+
+
+def rows_of_the_table() -> list[tuple[tuple[Certificate, float], str]]:
+    """Certificates and probe margins of the page's table, and the beginning of what is to be said of them."""
+    expected = {
+        "aligned, weight 0.3": "informative, but not aligned",
+        "aligned, weight 1, one epoch": "an affine map finds little",
+        "KL weight 8": "informative, but not aligned",
+        "KL weight 60": "collapsed",
+        "KL weight 60, guard 0.5": "nothing: certified",
+        "aligned at scale 2, read at scale 20": "claims more than the probe finds",
+        "aligned, 30 rows, `hoeffding`": "too few rows",
+    }
+    rows = []
+    for line in (ROOT / "docs" / "not-certified.md").read_text().splitlines():
+        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if name in expected:
+            margin, lower, information, witness, rate, channel, probe = map(float, cells[1:8])
+            rows.append(((a_certificate(margin, lower, information, witness, rate, channel), probe), expected[name]))
+    assert len(rows) == len(expected)
+    return rows
+
+
+def a_certificate(
+    margin: float, lower: float, information: float, witness: float, rate: float, channel: float
+) -> Certificate:
+    return Certificate(
+        status=Status.CERTIFIED if lower > 0.05 else Status.NOT_CERTIFIED,
+        teacher_information=information,
+        alignment_loss=information - margin,
+        margin=margin,
+        margin_lower=lower,
+        safety_margin=0.05,
+        confidence=0.95,
+        method="normal",
+        witness_information=witness,
+        num_samples=500,
+        num_components=10,
+        p_value=None,
+        channel_margin=channel,
+        channel_margin_lower=None,
+        calibrated_channel_margin=None,
+        calibrated_channel_margin_lower=None,
+        rate=rate,
+    )
+
+
+@pytest.mark.parametrize("name", ["your-model.md", "not-certified.md"])
+def test_every_link_of_a_page_points_to_a_file(name: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / name).read_text()):
+        assert (ROOT / "docs" / target).resolve().exists(), target

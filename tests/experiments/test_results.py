@@ -1,0 +1,131 @@
+"""The committed tables: each says of its claims what its rows say, and the README quotes them."""
+
+import csv
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from experiments.baselines import study as baselines
+from experiments.path import study as path
+from experiments.protocol import study as protocol
+from experiments.stress import study as stress
+from experiments.view import study as view
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results"
+STUDIES = {
+    "cifar100": protocol,
+    "tiny_imagenet": protocol,
+    "baselines": baselines,
+    "stress": stress,
+    "path": path,
+    "view": view,
+}
+README = " ".join((ROOT / "README.md").read_text().split())  # however its lines are broken
+
+
+def value(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return {"True": True, "False": False}.get(text, text)
+
+
+def committed(study: str) -> list[dict[str, Any]]:
+    with open(RESULTS / study / f"{study}.csv") as file:
+        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_committed_table_says_of_its_claims_what_its_rows_say(study: str) -> None:
+    text = (RESULTS / study / f"{study}.md").read_text()
+    claims = STUDIES[study].claims(committed(study))
+    said = [f"- {'holds' if holds else '**does not hold**'}: {claim}." for claim, holds in claims.items()]
+    assert [line for line in text.splitlines() if line.startswith("- ")] == said
+    assert f"Made by `python -m experiments.{STUDIES[study].__name__.split('.')[1]}.study" in text
+    assert "-dirty" not in text
+
+
+def of_seeds(lines: list[dict[str, Any]], phase: str) -> str:
+    """A row of the README's table: means over seeds, and the least of the bounds."""
+    chosen = [line for line in lines if line["phase"] == phase]
+    certified = sum(line["status"] == line["bernstein_status"] == "CERTIFIED" for line in chosen)
+    means = ("teacher_information", "margin")
+    rest = ("channel_margin", "calibrated_channel_margin", "rate", "witness_information", "mean_squared_error")
+    cells = [fmean(line[name] for line in chosen) for name in means]
+    cells += [min(line[name] for line in chosen) for name in ("margin_lower", "bernstein_lower")]
+    cells += [fmean(line[name] for line in chosen) for name in rest]
+    numbers = [f"{cell:.3f}" for cell in cells[:-1]]
+    return f"{phase} | {certified} of {len(chosen)} | {' | '.join(numbers)} | {cells[-1]:.4f} |"
+
+
+@pytest.mark.parametrize("study", ["cifar100", "tiny_imagenet"])
+@pytest.mark.parametrize("phase", ["full", "no_align", "rescue", "ablate"])
+def test_the_readme_quotes_the_protocols_results(study: str, phase: str) -> None:
+    assert of_seeds(committed(study), phase) in README
+
+
+def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
+    """A row of the page of baselines: each seed's raw margin, how many intervals are below 0, means of the rest."""
+    chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
+    margins = ", ".join(f"{line['margin']:+.2f}" for line in chosen)
+    below = sum(line["margin_upper"] < 0 for line in chosen)
+    names = {
+        "channel_margin": "+.2f",
+        "rate": ".1f",
+        "active_units": ".0f",
+        "mutual_information": ".2f",
+        "mean_squared_error": ".4f",
+        "component_accuracy": ".2f",
+        "label_accuracy": ".3f",
+    }
+    cells = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
+    return f"| {margins} | {below} of {len(chosen)} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("baseline", baselines.BASELINES)
+def test_the_page_of_baselines_quotes_each(baseline: str) -> None:
+    assert of_baseline(committed("baselines"), baseline) in (ROOT / "docs" / "baselines.md").read_text()
+
+
+def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:
+    """A row of the page of studies: aligned and plain at a KL weight, means over seeds."""
+    cells = []
+    for aligned in (True, False):
+        chosen = [line for line in lines if line["aligned"] is aligned and line["kl_weight"] == kl_weight]
+        certified = sum(line["status"] == "CERTIFIED" for line in chosen)
+        names = {"margin": "+.3f", "rate": ".2f", "witness_information": ".3f", "mean_squared_error": ".4f"}
+        means = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
+        cells += [f"{certified} of {len(chosen)}", *means]
+    return f"| {kl_weight:g} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("kl_weight", stress.KL_WEIGHTS)
+def test_the_page_of_studies_quotes_each_kl_weight(kl_weight: float) -> None:
+    assert of_stress(committed("stress"), kl_weight) in (ROOT / "docs" / "studies.md").read_text()
+
+
+def test_the_readme_quotes_the_stress_study() -> None:
+    lines = committed("stress")
+    aligned = [line for line in lines if line["aligned"]]
+    plain = [line for line in lines if not line["aligned"]]
+    margins = [line["margin"] for line in aligned]
+    assert all(line["status"] == "CERTIFIED" for line in aligned)
+    assert not any(line["status"] == "CERTIFIED" for line in plain)
+    assert f"all {len(aligned)} runs are certified, margins from {min(margins):.3f} to {max(margins):.3f}" in README
+    collapsed = [line for line in plain if line["kl_weight"] == 32]
+    assert max(line["margin_upper"] for line in collapsed) < 0
+    assert f"at most {max(line['witness_information'] for line in collapsed):.5f} nats" in README
+
+
+def test_the_readme_quotes_the_baselines() -> None:
+    lines = committed("baselines")
+    certified = sum(line["status"] == "CERTIFIED" for line in lines)
+    below = sum(line["margin_upper"] < 0 for line in lines)
+    assert f"{certified} of {len(lines)} runs certified, {below} raw margins with their interval below 0" in README
+    margins = [line["margin"] for line in lines]
+    assert f"from {min(margins):.2f} to {max(margins):.2f}" in README

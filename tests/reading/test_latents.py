@@ -1,0 +1,141 @@
+"""Where a code stands in the output of a submodule, and what becomes of it."""
+
+from collections import namedtuple
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Independent, Normal
+
+from certvae.callbacks import CertificateCallback, Latents
+from certvae.reading.latents import LatentCapture, read_latents
+from certvae.theory.posterior import Posterior
+
+MEAN = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+LOG_VARIANCE = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+Pair = namedtuple("Pair", "mu logvar")
+
+
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        ((MEAN, LOG_VARIANCE), ""),
+        ([MEAN, LOG_VARIANCE], ""),
+        (Pair(MEAN, LOG_VARIANCE), ""),
+        (Posterior(MEAN, LOG_VARIANCE), ""),
+        (Normal(MEAN, (LOG_VARIANCE / 2).exp()), ""),
+        (Independent(Normal(MEAN, (LOG_VARIANCE / 2).exp()), 1), ""),
+        (torch.cat([MEAN, LOG_VARIANCE], dim=1), "chunk"),
+        ({"mu": MEAN, "logvar": LOG_VARIANCE, "h": None}, "mu,logvar"),
+        (SimpleNamespace(mu=MEAN, logvar=LOG_VARIANCE), "mu, logvar"),
+        (("features", MEAN, LOG_VARIANCE), "1,2"),
+        (("features", MEAN, LOG_VARIANCE), "-2,-1"),
+    ],
+)
+def test_every_spelling_of_a_gaussian_code_is_the_same_code(output: Any, part: str) -> None:
+    caught = read_latents(output, part)
+    assert caught.log_variance is not None
+    assert caught.rate is not None
+    torch.testing.assert_close(caught.mean, MEAN)
+    torch.testing.assert_close(caught.log_variance, LOG_VARIANCE)
+    expected = torch.distributions.kl_divergence(Normal(MEAN, (LOG_VARIANCE / 2).exp()), Normal(0.0, 1.0)).sum(dim=1)
+    torch.testing.assert_close(caught.rate, expected)
+
+
+@pytest.mark.parametrize(("output", "part"), [(MEAN, ""), ({"mu": MEAN}, "mu"), ((None, MEAN), "1")])
+def test_a_mean_alone_has_no_rate(output: Any, part: str) -> None:
+    caught = read_latents(output, part)
+    assert torch.equal(caught.mean, MEAN)
+    assert caught.log_variance is None
+    assert caught.rate is None
+
+
+def test_a_flattened_spatial_code_keeps_every_value() -> None:
+    mean, log_variance = MEAN.reshape(5, 1, 2, 2), LOG_VARIANCE.reshape(5, 1, 2, 2)
+    caught, flat = read_latents((mean, log_variance), spatial="flatten"), read_latents((MEAN, LOG_VARIANCE))
+    assert all(torch.equal(one, other) for one, other in zip(caught, flat, strict=True))  # type: ignore[arg-type]
+
+
+def test_a_pooled_code_is_the_average_of_the_draws_over_positions() -> None:
+    mean, log_variance = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    caught = read_latents((mean, log_variance), spatial="pool")
+    draws = torch.stack([Posterior(mean, log_variance).sample().mean(dim=(2, 3)) for _ in range(4000)])
+    assert caught.log_variance is not None
+    torch.testing.assert_close(draws.mean(dim=0), caught.mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(draws.var(dim=0), caught.log_variance.exp(), atol=0, rtol=0.15)
+
+
+def test_the_rate_of_a_pooled_code_is_that_of_the_whole_code() -> None:
+    mean, log_variance = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
+    pooled, whole = (read_latents((mean, log_variance), spatial=way).rate for way in ("pool", "flatten"))
+    assert pooled is not None
+    assert whole is not None
+    assert torch.equal(pooled, whole)
+
+
+@pytest.mark.parametrize(
+    ("output", "part", "message"),
+    [
+        (torch.zeros(5, 3), "chunk", "even axis 1, got \\(5, 3\\)"),
+        ({"mu": MEAN}, "mean", "the part 'mean' .* has \\['mu'\\]"),
+        ((MEAN, MEAN), "2", "the part '2'"),
+        (MEAN.reshape(5, 1, 2, 2), "", "spatial='flatten'"),
+        ((MEAN, MEAN[:, :2]), "", "mean of shape \\(5, 4\\) with a log-variance of \\(5, 2\\)"),
+    ],
+)
+def test_what_cannot_be_read_says_what_came(output: Any, part: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_latents(output, part)
+
+
+@pytest.mark.parametrize("output", [{"mu": MEAN}, "code", (MEAN, MEAN, MEAN), None])
+def test_an_output_that_is_no_code_is_refused(output: Any) -> None:
+    with pytest.raises(TypeError, match="Name the part after a colon"):
+        read_latents(output)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.blocks[1](self.blocks[1](values))
+
+
+def test_first_last_or_an_error_when_a_submodule_is_called_twice() -> None:
+    model = Model()
+    first = model.blocks[1](MEAN)
+    for calls, expected in (("first", first), ("last", model.blocks[1](first))):
+        capture = LatentCapture(Latents("blocks.1", calls=calls))  # type: ignore[arg-type]
+        capture.attach(model)
+        capture.listen()
+        model(MEAN)
+        assert torch.equal(capture.read(model, None, None).mean, expected)
+        capture.detach()
+    capture = LatentCapture("blocks.1")
+    capture.attach(model)
+    capture.listen()
+    model(MEAN)
+    with pytest.raises(ValueError, match=r"called 2 times in one step.*calls='first'"):
+        capture.read(model, None, None)
+    capture.detach()
+    assert not model.blocks[1]._forward_hooks
+
+
+def test_a_wrong_path_lists_the_nearest_names() -> None:
+    with pytest.raises(ValueError, match=r"'block.1'` names no submodule. The nearest are \['blocks.1'"):
+        LatentCapture("block.1").attach(Model())
+
+
+def test_bad_settings_are_refused() -> None:
+    for arguments, message in (
+        ({"path": ""}, "must name a submodule"),
+        ({"path": "a", "spatial": "max"}, "'flatten', 'pool' or None, got 'max'"),
+        ({"path": "a", "calls": "all"}, "'error', 'first' or 'last', got 'all'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Latents(**arguments)  # type: ignore[arg-type]
+    assert CertificateCallback(latents="encoder.fc:chunk").source.capture.source == Latents("encoder.fc", "chunk")
