@@ -9,8 +9,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from certvae.monitoring.auxiliary_loss import LossTerm
-from certvae.monitoring.batch_reader import CodeSource
+from certvae.monitoring.auxiliary_loss import AuxiliaryLoss
+from certvae.monitoring.batch_reader import BatchReader
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 from certvae.theory.arguments import float64_device
@@ -55,8 +55,8 @@ class AlignmentCallback(Callback):
         if not callable(weight):
             _check_weight(weight)
         self.weight = weight
-        self.source: CodeSource | None = CodeSource(teacher, latents, images, witness, witness_scale)
-        self._term: LossTerm | None = None
+        self.reader: BatchReader | None = BatchReader(teacher, latents, images, witness, witness_scale)
+        self._term: AuxiliaryLoss | None = None
         self._first_batch = True
         self._sums = torch.zeros(2)
 
@@ -66,8 +66,8 @@ class AlignmentCallback(Callback):
         Raises:
             ValueError: if there is no teacher or no such submodule, or the teacher does not fit the data.
         """
-        if stage == "fit" and self.source is not None:
-            self.source.setup(trainer, pl_module)
+        if stage == "fit" and self.reader is not None:
+            self.reader.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the term in place.
@@ -75,28 +75,28 @@ class AlignmentCallback(Callback):
         Raises:
             ValueError: if the module optimizes by hand.
         """
-        source = self._ready_source(trainer)
-        source.start(pl_module)
+        reader = self._ready_reader(trainer)
+        reader.start(pl_module)
         self._first_batch = True
-        self._term = LossTerm(
-            source.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
+        self._term = AuxiliaryLoss(
+            reader.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
         )
         self._term.attach(pl_module)
 
-    def _ready_source(self, trainer: Trainer) -> CodeSource:
-        assert self.source is not None
-        return self.source
+    def _ready_reader(self, trainer: Trainer) -> BatchReader:
+        assert self.reader is not None
+        return self.reader
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
-        source = self._ready_source(trainer)
-        codes = source.code(pl_module, batch, outputs).mean
-        source.capture.listen(False)
+        reader = self._ready_reader(trainer)
+        codes = reader.code(pl_module, batch, outputs).mean
+        reader.capture.listen(False)
         if self._first_batch:
             self._first_batch = False
-            source.teacher.check_values(source.inputs(batch))
+            reader.teacher.check_values(reader.inputs(batch))
         with torch.no_grad():
-            probs = source.teacher_probs(batch).to(codes.device).to(codes.dtype)
-        log_student = source.witness_for(codes)(codes).log_softmax(dim=1)
+            probs = reader.teacher_probs(batch).to(codes.device).to(codes.dtype)
+        log_student = reader.witness_for(codes)(codes).log_softmax(dim=1)
         alignment = kl_divergence(probs, log_student).mean()
         mean = torch.stack([alignment.detach(), torch.ones_like(alignment)]).to(self._sums)
         self._sums = self._sums + len(codes) * mean
@@ -130,8 +130,8 @@ class AlignmentCallback(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         self._stop()
-        if self.source is not None:
-            self.source.capture.detach()
+        if self.reader is not None:
+            self.reader.capture.detach()
 
 
 def _check_weight(weight: float) -> float:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from certvae.certificate.certificate import Certificate, Status
 from certvae.certificate.history import append_history
 from certvae.certificate.verdict import CertificateSettings
-from certvae.monitoring.batch_reader import CodeSource, choose_loader
-from certvae.monitoring.evaluation import Measurement, new_metric
+from certvae.monitoring.batch_reader import BatchReader, choose_loader
+from certvae.monitoring.evaluation import Evaluation, new_metric
 from certvae.monitoring.loggers import LOGGED, CertificateLog
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
@@ -63,7 +63,7 @@ class CertificateCallback(Callback):
         first_certified_epoch: first epoch of a fit with status ``CERTIFIED``; kept in checkpoints.
         best_margin: highest margin of a complete validation set in a fit; kept in checkpoints.
         looks: validations measured so far, those of ``Trainer.validate`` too; kept in checkpoints.
-        source: where codes, inputs, teacher and witness come from.
+        reader: where codes, inputs, teacher and witness come from.
 
     Raises:
         ValueError: if an argument is out of its range, or there is no teacher.
@@ -96,14 +96,14 @@ class CertificateCallback(Callback):
         self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
-        self.source = CodeSource(teacher, latents, images, witness, witness_scale)
+        self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
         self.first_certified_epoch: int | None = None
         self.best_margin: float | None = None
         self.looks = 0
-        self._measurement: Measurement | None = None
+        self._evaluation: Evaluation | None = None
         self._loader_position = 0
-        self._told = CertificateLog(name, safety_margin)
+        self._run_log = CertificateLog(name, safety_margin)
 
     @property
     def state_key(self) -> str:  # noqa: D102
@@ -121,10 +121,10 @@ class CertificateCallback(Callback):
         others = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
         if [item.name for item in others].count(self.name) > 1:
             raise ValueError(f"`name` must differ among the CertificateCallbacks of a run, got {self.name!r} twice.")
-        self.source.setup(trainer, pl_module)
-        new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method)
+        self.reader.setup(trainer, pl_module)
+        new_metric(self.reader.teacher, self.safety_margin, self.confidence, self.method)
         names = ("safety_margin", "confidence", "method", "channel_samples", "spending", "seed")
-        self._told.start(trainer, self.source.teacher, {key: getattr(self, key) for key in names})
+        self._run_log.start(trainer, self.reader.teacher, {key: getattr(self, key) for key in names})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
@@ -161,9 +161,9 @@ class CertificateCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any, look: int | None = None
     ) -> None:
         self._loader_position, loader = choose_loader(loaders, self.dataloader)
-        self._measurement = Measurement(
-            self.source,
-            new_metric(self.source.teacher, self.safety_margin, self.confidence, self.method, look),
+        self._evaluation = Evaluation(
+            self.reader,
+            new_metric(self.reader.teacher, self.safety_margin, self.confidence, self.method, look),
             trainer,
             pl_module,
             loader,
@@ -175,7 +175,7 @@ class CertificateCallback(Callback):
     def on_validation_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.source.capture.listen(dataloader_idx == self._loader_position)
+        self.reader.capture.listen(dataloader_idx == self._loader_position)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -189,21 +189,21 @@ class CertificateCallback(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         # Rows of the sanity check count for nothing; they find a wrong argument before an epoch is spent.
-        assert self._measurement is not None
+        assert self._evaluation is not None
         if dataloader_idx == self._loader_position:
-            self._measurement.update(pl_module, batch, outputs)
+            self._evaluation.update(pl_module, batch, outputs)
 
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.sanity_checking:
-            self.source.capture.listen(False)
+            self.reader.capture.listen(False)
             return
         certificate = self._finish(trainer, pl_module, "val")
         if trainer.state.fn != "fit":
-            self._told.finish(trainer, certificate, "val")
+            self._run_log.finish(trainer, certificate, "val")
             return
-        self._told.add(trainer, certificate)
+        self._run_log.add(trainer, certificate)
         if certificate.certified and self.first_certified_epoch is None:
             self.first_certified_epoch = trainer.current_epoch
         if certificate.status in (Status.PARTIAL, Status.LEAKING):
@@ -213,20 +213,20 @@ class CertificateCallback(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if self.certificate is not None:
-            self._told.finish(trainer, self.certificate, "val")
+            self._run_log.finish(trainer, self.certificate, "val")
         else:
             rank_zero_warn(
                 "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
             )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        self._told.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
+        self._run_log.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
-        assert self._measurement is not None
-        certificate = self._measurement.finish(trainer)
+        assert self._evaluation is not None
+        certificate = self._evaluation.finish(trainer)
         certificate.provenance |= self._provenance(trainer, stage)
-        self._log(pl_module, certificate, stage, self._measurement.metric.packed.device)
+        self._log(pl_module, certificate, stage, self._evaluation.metric.packed.device)
         self._announce(trainer, pl_module, certificate, stage)
         if self.save_dir is not None and trainer.is_global_zero:
             certificate.save(Path(self.save_dir) / f"{self.name}_{stage}.json")
@@ -255,34 +255,34 @@ class CertificateCallback(Callback):
             )
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
-        teacher = self.source.teacher
+        teacher = self.reader.teacher
         return {
             "stage": stage,
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "look": self.looks if stage == "val" else None,
             "teacher": {"kind": teacher.kind, "seed": teacher.card.seed},
-            "witness_scale": self.source.scale,
+            "witness_scale": self.reader.scale,
             "channel_samples": self.channel_samples,
             "torch": torch.__version__,
         }
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
-        self.source.capture.detach()
+        self.reader.capture.detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        self.source.capture.detach()
+        self.reader.capture.detach()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return {
             "first_certified_epoch": self.first_certified_epoch,
             "best_margin": self.best_margin,
             "looks": self.looks,
-            "curve": self._told.curve.state(),
+            "curve": self._run_log.curve.state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
         self.looks = max(self.looks, state_dict["looks"])  # a look that was taken stays taken
-        self._told.curve.restore(state_dict.get("curve", []))
+        self._run_log.curve.restore(state_dict.get("curve", []))

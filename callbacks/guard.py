@@ -11,7 +11,7 @@ from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.lookup import find_certificate
 from certvae.certificate.certificate import Status
-from certvae.monitoring.batch_reader import CodeSource
+from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
 from certvae.theory.information import entropy
 
@@ -30,8 +30,8 @@ class CertificateGuard(AlignmentCallback):
 
     With ``on_loss="rescue"`` the alignment term of :class:`certvae.callbacks.AlignmentCallback` is added to the loss,
     with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on training rows
-    is below what the target needs, down while it is above. What it needs is learnt at each validation: the target, plus
-    the distance between the margin in training and the lower bound in validation. No weight is set by hand, and a
+    is below what the target needs, down while it is above. What it needs is learned at each validation: the target,
+    plus the distance between the margin in training and the lower bound in validation. No weight is set by hand, and a
     collapsed model is taken out of its collapse. The other answers leave training alone and act when a validation finds
     the bound below a target that it had reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises
     :class:`CertificateLostError`.
@@ -76,7 +76,7 @@ class CertificateGuard(AlignmentCallback):
             raise ValueError(f"`headroom` must be at least 0 nats, got {headroom}.")
         self.target, self.on_loss, self.certificate, self.headroom = target, on_loss, certificate, headroom
         self.controller = controller or DualController()
-        self.source = None
+        self.reader = None
         self.weight_now = self.controller.weight
         self.reached = False
         self._watched: CertificateCallback | None = None
@@ -101,7 +101,7 @@ class CertificateGuard(AlignmentCallback):
         Raises:
             ValueError: if the target is not below the teacher information, or the module optimizes by hand.
         """
-        information = self._ready_source(trainer).teacher.card.information_train
+        information = self._ready_reader(trainer).teacher.card.information_train
         if information is not None and self.target + self.headroom >= information:
             raise ValueError(
                 f"`target` must be below {information - self.headroom:.3f} nats, the teacher information of "
@@ -110,9 +110,9 @@ class CertificateGuard(AlignmentCallback):
         if self.on_loss == "rescue":
             super().on_fit_start(trainer, pl_module)
 
-    def _ready_source(self, trainer: Trainer) -> CodeSource:
+    def _ready_reader(self, trainer: Trainer) -> BatchReader:
         assert self._watched is not None
-        return self._watched.source  # set up by the certificate callback, whichever comes first in the list
+        return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
 
     def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> float:
         deficit = self.target + self.headroom + self._gap - self._training_margin(trainer, probs, log_student)

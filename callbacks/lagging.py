@@ -96,14 +96,14 @@ class LaggingInference(Callback):
             return
         self._taken += 1
         if self._taken % self.check_every == 0:
-            self._look(trainer, pl_module)
+            self._compare_losses(trainer, pl_module)
         self._decoder_next = self._decoder_next or self._taken >= self.inner_steps
 
     def _start_inner_loop(self) -> None:
         self._taken, self._window, self._loss, self._loss_before = 0, 0, 0.0, math.inf
         self._decoder_next = False
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _compare_losses(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mean = torch.tensor(self._loss / self._window, device=pl_module.device)
         # A collective: all processes look after the same steps, and must decide alike.
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))

@@ -69,7 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and trainer.is_global_zero and not _trying(trainer):
+        if stage == "fit" and trainer.is_global_zero and not _is_dev_run(trainer):
             try:
                 self.last.parent.mkdir(parents=True, exist_ok=True)
                 _discard(self._temporary)
@@ -135,7 +135,7 @@ class LastCheckpoint(ModelCheckpoint):
         checkpoint[_STATE] = streams
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if _trying(trainer):
+        if _is_dev_run(trainer):
             return
         self.best_model_path = self.last_model_path = str(self.last)
         try:
@@ -177,7 +177,7 @@ def is_whole(path: str | Path) -> bool:
         return False
 
 
-def _trying(trainer: Trainer) -> bool:
+def _is_dev_run(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 

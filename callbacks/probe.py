@@ -13,8 +13,8 @@ from torch import nn
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.lookup import find_certificate
 from certvae.monitoring.affine_probe import AffineProbe
-from certvae.monitoring.batch_reader import CodeSource, choose_loader
-from certvae.monitoring.evaluation import Measurement, new_metric
+from certvae.monitoring.batch_reader import BatchReader, choose_loader
+from certvae.monitoring.evaluation import Evaluation, new_metric
 
 __all__ = ["ProbeCallback"]
 
@@ -67,8 +67,8 @@ class ProbeCallback(Callback):
         self._probe = AffineProbe(learning_rate)
         self._loaded: dict[str, Any] = {}
         self._watched: CertificateCallback | None = None
-        self._source: CodeSource | None = None
-        self._measurement: Measurement | None = None
+        self._reader: BatchReader | None = None
+        self._evaluation: Evaluation | None = None
         self._loader_position = 0
         self._device = torch.device("cpu")
 
@@ -85,9 +85,9 @@ class ProbeCallback(Callback):
         if stage not in ("fit", "validate"):
             return
         self._watched = find_certificate(trainer, self.certificate, self)
-        given = self._watched.source
-        self._source = CodeSource(given.given_teacher, given.capture.source, given.images, self._probe)
-        self._source.setup(trainer, pl_module)
+        given = self._watched.reader
+        self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)
+        self._reader.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         self._move(pl_module)
@@ -97,36 +97,36 @@ class ProbeCallback(Callback):
             self._move(pl_module)
 
     def _move(self, pl_module: LightningModule) -> None:
-        assert self._source is not None
-        self._device = self._source.start(pl_module)
+        assert self._reader is not None
+        self._device = self._reader.start(pl_module)
         self._probe.load(self._loaded or self._probe.state(), self._device)
         self._loaded = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
-        assert self._source is not None
-        self._source.capture.listen()
+        assert self._reader is not None
+        self._reader.capture.listen()
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents` or `images` may draw numbers: the run must not depend on it
     def on_train_batch_end(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        source = self._source
-        assert source is not None
+        reader = self._reader
+        assert reader is not None
         if batch is None or (pl_module.automatic_optimization and (outputs or {}).get("loss") is None):
-            source.capture.listen(False)
+            reader.capture.listen(False)
             return  # the module skips this batch
-        with _evaluating(pl_module) if callable(source.capture.source) else nullcontext():
-            codes = source.code(pl_module, batch, outputs).mean.detach().to(self._device)
-        source.capture.listen(False)
-        self._probe.fit(codes, source.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
+        with _evaluating(pl_module) if callable(reader.capture.source) else nullcontext():
+            codes = reader.code(pl_module, batch, outputs).mean.detach().to(self._device)
+        reader.capture.listen(False)
+        self._probe.fit(codes, reader.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
         if trainer.sanity_checking:
             return
-        assert self._source is not None
+        assert self._reader is not None
         assert self._watched is not None
-        self._measurement = None
+        self._evaluation = None
         if self._probe.steps == 0:
             rank_zero_warn(
                 "ProbeCallback has no probe to score: it is fitted on training batches, and none came before this "
@@ -135,15 +135,15 @@ class ProbeCallback(Callback):
             return
         watched, loaders = self._watched, trainer.val_dataloaders
         self._loader_position, loader = choose_loader(loaders, watched.dataloader)
-        metric = new_metric(self._source.teacher, watched.safety_margin, watched.confidence, watched.method)
+        metric = new_metric(self._reader.teacher, watched.safety_margin, watched.confidence, watched.method)
         batches = trainer.num_val_batches[self._loader_position]
-        self._measurement = Measurement(self._source, metric, trainer, pl_module, loader, batches, 0, 0)
+        self._evaluation = Evaluation(self._reader, metric, trainer, pl_module, loader, batches, 0, 0)
 
     def on_validation_batch_start(  # noqa: D102
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        if self._measurement is not None:
-            self._measurement.source.capture.listen(dataloader_idx == self._loader_position)
+        if self._evaluation is not None:
+            self._evaluation.reader.capture.listen(dataloader_idx == self._loader_position)
 
     def on_validation_batch_end(  # noqa: D102
         self,
@@ -154,13 +154,13 @@ class ProbeCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self._measurement is not None and dataloader_idx == self._loader_position:
-            self._measurement.update(pl_module, batch, outputs)
+        if self._evaluation is not None and dataloader_idx == self._loader_position:
+            self._evaluation.update(pl_module, batch, outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
-        if self._measurement is None:
+        if self._evaluation is None:
             return
-        scored, self._measurement = self._measurement.finish(trainer), None
+        scored, self._evaluation = self._evaluation.finish(trainer), None
         self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status: a probe certifies nothing
         for name, figure in self.figures.items():
             value = torch.tensor(figure, dtype=torch.float64, device=self._device)
@@ -170,9 +170,9 @@ class ProbeCallback(Callback):
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
-        self._measurement = None
-        if self._source is not None:
-            self._source.capture.detach()
+        self._evaluation = None
+        if self._reader is not None:
+            self._reader.capture.detach()
 
     def state_dict(self) -> dict[str, Any]:  # noqa: D102
         return self._loaded or self._probe.state()

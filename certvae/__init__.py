@@ -29,28 +29,41 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VAE":
-        from certvae.models.vae import VAE as value
-    elif name == "CertificateMetric":
-        from certvae.certificate.metric import CertificateMetric as value
-    elif name == "TeacherSearch":
-        from certvae.teachers.search import TeacherSearch as value
-    elif name == "load_teacher":
-        from certvae.teachers import load_teacher as value
-    elif name == "SimplexWitness":
-        from certvae.theory.witness import SimplexWitness as value
-    elif name in ("Certificate", "Status"):
-        from certvae.certificate import certificate
-
-        value = getattr(certificate, name)
-    elif name in ("CertificateSettings", "certify"):
-        from certvae.certificate import verdict
-
-        value = getattr(verdict, name)
-    else:
-        raise AttributeError(f"module 'certvae' has no attribute {name!r}")
+    value = _load(name)
     globals()[name] = value
     return value
+
+
+def _load(name: str) -> Any:
+    if name in ("Certificate", "Status"):
+        from certvae.certificate import certificate
+
+        return getattr(certificate, name)
+    if name in ("CertificateSettings", "certify"):
+        from certvae.certificate import verdict
+
+        return getattr(verdict, name)
+    if name == "CertificateMetric":
+        from certvae.certificate.metric import CertificateMetric
+
+        return CertificateMetric
+    if name == "SimplexWitness":
+        from certvae.theory.witness import SimplexWitness
+
+        return SimplexWitness
+    if name == "load_teacher":
+        from certvae.teachers import load_teacher
+
+        return load_teacher
+    if name == "TeacherSearch":
+        from certvae.teachers.search import TeacherSearch
+
+        return TeacherSearch
+    if name == "VAE":
+        from certvae.models import VAE
+
+        return VAE
+    raise AttributeError(f"module 'certvae' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -80,7 +80,7 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         batch_size: rows a batch.
-        certificate_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.
+        test_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.
         subset: for quick runs, at most this many rows of each split, drawn with the fixed seed.
         split_seed: of the division, at least 0.
         num_workers: worker processes, at least 0; 0 is fastest for arrays in memory.
@@ -92,7 +92,7 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         batch_size: int = 128,
-        certificate_fraction: float = 0.5,
+        test_fraction: float = 0.5,
         subset: int | None = None,
         split_seed: int = 0,
         num_workers: int = 0,
@@ -100,15 +100,15 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
-        if not 0 <= certificate_fraction < 1:
-            raise ValueError(f"`certificate_fraction` must be at least 0 and below 1, got {certificate_fraction}.")
+        if not 0 <= test_fraction < 1:
+            raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
         if subset is not None and subset < 1:
             raise ValueError(f"`subset` must be at least 1 or None, got {subset}.")
         if split_seed < 0:
             raise ValueError(f"`split_seed` must be at least 0, got {split_seed}.")
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0, got {num_workers}.")
-        self.batch_size, self.certificate_fraction = batch_size, certificate_fraction
+        self.batch_size, self.test_fraction = batch_size, test_fraction
         self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
 
     @abstractmethod
@@ -130,7 +130,7 @@ class ImageDataModule(LightningDataModule):
         arrays = self.arrays
         held_out = np.arange(arrays.num_train, len(arrays.images))
         order = np.random.default_rng(self.split_seed).permutation(held_out)
-        cut = len(order) - round(self.certificate_fraction * len(order))
+        cut = len(order) - round(self.test_fraction * len(order))
         rows = {
             "train": np.arange(arrays.num_train),
             "val": np.sort(order[:cut]),
@@ -177,7 +177,7 @@ class ImageDataModule(LightningDataModule):
         rows = self.splits[split]
         if len(rows) == 0:
             raise DataError(
-                f"the split {split!r} is empty with certificate_fraction={self.certificate_fraction}; "
+                f"the split {split!r} is empty with test_fraction={self.test_fraction}; "
                 "give it a share of the held-out rows."
             )
         return RowDataset(*self._tensors, rows)

@@ -36,7 +36,7 @@ class CIFAR100DataModule(ImageDataModule):
         Raises:
             DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
         """
-        if self.download and self._faults():
+        if self.download and self._problems():
             self._check_targets()
             try:
                 # CIFAR100(download=True) would not look at meta before it decides that nothing is to be fetched.
@@ -44,10 +44,10 @@ class CIFAR100DataModule(ImageDataModule):
                     CIFAR100.url, self.data_dir, filename=CIFAR100.filename, md5=CIFAR100.tgz_md5
                 )
             except (OSError, RuntimeError) as error:
-                raise DataError(f"CIFAR-100 could not be downloaded ({error}). {self._cure()}") from None
-        faults = self._faults()
+                raise DataError(f"CIFAR-100 could not be downloaded ({error}). {self._how_to_fix()}") from None
+        faults = self._problems()
         if faults:
-            raise DataError(f"CIFAR-100: {'; '.join(faults)}. {self._cure()}")
+            raise DataError(f"CIFAR-100: {'; '.join(faults)}. {self._how_to_fix()}")
 
     def load(self) -> ImageArrays:  # noqa: D102
         # torchvision unpickles these files; the digests checked here make sure that they are the official ones.
@@ -66,7 +66,7 @@ class CIFAR100DataModule(ImageDataModule):
             if not (plain or whole):
                 raise DataError(f"CIFAR-100: the download would write to {path}, which is no regular file; remove it.")
 
-    def _faults(self) -> list[str]:
+    def _problems(self) -> list[str]:
         folder = Path(self.data_dir) / CIFAR100.base_folder
         files = [*CIFAR100.train_list, *CIFAR100.test_list, [CIFAR100.meta["filename"], CIFAR100.meta["md5"]]]
         faults = []
@@ -78,7 +78,7 @@ class CIFAR100DataModule(ImageDataModule):
                 faults.append(f"{path} ({path.stat().st_size} bytes) does not have the official md5 {md5}")
         return faults
 
-    def _cure(self) -> str:
+    def _how_to_fix(self) -> str:
         return (
             "Name the folder that holds it in `data_dir`, set `download: true`, or unpack "
             f"{CIFAR100.filename} (md5 {CIFAR100.tgz_md5}) from {CIFAR100.url} so that "

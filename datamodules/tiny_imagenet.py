@@ -78,7 +78,7 @@ class TinyImageNetDataModule(ImageDataModule):
             try:  # does nothing if the zip has the md5, and replaces one that an earlier download left unfinished
                 download_url(URL, self.data_dir, self._zip.name, MD5)
             except (OSError, RuntimeError) as error:
-                raise DataError(f"Tiny-ImageNet could not be downloaded ({error}). {self._cure()}") from None
+                raise DataError(f"Tiny-ImageNet could not be downloaded ({error}). {self._how_to_fix()}") from None
         _ = self.arrays
 
     def load(self) -> ImageArrays:  # noqa: D102
@@ -101,12 +101,12 @@ class TinyImageNetDataModule(ImageDataModule):
         if self._folder.is_dir():
             return _Source.folder(self._folder)
         if not self._zip.is_file():
-            raise DataError(f"Tiny-ImageNet: neither {self._folder} nor {self._zip} is there. {self._cure()}")
+            raise DataError(f"Tiny-ImageNet: neither {self._folder} nor {self._zip} is there. {self._how_to_fix()}")
         size = self._zip.stat().st_size
         if size > ZIP_LIMIT:
             raise DataError(f"{self._zip} has {size:,} bytes; the official zip has fewer than {ZIP_LIMIT:,}.")
         if self.check_zip and not check_md5(self._zip, MD5):
-            raise DataError(f"{self._zip} ({size} bytes) does not have the official md5 {MD5}. {self._cure()}")
+            raise DataError(f"{self._zip} ({size} bytes) does not have the official md5 {MD5}. {self._how_to_fix()}")
         return _Source.zip(self._zip)
 
     def _decoded(self, source: "_Source", names: list[str]) -> np.ndarray:
@@ -123,7 +123,7 @@ class TinyImageNetDataModule(ImageDataModule):
         write_atomic(path, content.getvalue())
         return images
 
-    def _cure(self) -> str:
+    def _how_to_fix(self) -> str:
         return (
             f"Name the folder that holds it in `data_dir`, set `download: true`, or put {NAME}.zip (md5 {MD5}) from "
             f"{URL} into {self.data_dir}."

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 FOLDER = Path(__file__).parent / "images"
 INFORMATION, WITNESS, CONSTANTS = 1.92, 0.57, (2.25, 2.5, 2.85)  # nats; the first two are the tutorial's
-BLUE, RED, GREY = "#0072B2", "#D55E00", "0.45"
+BLUE, RED, GRAY = "#0072B2", "#D55E00", "0.45"
 
 
 def threshold() -> Figure:
@@ -28,10 +28,10 @@ def threshold() -> Figure:
         (WITNESS, -0.42, "witness: reads the code", BLUE),
         (2.53, -0.42, "answers that ignore the input", RED),
         (INFORMATION, 1.1, "threshold: the best constant answer, $I_T$", "black"),
-        (WITNESS, 1.1, "no constant answer is here", GREY),
+        (WITNESS, 1.1, "no constant answer is here", GRAY),
     )
-    for x, y, text, colour in texts:
-        axes.text(x, y, text, color=colour, ha="center", va="center", fontsize=10)
+    for x, y, text, color in texts:
+        axes.text(x, y, text, color=color, ha="center", va="center", fontsize=10)
     axes.set(xlim=(0, 3.2), ylim=(-0.8, 1.4), yticks=[], xlabel="alignment cost, nats")
     axes.spines[["left", "top", "right"]].set_visible(False)
     return figure

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.figures import save_figure
-from certvae.commands.certify import PublishOptions, publish
+from certvae.commands.certify import CertifyOptions, certify_checkpoint
 from certvae.commands.lightning import run_lightning
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
 from certvae.io.files import csv_text, sha256_file, write_atomic
@@ -35,7 +35,7 @@ __all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
 PLACES = ("data_dir", "output_dir", "results", "strict")
-OPTIONS = PublishOptions(permutations=0)
+OPTIONS = CertifyOptions(permutations=0)
 Measure = Callable[[LightningCLI], dict[str, Any]]
 
 
@@ -175,7 +175,9 @@ class Study:
         if not done.is_file():
             started = time.perf_counter()
             cli = _fit(path, folder)
-            publish(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(folder / "certificate.json")
+            certify_checkpoint(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(
+                folder / "certificate.json"
+            )
             kept = errors_on_kept_rows(cli.model, cli.datamodule, teacher.num_components)
             found = {**kept, "more": {} if measure is None else measure(cli)}
             values = {**found, "seconds": round(time.perf_counter() - started, 2), "commit": commit()}

@@ -80,7 +80,7 @@ FAULTS: dict[str, Callable[[Tensor], Any]] = {
     "sparse": lambda values: values.to_sparse(),
     "sparse rows": lambda values: values.to_sparse_csr() if values.ndim == 2 else values.to_sparse(),
     "nested": lambda values: torch.nested.nested_tensor([values.flatten(), values.flatten()]),
-    "quantised": lambda values: torch.quantize_per_tensor(values.float(), 0.1, 0, torch.quint8),
+    "quantized": lambda values: torch.quantize_per_tensor(values.float(), 0.1, 0, torch.quint8),
     "meta": lambda values: values.to("meta"),
     "one axis less": lambda values: values.flatten(0, 1) if values.ndim > 1 else values.sum(),
     "one axis more": lambda values: values[None],

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 from certvae.certificate.certificate import Certificate, Status
 
-__all__ = ["Curve", "Look"]
+__all__ = ["Curve", "CurvePoint"]
 
 
-class Look(NamedTuple):
+class CurvePoint(NamedTuple):
     """One validation of a fit; values in nats.
 
     Attributes:
@@ -43,48 +43,48 @@ class Curve:
         safety_margin: nats by which the lower bound must exceed zero.
 
     Attributes:
-        looks: one entry each.
+        points: one for each validation.
     """
 
     def __init__(self, safety_margin: float) -> None:
         self.safety_margin = safety_margin
-        self.looks: list[Look] = []
+        self.points: list[CurvePoint] = []
 
     def add(self, certificate: Certificate, epoch: int) -> None:
         """Append a validation; a run that started anew replaces what it takes again."""
-        while self.looks and self.looks[-1].epoch > epoch:
-            self.looks.pop()
+        while self.points and self.points[-1].epoch > epoch:
+            self.points.pop()
         c = certificate
-        self.looks.append(Look(epoch, str(c.status), c.teacher_information, c.alignment_loss, c.margin_lower))
+        self.points.append(CurvePoint(epoch, str(c.status), c.teacher_information, c.alignment_loss, c.margin_lower))
 
     @property
-    def best(self) -> Look | None:
+    def best(self) -> CurvePoint | None:
         """The first with the highest margin among those of a complete set and a sound witness."""
-        sound = [look for look in self.looks if look.status not in (Status.PARTIAL, Status.LEAKING)]
-        return max(sound, key=lambda look: look.margin, default=None)
+        sound = [point for point in self.points if point.status not in (Status.PARTIAL, Status.LEAKING)]
+        return max(sound, key=lambda point: point.margin, default=None)
 
     @property
     def first_certified_epoch(self) -> int | None:
         """Epoch of the first that is certified."""
-        return next((look.epoch for look in self.looks if look.certified), None)
+        return next((point.epoch for point in self.points if point.certified), None)
 
     @property
     def lost(self) -> bool:
         """Whether the last is not certified and the one before is."""
-        return len(self.looks) > 1 and self.looks[-2].certified and not self.looks[-1].certified
+        return len(self.points) > 1 and self.points[-2].certified and not self.points[-1].certified
 
     def positions(self) -> list[float]:
         """Where each stands on an axis of epochs: of several in one epoch, the last stands at its number."""
-        total, seen, places = Counter(look.epoch for look in self.looks), Counter[int](), []
-        for look in self.looks:
-            seen[look.epoch] += 1
-            places.append(look.epoch - 1 + seen[look.epoch] / total[look.epoch])
+        total, seen, places = Counter(point.epoch for point in self.points), Counter[int](), []
+        for point in self.points:
+            seen[point.epoch] += 1
+            places.append(point.epoch - 1 + seen[point.epoch] / total[point.epoch])
         return places
 
     def state(self) -> list[list[Any]]:
         """Plain values for a checkpoint."""
-        return [list(look) for look in self.looks]
+        return [list(point) for point in self.points]
 
     def restore(self, state: list[list[Any]]) -> None:
         """Take over what :meth:`state` gave."""
-        self.looks = [Look(*values) for values in state]
+        self.points = [CurvePoint(*values) for values in state]

@@ -13,10 +13,10 @@ from certvae.certificate.certificate import Certificate
 from certvae.certificate.curve import Curve
 from certvae.io.files import write_atomic
 
-__all__ = ["GOES_ON_FROM", "PHASE_COLOURS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
+__all__ = ["GOES_ON_FROM", "PHASE_COLORS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-PHASE_COLOURS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
+# Okabe and Ito's palette, which color-blind readers can tell apart.
+PHASE_COLORS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
 _LABELS = {
     "full": "full: aligned from scratch",
     "no_align": "no_align: weight 0",
@@ -53,16 +53,16 @@ def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: in
     epochs = [start + number for number in range(1, len(certificates) + 1)]
     margins = [certificate.margin for certificate in certificates]
     lower = [max(certificate.margin_lower, -10.0) for certificate in certificates]
-    colour = PHASE_COLOURS.get(phase, "0.3")
+    color = PHASE_COLORS.get(phase, "0.3")
     axes.plot(
         epochs,
         margins,
-        color=colour,
+        color=color,
         marker="o",
         markersize=3,
         label=_LABELS.get(phase, phase) if label else None,
     )
-    axes.fill_between(epochs, lower, margins, color=colour, alpha=0.2, linewidth=0)
+    axes.fill_between(epochs, lower, margins, color=color, alpha=0.2, linewidth=0)
 
 
 def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> None:
@@ -102,19 +102,19 @@ def certificate_figure(curve: Curve, title: str) -> Figure:
         title: drawn above.
     """
     figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
-    axes, looks, epochs = figure.subplots(), curve.looks, curve.positions()
-    threshold, loss = [look.teacher_information for look in looks], [look.alignment_loss for look in looks]
+    axes, looks, epochs = figure.subplots(), curve.points, curve.positions()
+    threshold, loss = [point.teacher_information for point in looks], [point.alignment_loss for point in looks]
     top = 1.1 * max(*threshold, *loss, 0.1)
-    upper = [min(look.teacher_information - look.margin_lower, top) for look in looks]
+    upper = [min(point.teacher_information - point.margin_lower, top) for point in looks]
     # Half an epoch wider, so that a single validation has an area too.
     wide = [epochs[0] - 0.5, *epochs, epochs[-1] + 0.5]
     limits = [value - curve.safety_margin for value in (threshold[0], *threshold, threshold[-1])]
-    green, blue = PHASE_COLOURS["rescue"], PHASE_COLOURS["full"]
+    green, blue = PHASE_COLORS["rescue"], PHASE_COLORS["full"]
     axes.fill_between(wide, 0, limits, color=green, alpha=0.15, linewidth=0, label="certified region")
     axes.fill_between(epochs, loss, upper, color=blue, alpha=0.25, linewidth=0)
     axes.plot(epochs, threshold, color="black", marker="_", label="teacher information: the threshold")
     axes.plot(epochs, loss, color=blue, label="alignment loss, up to its upper bound")
-    faces = [blue if look.certified else "white" for look in looks]
+    faces = [blue if point.certified else "white" for point in looks]
     axes.scatter(epochs, loss, s=16, color=faces, edgecolors=blue, zorder=3)
     axes.set(title=title, xlabel="epoch", ylabel="nats", xlim=(wide[0], wide[-1]), ylim=(0, top))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)

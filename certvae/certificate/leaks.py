@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from certvae.theory.arguments import as_number, as_tensor
 from certvae.theory.information import as_logits
 
-__all__ = ["check_again", "check_witness", "shuffled_margin_leaks"]
+__all__ = ["check_repeatability", "check_witness", "shuffled_margin_leaks"]
 
 TOLERANCE = 1e-4  # of log-probabilities: float32 rounding differs between batch sizes, a leak is far larger
 
@@ -23,7 +23,7 @@ Witness = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def check_again(witness: Witness, latents: Tensor, answers: Tensor) -> list[str]:
+def check_repeatability(witness: Witness, latents: Tensor, answers: Tensor) -> list[str]:
     """Ask once more about the codes of an earlier batch, which a side door to the current batch answers differently.
 
     A batch of one row, or of one class, cannot show such a door by itself.

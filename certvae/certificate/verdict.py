@@ -9,7 +9,7 @@ import torch
 from scipy.stats import t as student_t
 
 from certvae.certificate.certificate import Certificate, Status
-from certvae.theory.arguments import as_number, as_share, as_whole_number
+from certvae.theory.arguments import as_fraction, as_number, as_whole_number
 from certvae.theory.bounds import RIGOROUS, check_method, lower_bound, spending
 from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities
 from certvae.theory.permutation import permutation_p_value
@@ -53,7 +53,7 @@ class CertificateSettings:
         for name in ("safety_margin", "confidence"):
             self._store(name, as_number(getattr(self, name), name))
         for name in ("teacher_floor", "witness_floor"):
-            self._store(name, as_share(getattr(self, name), name))
+            self._store(name, as_fraction(getattr(self, name), name))
         if self.look is not None:
             self._store("look", as_whole_number(self.look, "look", 1))
         if not (math.isfinite(self.safety_margin) and self.safety_margin >= 0):
@@ -194,7 +194,7 @@ def certify(
 
     Args:
         teacher_probs: teacher probabilities, shape ``(N, K)``.
-        witness_logits: unnormalised log-probabilities of the witness on the mean code, shape ``(N, K)``.
+        witness_logits: unnormalized log-probabilities of the witness on the mean code, shape ``(N, K)``.
         safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
         confidence: probability with which the lower bound holds, in ``(0, 1)``.
         method: the bound: ``"plugin"``, ``"normal"``, ``"hoeffding"`` or ``"bernstein"``.

@@ -22,7 +22,7 @@ from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
 from certvae.certificate.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_sums, certify
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import read_limited, sha256_file, sha256_tensors
-from certvae.monitoring.encoded_rows import Measurement, evenly_spaced, measure_rows
+from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number
 from certvae.theory.bounds import METHODS, RIGOROUS
@@ -33,7 +33,7 @@ from certvae.theory.row_noise import row_uniform
 from certvae.theory.sums import CertificateSums
 from certvae.theory.witness import SimplexWitness, own_witness
 
-__all__ = ["PublishOptions", "main", "publish"]
+__all__ = ["CertifyOptions", "certify_checkpoint", "main"]
 
 FEW_ROWS = 50
 CONFIG_LIMIT = 2**20  # bytes of a YAML; the longest of a run has some 3,000
@@ -42,7 +42,7 @@ MOST = {"permutations": 10**6, "channel_samples": 1000, "calibration_rows": 10**
 
 
 @dataclass(frozen=True)
-class PublishOptions:
+class CertifyOptions:
     """What decides a published certificate, beside model, teacher and data; all of it is kept in the provenance.
 
     Attributes:
@@ -87,7 +87,7 @@ class PublishOptions:
             raise ValueError(f"`witness_scale` must be from 1e-15 to 1e15, got {self.witness_scale}.")
 
 
-def publish(checkpoint: Path, teacher_path: Path, config: Path, options: PublishOptions) -> Certificate:
+def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, options: CertifyOptions) -> Certificate:
     """Make a certificate from a checkpoint, a teacher and the data of a run's YAML.
 
     Args:
@@ -111,7 +111,7 @@ def publish(checkpoint: Path, teacher_path: Path, config: Path, options: Publish
     model, data = build(config, teacher_path)
     load_weights(model, checkpoint)
     teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
-    held_out = measure_rows(model, teacher, _loader(data, options.split), data, options.latents)
+    held_out = encode_rows(model, teacher, _loader(data, options.split), data, options.latents)
     witness = _witness(model, teacher, held_out.mean.shape[1], options)
     calibration = _calibrate(model, data, teacher, witness, options)
     certificate = _certificate(held_out, teacher, witness, calibration, options)
@@ -170,7 +170,7 @@ def _loader(data: LightningDataModule, split: str) -> Any:
     return data.test_dataloader() if split == "test" else data.val_dataloader()
 
 
-def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options: PublishOptions) -> nn.Module:
+def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options: CertifyOptions) -> nn.Module:
     """The model's own witness, else the teacher's, as the callback has it."""
     own = own_witness(model, teacher.num_components)
     if own is not None and options.witness_scale is not None:
@@ -179,20 +179,20 @@ def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options:
 
 
 def _calibrate(
-    model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: PublishOptions
+    model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: CertifyOptions
 ) -> Calibration | None:
     """Fit the calibrated witness on training rows, which are never rows of the certificate."""
     if options.calibration_rows == 0 or options.channel_samples == 0:
         return None
     data.setup("fit")
     loader = evenly_spaced(data.train_dataloader(), options.calibration_rows)
-    rows = measure_rows(model, teacher, loader, data, options.latents)
+    rows = encode_rows(model, teacher, loader, data, options.latents)
     draws = rows.draws(options.channel_samples, options.seed + 1)
     return None if draws is None else fit_calibration(rows.teacher_probs, torch.stack([witness(z) for z in draws]))
 
 
 def _certificate(
-    rows: Measurement, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: PublishOptions
+    rows: EncodedRows, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: CertifyOptions
 ) -> Certificate:
     floor = teacher.card.floor if options.method in RIGOROUS else 0.0
     settings = CertificateSettings(options.safety_margin, options.confidence, options.method, floor)
@@ -213,14 +213,14 @@ def _certificate(
     return certificate_from_sums(sums, settings, p_value=_p_value(rows, floored, options), leaks=leaks)
 
 
-def _p_value(rows: Measurement, log_witness: Tensor, options: PublishOptions) -> float | None:
+def _p_value(rows: EncodedRows, log_witness: Tensor, options: CertifyOptions) -> float | None:
     if options.permutations == 0:
         return None
     generator = torch.Generator().manual_seed(options.seed)
     return permutation_p_value(rows.teacher_probs, log_witness, options.permutations, generator)
 
 
-def _shuffled_leaks(rows: Measurement, witness: nn.Module, seed: int) -> list[str]:
+def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[str]:
     """Whether a margin stays when codes are dealt to other inputs; not asked of few rows, where chance could do it."""
     if len(rows.mean) < FEW_ROWS:
         return []
@@ -250,11 +250,11 @@ def main(args: Sequence[str] | None = None) -> int:
         "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
     )
     for name in ("safety_margin", "confidence"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(PublishOptions, name))
+        parser.add_argument(f"--{name}", type=float, default=getattr(CertifyOptions, name))
     for name in ("permutations", "channel_samples", "calibration_rows", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(PublishOptions, name))
+        parser.add_argument(f"--{name}", type=int, default=getattr(CertifyOptions, name))
     given = vars(parser.parse_args(args))
     checkpoint, teacher, config, output = (given.pop(name) for name in ("ckpt", "teacher", "config", "output"))
-    certificate = publish(checkpoint, teacher, config, PublishOptions(**given))
+    certificate = certify_checkpoint(checkpoint, teacher, config, CertifyOptions(**given))
     print(f"{certificate}\nSaved to {certificate.save(output)}.")
     return 0

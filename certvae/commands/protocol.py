@@ -21,7 +21,7 @@ import yaml
 from rich.console import Console
 
 from certvae.certificate.certificate import Certificate
-from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarise, summary_table
+from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
 from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import TargetTable, load_teacher
 
@@ -170,7 +170,7 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
                 _write_targets(protocol, seed)
             for phase in protocol.names:
                 _run_phase(protocol, phase, seed)
-        return summarise(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path, protocol.names)
+        return summarize(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path, protocol.names)
 
 
 @contextmanager

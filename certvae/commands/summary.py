@@ -15,13 +15,13 @@ from certvae.certificate.history import read_history
 from certvae.io.files import csv_text, sha256_file, write_atomic
 from certvae.teachers import load_teacher
 
-__all__ = ["OPTIONAL_PHASES", "PHASES", "margin_figure", "summarise", "summary_table"]
+__all__ = ["OPTIONAL_PHASES", "PHASES", "margin_figure", "summarize", "summary_table"]
 
 PHASES = ("full", "no_align", "rescue")
 OPTIONAL_PHASES = ("ablate",)
 
 
-def summarise(
+def summarize(
     dataset: str,
     output_dir: Path,
     seeds: Sequence[int],
@@ -103,7 +103,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left")
     for name in ("seed", "phase", "status", "margin", ">=", "I_T", "channel", "rate", "I_S", "s/ep"):
         table.add_column(name, justify="left" if name in ("phase", "status") else "right", no_wrap=True)
-    colours = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
+    colors = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
     for seed, parts in summary["seeds"].items():
         for phase, values in parts["phases"].items():
             status = values["status"]
@@ -116,8 +116,8 @@ def summary_table(summary: dict[str, Any]) -> Table:
                 "witness_information",
             )
             cells = [_number(values[name]) for name in numbers]
-            coloured = f"[{colours.get(status, 'yellow')}]{status}[/]"
-            table.add_row(seed, phase, coloured, *cells, _number(values["seconds_per_epoch"], digits=1))
+            colored = f"[{colors.get(status, 'yellow')}]{status}[/]"
+            table.add_row(seed, phase, colored, *cells, _number(values["seconds_per_epoch"], digits=1))
     return table
 
 

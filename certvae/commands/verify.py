@@ -18,7 +18,7 @@ from typing import Any
 
 from certvae.certificate.certificate import Certificate, Status, check_fields
 from certvae.certificate.verdict import CertificateSettings, verdict
-from certvae.commands.certify import PublishOptions, add_inputs, publish
+from certvae.commands.certify import CertifyOptions, add_inputs, certify_checkpoint
 from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError
 from certvae.io.files import regular_file, sha256_file
 from certvae.teachers import TeacherFileError, TeacherMismatchError
@@ -153,11 +153,11 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
             raise VerificationError(refusal, str(error)) from None
         _compare(stated, key, seen, refusal, f"the file {path}")
     try:
-        options = PublishOptions(**stated["options"])
+        options = CertifyOptions(**stated["options"])
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise VerificationError(Refusal.CLAIMS, f"its provenance states no usable options: {error}") from None
     try:
-        fresh = publish(checkpoint, teacher, config, options)
+        fresh = certify_checkpoint(checkpoint, teacher, config, options)
     except TeacherMismatchError as error:
         raise VerificationError(Refusal.ROWS, str(error)) from None
     except TeacherFileError as error:

@@ -68,7 +68,7 @@ class DeltaEncoder(_Constrained):
 
 
 class BatchNormEncoder(_Constrained):
-    r"""Normalises the mean over the batch: in training it has the bias as average and the scale as deviation.
+    r"""Normalizes the mean over the batch: in training it has the bias as average and the scale as deviation.
 
     So the batch's rate is at least :math:`\sum_j (\gamma^2 + b_j^2) / 2`, because :math:`E \mu^2 = \gamma^2 + b^2` and
     the variance's part is not negative. In evaluation the running averages take the batch's place, so that a row's code

@@ -16,7 +16,7 @@ UNRESOLVED = 1e-6  # a coordinate that varies by less than this share of its siz
 class AffineProbe(nn.Module):
     r"""Multinomial logistic regression with soft targets: ``logits = W (z - m) / s + b``.
 
-    Adam (Kingma and Ba, 2015) minimises the mean of :math:`-\sum_k T_k \log S_k`, whose gradient is closed:
+    Adam (Kingma and Ba, 2015) minimizes the mean of :math:`-\sum_k T_k \log S_k`, whose gradient is closed:
     ``(S - T)^T z``. Mean ``m`` and deviation ``s`` of the codes are those of the latest rows, so that the scale of a
     code does not matter; a coordinate that does not vary is left out. What answers is the average of the latest
     weights (Polyak and Juditsky, 1992), which takes out most of the noise of the batches. Both averages are
@@ -55,7 +55,7 @@ class AffineProbe(nn.Module):
         return self._features(codes.to(self._average)) @ self._average.T
 
     def _features(self, codes: Tensor) -> Tensor:
-        """Standardised codes with a 1 behind them, shape ``(B, latent_dim + 1)``."""
+        """Standardized codes with a 1 behind them, shape ``(B, latent_dim + 1)``."""
         dim = self._weights.shape[1] - 1
         if codes.shape[1] != dim:
             raise ValueError(f"`latents` must have the {dim} numbers a row that the probe has, got {codes.shape[1]}.")

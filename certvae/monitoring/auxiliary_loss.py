@@ -7,10 +7,10 @@ from typing import Any
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-__all__ = ["LossTerm"]
+__all__ = ["AuxiliaryLoss"]
 
 
-class LossTerm:
+class AuxiliaryLoss:
     """Stands between Lightning and a module's ``training_step`` from :meth:`attach` to :meth:`detach`.
 
     The term is added to the returned loss, before Lightning divides it for gradient accumulation and scales it for

@@ -16,10 +16,10 @@ from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import float64_device
 from certvae.theory.witness import SimplexWitness, own_witness
 
-__all__ = ["CodeSource", "choose_loader"]
+__all__ = ["BatchReader", "choose_loader"]
 
 
-class CodeSource:
+class BatchReader:
     """The code of a batch, with the teacher and the witness that belong to it.
 
     Args:

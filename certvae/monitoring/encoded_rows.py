@@ -15,11 +15,11 @@ from certvae.reading.latents import Captured, LatentCapture, read_latents
 from certvae.teachers import Teacher
 from certvae.theory.posterior import Posterior
 
-__all__ = ["Measurement", "evenly_spaced", "measure_rows"]
+__all__ = ["EncodedRows", "encode_rows", "evenly_spaced"]
 
 
 @dataclass
-class Measurement:
+class EncodedRows:
     """What a model and a teacher say of some rows; N rows, on the CPU.
 
     Attributes:
@@ -44,13 +44,13 @@ class Measurement:
 
 
 @torch.no_grad()
-def measure_rows(
+def encode_rows(
     model: LightningModule,
     teacher: Teacher,
     batches: Iterable[Any],
     data: LightningDataModule | None = None,
     latents: str | None = None,
-) -> Measurement:
+) -> EncodedRows:
     """Run a model in eval mode, in float32 on the CPU, over batches.
 
     Args:
@@ -87,7 +87,7 @@ def measure_rows(
         raise ValueError("the split holds no row to certify.")
     parts = [None if any(p is None for p in column) else torch.cat(column) for column in zip(*codes, strict=True)]
     assert parts[0] is not None
-    return Measurement(torch.cat(teachers), parts[0], parts[1], parts[2], f"{digests:064x}")
+    return EncodedRows(torch.cat(teachers), parts[0], parts[1], parts[2], f"{digests:064x}")
 
 
 def evenly_spaced(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:

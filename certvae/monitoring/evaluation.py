@@ -10,19 +10,19 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.leaks import check_again, check_witness
+from certvae.certificate.leaks import check_repeatability, check_witness
 from certvae.certificate.metric import CertificateMetric
 from certvae.certificate.verdict import certificate_from_sums
-from certvae.monitoring.batch_reader import CodeSource
+from certvae.monitoring.batch_reader import BatchReader
 from certvae.reading.latents import Captured
-from certvae.reading.rows import RowPositions, is_cut_short
+from certvae.reading.rows import RowPositions, is_truncated
 from certvae.teachers import Teacher
 from certvae.theory.bounds import RIGOROUS
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 from certvae.theory.sums import CertificateSums
 
-__all__ = ["Measurement", "new_metric"]
+__all__ = ["Evaluation", "new_metric"]
 
 DRIFT = 0.1  # nats between the teacher's recorded and its observed average: other inputs than it was made for
 
@@ -39,11 +39,11 @@ def new_metric(
     return CertificateMetric(teacher.num_components, safety_margin, confidence, method, floor, look=look)
 
 
-class Measurement:
+class Evaluation:
     """Adds up the rows of one dataloader.
 
     Args:
-        source: where codes, inputs, teacher and witness come from.
+        reader: where codes, inputs, teacher and witness come from.
         metric: an empty metric.
         trainer: knows the rank.
         pl_module: knows the device.
@@ -55,7 +55,7 @@ class Measurement:
 
     def __init__(
         self,
-        source: CodeSource,
+        reader: BatchReader,
         metric: CertificateMetric,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -64,30 +64,30 @@ class Measurement:
         channel_samples: int,
         seed: int,
     ) -> None:
-        self.source, self.channel_samples, self.seed = source, channel_samples, seed
-        self.metric = metric.to(source.start(pl_module))
-        self.metric.partial = is_cut_short(batches, loader)
+        self.reader, self.channel_samples, self.seed = reader, channel_samples, seed
+        self.metric = metric.to(reader.start(pl_module))
+        self.metric.partial = is_truncated(batches, loader)
         self._positions = RowPositions(loader, trainer)
         self._first_batch = True
-        source.capture.listen()
+        reader.capture.listen()
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """Add the rows of a batch."""
-        captured = self.source.code(pl_module, batch, outputs).checked()
-        witness, inputs = self.source.witness_for(captured.mean), self.source.inputs(batch)
+        captured = self.reader.code(pl_module, batch, outputs).checked()
+        witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
         if self._first_batch:
             self._first_batch = False
-            self.source.teacher.check_values(inputs)
+            self.reader.teacher.check_values(inputs)
             self.metric.leaks = check_witness(witness, captured.mean)
             _check_log_variance(captured.log_variance)
-            self._asked = captured.mean, witness(captured.mean)
+            self._first_answers = captured.mean, witness(captured.mean)
         elif not self.metric.leaks:
-            self.metric.leaks = check_again(witness, *self._asked)
+            self.metric.leaks = check_repeatability(witness, *self._first_answers)
         positions, weights = self._positions.next(inputs.shape[0])
         self.metric.update(
-            self.source.teacher_probs(batch),
+            self.reader.teacher_probs(batch),
             witness(captured.mean),
             weights,
             channel_logits=self._channel_logits(witness, captured, positions),
@@ -106,7 +106,7 @@ class Measurement:
         Raises:
             ValueError: if there was no row.
         """
-        self.source.capture.listen(False)
+        self.reader.capture.listen(False)
         # What any rank finds counts for all.
         partial = trainer.strategy.reduce_boolean_decision(self.metric.partial, all=False)
         if trainer.strategy.reduce_boolean_decision(bool(self.metric.leaks), all=False) and not self.metric.leaks:
@@ -124,7 +124,7 @@ class Measurement:
 
     def _teacher_drift(self, sums: CertificateSums) -> float | None:
         """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
-        recorded = self.source.teacher.average
+        recorded = self.reader.teacher.average
         if recorded is None:
             return None
         observed = sums.teacher_mean.cpu()

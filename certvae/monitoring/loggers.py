@@ -84,13 +84,13 @@ class CertificateLog:
             logger.experiment.summary.update(self._summary())
             if self.curve.lost:
                 logger.experiment.alert(f"{self.name} lost in epoch {trainer.current_epoch}", str(certificate), "WARN")
-        looks = len(self.curve.looks)
-        if looks & (looks - 1) == 0:  # drawing takes longer than an epoch of a small model
+        count = len(self.curve.points)
+        if count & (count - 1) == 0:  # drawing takes longer than an epoch of a small model
             self._draw(trainer)
 
     def _summary(self) -> dict[str, Any]:
         best, first = self.curve.best, self.curve.first_certified_epoch
-        values: dict[str, Any] = {"status": self.curve.looks[-1].status}
+        values: dict[str, Any] = {"status": self.curve.points[-1].status}
         if best is not None:
             values |= {"best_margin": best.margin, "best_epoch": best.epoch}
         if first is not None:
@@ -98,11 +98,11 @@ class CertificateLog:
         return {f"{self.name}/{key}": value for key, value in values.items()}
 
     def _draw(self, trainer: Trainer) -> None:
-        if self.curve.looks and trainer.is_global_zero and takes_images(trainer):
+        if self.curve.points and trainer.is_global_zero and takes_images(trainer):
             from certvae.certificate.figures import certificate_figure, pixels
 
             image = pixels(certificate_figure(self.curve, self.name))
-            log_image(trainer, f"{self.name}/curve", image, self.curve.looks[-1].epoch)
+            log_image(trainer, f"{self.name}/curve", image, self.curve.points[-1].epoch)
 
     def finish(self, trainer: Trainer, certificate: Certificate, stage: str) -> None:
         """At the end of a fit, a validation or a test: the certificate as a file of the run, and a fit's last picture.

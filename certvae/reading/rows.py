@@ -9,7 +9,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-__all__ = ["RowPositions", "first_loader", "is_cut_short"]
+__all__ = ["RowPositions", "first_loader", "is_truncated"]
 
 
 class RowPositions:
@@ -95,7 +95,7 @@ def first_loader(loaders: Any) -> Any:
     return first_loader(loaders[0]) if isinstance(loaders, list | tuple) else loaders
 
 
-def is_cut_short(num_batches: float, loader: Any) -> bool:
+def is_truncated(num_batches: float, loader: Any) -> bool:
     """Whether the trainer takes fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
     try:
         return num_batches < len(loader)

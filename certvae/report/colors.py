@@ -1,4 +1,4 @@
-"""The report's colours, once: the page's CSS variables and the figures are made from them.
+"""The report's colors, once: the page's CSS variables and the figures are made from them.
 
 Text has a contrast of at least 4.5 : 1 to both backgrounds, lines in figures at least 3 : 1 (WCAG 2.2, AA).
 """
@@ -46,6 +46,6 @@ TEXT = ("ink", "muted", "link", "good", "warn", "bad")
 NON_TEXT = ("axis", *SERIES)
 
 
-def css_variables(colours: dict[str, str]) -> str:
-    """Declarations of the colours, such as ``--ink: #1c1d22;``."""
-    return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
+def css_variables(colors: dict[str, str]) -> str:
+    """Declarations of the colors, such as ``--ink: #1c1d22;``."""
+    return " ".join(f"--{name}: {color};" for name, color in colors.items())

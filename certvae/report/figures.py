@@ -76,7 +76,7 @@ def _styled(draw: Callable[..., Chart | None]) -> Callable[..., Chart | None]:
 
 
 def _style(run: Run, phase: Phase) -> dict[str, Any]:
-    """Colour and marker of a phase: by its place among the names of its run, whatever the seed."""
+    """Color and marker of a phase: by its place among the names of its run, whatever the seed."""
     place = list(dict.fromkeys(item.name for item in run.phases)).index(phase.name)
     return {"color": LIGHT[SERIES[place % len(SERIES)]], "marker": MARKERS[place % len(MARKERS)]}
 
@@ -97,14 +97,14 @@ def _thin(history: Sequence[Certificate], start: int) -> Iterator[tuple[int, Cer
         yield start + place + 1, history[place]
 
 
-def _curve(axes: Axes, run: Run, phase: Phase, name: str, labelled: bool) -> bool:
+def _curve(axes: Axes, run: Run, phase: Phase, name: str, labeled: bool) -> bool:
     """Draw one field of a phase's history; returns whether there was anything to draw."""
     points = [(x, value) for x, c in _thin(phase.history, phase.start) if (value := getattr(c, name)) is not None]
     if not points:
         return False
     style = _style(run, phase) | ({} if len(points) <= MARKED else {"marker": "none"})
     x, y = zip(*points, strict=True)
-    axes.plot(x, [_drawn(value) for value in y], label=_short(phase.name) if labelled else None, **style)
+    axes.plot(x, [_drawn(value) for value in y], label=_short(phase.name) if labeled else None, **style)
     return True
 
 
@@ -228,12 +228,12 @@ def path_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
     return Chart("path", figure, f"Alignment loss against witness information over training. {ends}.")
 
 
-def _path(axes: Axes, style: dict[str, Any], phase: Phase, labelled: bool) -> None:
+def _path(axes: Axes, style: dict[str, Any], phase: Phase, labeled: bool) -> None:
     points = [(c.witness_information, _drawn(c.alignment_loss)) for _, c in _thin(phase.history, 0)]
     x, y = zip(*points, strict=True)
     axes.plot(x, y, color=style["color"], linewidth=1.2, alpha=0.8)
     axes.plot(x[0], y[0], linestyle="", markersize=6, markerfacecolor=LIGHT["surface"], **style)
-    axes.plot(x[-1], y[-1], linestyle="", markersize=8, label=_short(phase.name) if labelled else None, **style)
+    axes.plot(x[-1], y[-1], linestyle="", markersize=8, label=_short(phase.name) if labeled else None, **style)
 
 
 @_styled

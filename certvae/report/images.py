@@ -33,7 +33,7 @@ EXAMPLES = 8
 COLUMNS = 8
 TRAVERSED = 6
 STEPS = 7
-LARGEST = 64  # pixels of a side; larger images are made smaller
+MAX_SIDE = 64  # pixels of a side; larger images are made smaller
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,8 @@ def _shrunk(images: Tensor, teacher: Teacher | None = None) -> Tensor:
     low, high = (teacher.card.value_range if teacher is not None else None) or (0.0, 1.0)
     scaled = ((images.float() - low) / (high - low)).clamp(0, 1)
     most = max(scaled.shape[2:])
-    if most > LARGEST:
-        size = [max(1, round(side * LARGEST / most)) for side in scaled.shape[2:]]
+    if most > MAX_SIDE:
+        size = [max(1, round(side * MAX_SIDE / most)) for side in scaled.shape[2:]]
         scaled = interpolate(scaled, size=size, mode="area")
     return (255 * scaled).round().to(torch.uint8)
 

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that stands inside a page: its colours follow the page's, its ids are its own."""
+"""Matplotlib figures as SVG that stands inside a page: its colors follow the page's, its ids are its own."""
 
 import re
 from io import BytesIO
@@ -41,14 +41,14 @@ STYLE: Any = {
 }
 _NAMESPACE = "{http://www.w3.org/2000/svg}"
 _LINK = "{http://www.w3.org/1999/xlink}href"
-_VARIABLES = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
+_VARIABLES = {color: f"var(--{name})" for name, color in LIGHT.items()}
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
     """The figure as an SVG element: an image with a label, no reference to anything outside of it.
 
     Args:
-        figure: drawn within ``STYLE`` and with colours of ``LIGHT``.
+        figure: drawn within ``STYLE`` and with colors of ``LIGHT``.
         prefix: of its ids, unique in the page.
         label: read out instead of the image.
     """

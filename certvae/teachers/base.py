@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from certvae.reading.inputs import InputSource, as_floats, index_of, inputs_and_index, select_inputs
-from certvae.theory.arguments import as_float64, as_number, as_share, as_whole_number
+from certvae.theory.arguments import as_float64, as_fraction, as_number, as_whole_number
 from certvae.theory.information import as_probabilities
 from certvae.theory.sums import CertificateSums
 from certvae.theory.witness import SimplexWitness
@@ -70,7 +70,7 @@ class TeacherCard:
         as_whole_number(self.num_components, "num_components", 2, MOST_COMPONENTS)
         if not 1e-6 <= as_number(self.temperature, "temperature") <= 1e6:
             raise ValueError(f"`temperature` must be positive, from 1e-6 to 1e6, got {self.temperature}.")
-        as_share(self.floor, "floor")
+        as_fraction(self.floor, "floor")
         if self.seed is not None:
             as_whole_number(self.seed, "seed", -(2**63), 2**64)
         for name in ("information_train", "information_held_out"):
@@ -260,7 +260,7 @@ class Teacher(nn.Module):
         if seen[0] < low - slack or seen[1] > high + slack:
             raise TeacherMismatchError(
                 f"the teacher was made for values in [{low:g}, {high:g}], got [{seen[0]:.3g}, {seen[1]:.3g}]. "
-                "Give the teacher the images before normalisation."
+                "Give the teacher the images before normalization."
             )
 
 
@@ -292,6 +292,6 @@ def log_ratio_sums(probs: Tensor) -> Tensor:
 def energy_from_sums(log_sums: Tensor, rows: float, prior: Tensor) -> float:
     r"""Mean energy :math:`E |c(T) - c(prior)|^2 / 2` in nats at witness scale 1, from :func:`log_ratio_sums`."""
     log_prior = prior.log()
-    centre = (log_prior - log_prior.mean()).to(log_sums)
+    center = (log_prior - log_prior.mean()).to(log_sums)
     mean = log_sums / rows
-    return float(mean[-1] - 2 * mean[:-1] @ centre + centre @ centre) / 2
+    return float(mean[-1] - 2 * mean[:-1] @ center + center @ center) / 2

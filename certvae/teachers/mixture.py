@@ -10,7 +10,7 @@ from certvae.theory.arguments import float64_device
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 
-LARGEST = 1e30  # of a value, and of 1 / a variance: the products of five of them are finite in float64
+MAX_VALUE = 1e30  # of a value, and of 1 / a variance: the products of five of them are finite in float64
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -127,9 +127,9 @@ def _check_values(tensors: dict[str, Tensor]) -> None:
     for name, value in tensors.items():
         if value.dtype not in FLOATS:
             raise ValueError(f"`{name}` must hold floating-point values, got {value.dtype}.")
-        if not bool((value.abs() <= LARGEST).all()):
-            raise ValueError(f"`{name}` must be finite, and at most {LARGEST:g}.")
-    if bool((tensors["variances"].double() < 1 / LARGEST).any()):
+        if not bool((value.abs() <= MAX_VALUE).all()):
+            raise ValueError(f"`{name}` must be finite, and at most {MAX_VALUE:g}.")
+    if bool((tensors["variances"].double() < 1 / MAX_VALUE).any()):
         raise ValueError(
-            f"`variances` must be positive, at least {1 / LARGEST:g}, got {tensors['variances'].min():.3g}."
+            f"`variances` must be positive, at least {1 / MAX_VALUE:g}, got {tensors['variances'].min():.3g}."
         )

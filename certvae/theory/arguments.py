@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "LARGEST",
+    "MAX_MAGNITUDE",
     "MOST_COMPONENTS",
     "as_float64",
+    "as_fraction",
     "as_number",
-    "as_share",
     "as_tensor",
     "as_whole_number",
     "float64_device",
 ]
 
-LARGEST = 1e50  # of log-probabilities, rates and weights: sums of weighted squares stay finite
+MAX_MAGNITUDE = 1e50  # of log-probabilities, rates and weights: sums of weighted squares stay finite
 MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
 
 
@@ -34,7 +34,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
 
     Raises:
         TypeError: if ``values`` are not an array of real numbers.
-        ValueError: if the tensor is sparse, nested, quantised, or holds no values (device ``meta``), or values of the
+        ValueError: if the tensor is sparse, nested, quantized, or holds no values (device ``meta``), or values of the
             array are masked.
     """
     tensor = values if isinstance(values, Tensor) else _from_array(values, name)
@@ -93,7 +93,7 @@ def as_number(value: Any, name: str) -> float:
         raise ValueError(f"`{name}` must be a number that a float can hold, got one above 1e308.") from None
 
 
-def as_share(value: Any, name: str) -> float:
+def as_fraction(value: Any, name: str) -> float:
     """A number in ``[0, 1)``.
 
     Raises:

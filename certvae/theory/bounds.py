@@ -23,7 +23,7 @@ import math
 from statistics import NormalDist
 from typing import Literal, get_args
 
-from certvae.theory.arguments import LARGEST, as_number, as_share, as_whole_number
+from certvae.theory.arguments import MAX_MAGNITUDE, as_fraction, as_number, as_whole_number
 
 __all__ = [
     "METHODS",
@@ -42,7 +42,7 @@ __all__ = [
 Method = Literal["plugin", "normal", "hoeffding", "bernstein"]
 METHODS: tuple[str, ...] = get_args(Method)
 RIGOROUS = ("hoeffding", "bernstein")  # they need floors, and equal weights
-_LARGEST = LARGEST**2
+_MAX_SQUARE = MAX_MAGNITUDE**2
 
 
 def check_method(method: str, teacher_floor: float, witness_floor: float) -> None:
@@ -52,8 +52,8 @@ def check_method(method: str, teacher_floor: float, witness_floor: float) -> Non
         TypeError: if a floor is not a number.
         ValueError: naming the argument and what to give.
     """
-    as_share(teacher_floor, "teacher_floor")
-    as_share(witness_floor, "witness_floor")
+    as_fraction(teacher_floor, "teacher_floor")
+    as_fraction(witness_floor, "witness_floor")
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"`method` must be one of {', '.join(METHODS)}, got {method!r}.")
     if method in RIGOROUS and not (teacher_floor > 0 and witness_floor > 0):
@@ -81,7 +81,7 @@ def score_range(num_components: int, teacher_floor: float, witness_floor: float)
 
 def _log_range(num_components: int, floor: float, name: str) -> float:
     """``log(K / floor)``."""
-    share = as_share(floor, name)
+    share = as_fraction(floor, name)
     if share == 0:
         raise ValueError(f"`{name}` must be above 0, or log-probabilities have no bound, got {floor}.")
     return math.log(as_whole_number(num_components, "num_components", 2)) - math.log(share)
@@ -89,15 +89,15 @@ def _log_range(num_components: int, floor: float, name: str) -> float:
 
 def _numbers(margin: float, alpha: float, size: float, **spreads: float) -> tuple[float, ...]:
     """The arguments as floats, in this order; one out of its range is a TypeError or ValueError that names it."""
-    if not abs(as_number(margin, "margin")) <= _LARGEST:
+    if not abs(as_number(margin, "margin")) <= _MAX_SQUARE:
         raise ValueError(f"`margin` must be finite, got {margin}.")
     if not 0 < as_number(alpha, "alpha") < 1:
         raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
-    if not 0 < as_number(size, "size") <= _LARGEST:
+    if not 0 < as_number(size, "size") <= _MAX_SQUARE:
         raise ValueError(f"`size` must be positive and finite, got {size}.")
     for name, value in spreads.items():
         one_row = name == "deviation" and size < 2  # has none
-        if not (0 <= as_number(value, name) <= _LARGEST or one_row):
+        if not (0 <= as_number(value, name) <= _MAX_SQUARE or one_row):
             raise ValueError(f"`{name}` must be finite and at least 0, got {value}.")
     return tuple(float(value) for value in (margin, alpha, size, *spreads.values()))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import LARGEST, as_float64, as_tensor, as_whole_number
+from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_tensor, as_whole_number
 from certvae.theory.information import as_logits, as_probabilities
 
 __all__ = ["Calibration", "fit_calibration"]
@@ -43,8 +43,8 @@ class Calibration:
         values = as_float64(as_tensor(logits, "logits"))
         if values.shape[-1:] != (len(self.prior),):
             raise ValueError(f"`logits` must have {len(self.prior)} components, got shape {tuple(values.shape)}.")
-        if not bool((values.abs() <= LARGEST).all()):
-            raise ValueError(f"`logits` must be finite and at most {LARGEST:g} in size; clip them.")
+        if not bool((values.abs() <= MAX_MAGNITUDE).all()):
+            raise ValueError(f"`logits` must be finite and at most {MAX_MAGNITUDE:g} in size; clip them.")
         prior = torch.tensor(self.prior, dtype=torch.float64, device=values.device)
         return self.scale * values + self.prior_weight * _log_prior(prior)
 
@@ -104,8 +104,8 @@ def _newton_step(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:
     probs = (features @ weights).softmax(dim=-1)
     mean = (probs[..., None] * features).sum(dim=-2)
     gradient = (mean - (teacher[..., None] * features).sum(dim=-2)).mean(dim=(0, 1))
-    centred = features - mean[..., None, :]
-    hessian = torch.einsum("snk,snki,snkj->ij", probs, centred, centred) / probs[..., 0].numel()
+    centered = features - mean[..., None, :]
+    hessian = torch.einsum("snk,snki,snkj->ij", probs, centered, centered) / probs[..., 0].numel()
     step = torch.linalg.solve(hessian + 1e-10 * torch.eye(2, dtype=torch.float64), gradient)
     before = _loss(teacher, features, weights)
     for _ in range(30):

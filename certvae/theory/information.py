@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import LARGEST, as_float64, as_share, as_tensor
+from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor
 
 __all__ = [
     "alignment_loss",
@@ -36,7 +36,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 def as_probabilities(probs: Any, name: str = "teacher_probs", may_be_empty: bool = True) -> Tensor:
-    """Check rows of probabilities and return them in float64, normalised to sum to one exactly.
+    """Check rows of probabilities and return them in float64, normalized to sum to one exactly.
 
     Args:
         probs: array or tensor of any float type, shape ``(N, K)`` with ``K >= 2``.
@@ -69,7 +69,7 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
     """Check witness logits and return log-probabilities in float64.
 
     Args:
-        logits: unnormalised log-probabilities of any float type, shape ``(N, K)`` with ``K >= 2``.
+        logits: unnormalized log-probabilities of any float type, shape ``(N, K)`` with ``K >= 2``.
         name: the argument's name, for the error.
         may_be_empty: whether there may be no row.
 
@@ -83,12 +83,12 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
     """
     values = _as_rows(as_tensor(logits, name), name, may_be_empty)
     log_probs = values.log_softmax(dim=1)
-    faulty = ~(log_probs >= -LARGEST).all(dim=1)
+    faulty = ~(log_probs >= -MAX_MAGNITUDE).all(dim=1)
     if bool(faulty.any()):
         row = int(faulty.nonzero()[0, 0])
         raise ValueError(
             f"`{name}` must be finite, got row {row} = {values[row].tolist()[:8]}. An infinite logit, or one beyond "
-            f"{LARGEST:g}, states certainty, which no finite data supports; clip the logits."
+            f"{MAX_MAGNITUDE:g}, states certainty, which no finite data supports; clip the logits."
         )
     return log_probs
 
@@ -120,7 +120,7 @@ def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
     Raises:
         ValueError: if ``floor`` is out of its range.
     """
-    if as_share(floor, "floor") == 0:
+    if as_fraction(floor, "floor") == 0:
         return log_probs
     uniform = torch.full_like(log_probs, math.log(floor) - math.log(log_probs.shape[-1]))
     return torch.logaddexp(log_probs + math.log1p(-floor), uniform)
@@ -208,7 +208,7 @@ def alignment_loss(teacher_probs: Any, witness_logits: Any) -> Tensor:
 
     Args:
         teacher_probs: shape ``(N, K)``.
-        witness_logits: unnormalised log-probabilities of the witness, shape ``(N, K)``.
+        witness_logits: unnormalized log-probabilities of the witness, shape ``(N, K)``.
 
     Returns:
         Scalar in nats, at least 0.
@@ -227,7 +227,7 @@ def margin(teacher_probs: Any, witness_logits: Any) -> Tensor:
 
     Args:
         teacher_probs: shape ``(N, K)``.
-        witness_logits: unnormalised log-probabilities of the witness, shape ``(N, K)``.
+        witness_logits: unnormalized log-probabilities of the witness, shape ``(N, K)``.
 
     Returns:
         Scalar in nats, at most the teacher information.
@@ -241,7 +241,7 @@ def witness_information(witness_logits: Any) -> Tensor:
     Near zero in the constant-student regime.
 
     Args:
-        witness_logits: unnormalised log-probabilities of the witness, shape ``(N, K)``.
+        witness_logits: unnormalized log-probabilities of the witness, shape ``(N, K)``.
 
     Returns:
         Scalar in nats, between 0 and ``log K``.

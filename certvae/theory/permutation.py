@@ -46,7 +46,7 @@ def permutation_p_value(
 
     Args:
         teacher_probs: teacher probabilities, shape ``(N, K)``.
-        witness_logits: unnormalised log-probabilities of the witness, shape ``(N, K)``.
+        witness_logits: unnormalized log-probabilities of the witness, shape ``(N, K)``.
         permutations: B, at least 1. Time grows as ``B * N * K``, memory as ``N * K``.
         generator: CPU generator of the permutations; the global random state is then left alone. Default: the
             global state.

@@ -24,7 +24,7 @@ class Posterior(NamedTuple):
     log_variance: Tensor
 
     def sample(self, noise: Tensor | None = None) -> Tensor:
-        """A reparameterised draw ``mean + exp(log_variance / 2) * noise``; standard normal noise by default."""
+        """A reparameterized draw ``mean + exp(log_variance / 2) * noise``; standard normal noise by default."""
         if noise is None:
             noise = torch.randn_like(self.mean)
         return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean.dtype)

@@ -1,6 +1,6 @@
 """Random numbers that belong to a row, not to a process: the same however rows are split over batches or ranks.
 
-Each number is a hash of (seed, row key, position): the SplitMix64 finaliser of Steele, Lea and Flood, 2014,
+Each number is a hash of (seed, row key, position): the SplitMix64 finalizer of Steele, Lea and Flood, 2014,
 *Fast splittable pseudorandom number generators*. Nothing here touches a global random state, so that watching a
 run does not change it.
 """

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import LARGEST, as_float64, as_share, as_tensor, as_whole_number
+from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor, as_whole_number
 from certvae.theory.information import as_logits, as_probabilities, entropy, floor_log_probabilities
 
 __all__ = ["CertificateSums", "as_weights"]
@@ -113,8 +113,8 @@ class CertificateSums:
             TypeError: if an array does not hold real numbers, or a floor is no number.
             ValueError: if shapes do not fit each other, or values are not what the names say.
         """
-        as_share(witness_floor, "witness_floor")
-        as_share(teacher_floor, "teacher_floor")
+        as_fraction(witness_floor, "witness_floor")
+        as_fraction(teacher_floor, "teacher_floor")
         teacher = as_probabilities(teacher_probs)
         _check_floor(teacher, teacher_floor)
         log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
@@ -163,8 +163,8 @@ class CertificateSums:
         total = self.moments[0, 0]
         if self.num_rows == 0:
             raise ValueError("`teacher_probs` must hold at least one row with positive weight, got none.")
-        if bool(total < 1 / LARGEST):
-            raise ValueError(f"`weights` must add up to at least {1 / LARGEST:g}, got {total.item():.3g}.")
+        if bool(total < 1 / MAX_MAGNITUDE):
+            raise ValueError(f"`weights` must add up to at least {1 / MAX_MAGNITUDE:g}, got {total.item():.3g}.")
         return total
 
     @property
@@ -278,9 +278,11 @@ def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
     rows = as_float64(as_tensor(values, name)).to(teacher.device)
     if rows.shape != teacher.shape[:1]:
         raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
-    faulty = ~(rows.abs() <= LARGEST)
+    faulty = ~(rows.abs() <= MAX_MAGNITUDE)
     if bool(faulty.any()):
-        raise ValueError(f"`{name}` must be finite and at most {LARGEST:g} in size, got {rows[faulty][0].item()}.")
+        raise ValueError(
+            f"`{name}` must be finite and at most {MAX_MAGNITUDE:g} in size, got {rows[faulty][0].item()}."
+        )
     return rows
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from certvae.theory.arguments import MOST_COMPONENTS, as_number, as_tensor, as_whole_number
 from certvae.theory.information import as_probabilities
 
-__all__ = ["SimplexWitness", "centred", "centred_log", "own_witness", "simplex_basis"]
+__all__ = ["SimplexWitness", "centered", "centered_log", "own_witness", "simplex_basis"]
 
 
 def simplex_basis(num_components: int) -> Tensor:
@@ -40,16 +40,16 @@ def simplex_basis(num_components: int) -> Tensor:
     return basis
 
 
-def centred_log(probs: Tensor) -> Tensor:
-    r""":math:`c(p) = \log p - \frac1K \sum_k \log p_k`, the centred log-ratio (Aitchison, 1982).
+def centered_log(probs: Tensor) -> Tensor:
+    r""":math:`c(p) = \log p - \frac1K \sum_k \log p_k`, the centered log-ratio (Aitchison, 1982).
 
     Args:
         probs: positive probabilities, shape ``(..., K)``.
     """
-    return centred(probs.log())
+    return centered(probs.log())
 
 
-def centred(values: Tensor) -> Tensor:
+def centered(values: Tensor) -> Tensor:
     """Values minus their mean over the last axis."""
     return values - values.mean(dim=-1, keepdim=True)
 
@@ -141,7 +141,7 @@ class SimplexWitness(nn.Module):
         """
         teacher = self._positive(probs)
         basis, log_prior = self._constants(teacher)
-        codes = (centred_log(teacher) - centred(log_prior)) @ basis / self.scale
+        codes = (centered_log(teacher) - centered(log_prior)) @ basis / self.scale
         return nn.functional.pad(codes, (0, self.latent_dim - self.num_components + 1))
 
     def energy(self, probs: Tensor) -> Tensor:
@@ -158,8 +158,8 @@ class SimplexWitness(nn.Module):
             ValueError: if they are not rows of K positive probabilities.
         """
         teacher = self._positive(probs)
-        prior = centred(self._constants(teacher)[1])
-        return ((centred_log(teacher) - prior) ** 2).sum(dim=-1) / (2 * self.scale**2)
+        prior = centered(self._constants(teacher)[1])
+        return ((centered_log(teacher) - prior) ** 2).sum(dim=-1) / (2 * self.scale**2)
 
     def alignment_gradient(self, latents: Tensor, probs: Tensor) -> Tensor:
         r"""Gradient of the row's alignment loss by its code: :math:`\text{scale} \cdot (S - T) U`, in closed form.

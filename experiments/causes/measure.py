@@ -171,7 +171,7 @@ def main() -> None:
     measure("searched teacher, the same view", **clean, images=0)
     measure("encoder sees shifted images", teacher=teacher, weight=3.0, images=1, columns=(moved, IMAGES))
     measure("both see shifted images", teacher=searched(moved), weight=3.0, images=0, columns=(moved,))
-    measure("teacher sees standardised pixels", **clean, images=lambda batch: (batch[0] - 0.3) / 0.35)
+    measure("teacher sees standardized pixels", **clean, images=lambda batch: (batch[0] - 0.3) / 0.35)
     measure("teacher sees values of 0 to 16", **clean, images=lambda batch: 16 * batch[0])
 
 

@@ -5,7 +5,7 @@
 Every second step leaves the alignment out, in the order without, with, with, without, so that other work on the machine
 and a drift of its speed weigh on both alike. Prints, for the AlignmentCallback with the searched teacher, for the same
 with a table of its targets, for the CertificateGuard, and for nothing at all (what the comparison itself is good for):
-of wall and of processor time, the median step without, the median of the ratios of neighbouring steps, its 95 %
+of wall and of processor time, the median step without, the median of the ratios of neighboring steps, its 95 %
 confidence interval from their order statistics, and the quartiles of the ratios.
 """
 
@@ -57,7 +57,7 @@ class Alternating(Callback):
             pl_module.training_step = self._aligned  # type: ignore[method-assign]
 
     def pairs(self, column: int) -> list[Seconds]:
-        """Seconds of neighbouring steps without and with alignment; column 0 is wall time, 1 processor time."""
+        """Seconds of neighboring steps without and with alignment; column 0 is wall time, 1 processor time."""
         ticks = [tick[column] for tick in self.ticks]
         steps = [end - start for start, end in itertools.pairwise(ticks)]
         pairs = [(steps[i], steps[i + 1]) for i in range(WARM, len(steps) - 1, 2)]

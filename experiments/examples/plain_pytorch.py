@@ -11,12 +11,12 @@ import certvae
 digits = load_digits()
 images = torch.tensor(digits.data / 16, dtype=torch.float32)
 encoder, decoder = torch.nn.Linear(64, 9), torch.nn.Linear(9, 64)
-optimiser = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=0.01)
+optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=0.01)
 for _ in range(300):
     loss = ((decoder(encoder(images[:1200])) - images[:1200]) ** 2).mean()
-    optimiser.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    optimiser.step()
+    optimizer.step()
 
 # The certificate. Teacher: the labels, smoothed. Witness: logistic regression on the codes of the training rows.
 teacher = 0.9 * torch.nn.functional.one_hot(torch.tensor(digits.target), 10).double() + 0.1 / 10

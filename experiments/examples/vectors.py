@@ -1,4 +1,4 @@
-"""A VAE on vectors, such as standardised measurements, with a teacher that is searched on them, and a guard.
+"""A VAE on vectors, such as standardized measurements, with a teacher that is searched on them, and a guard.
 
 python experiments/examples/vectors.py
 """

@@ -120,14 +120,14 @@ def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
     """Left: the bound against epochs; right: reconstruction error against the bound."""
     drawn = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = drawn.subplots(1, 2)
-    colours = {"guard": "#0072B2", "guard_rescue": "#009E73", "no_align": "#D55E00"}
+    colors = {"guard": "#0072B2", "guard_rescue": "#009E73", "no_align": "#D55E00"}
     for line in lines:
         name, path = line["run"], folder / f"seed{line['seed']}" / line["run"] / "certificates_val.jsonl"
         bounds = [certificate.margin_lower for certificate in read_history(path)]
-        colour = colours.get(name, "0.7")
-        label = name if line["seed"] == lines[0]["seed"] and name in colours else None
-        left.plot(range(1, len(bounds) + 1), bounds, color=colour, marker="o", markersize=3, label=label)
-        right.plot(line["margin_lower"], line["mean_squared_error"], "o", color=colour, label=label)
+        color = colors.get(name, "0.7")
+        label = name if line["seed"] == lines[0]["seed"] and name in colors else None
+        left.plot(range(1, len(bounds) + 1), bounds, color=color, marker="o", markersize=3, label=label)
+        right.plot(line["margin_lower"], line["mean_squared_error"], "o", color=color, label=label)
         if name.startswith("fixed") and line["seed"] == lines[0]["seed"]:
             place = (line["margin_lower"], line["mean_squared_error"])
             right.annotate(name.removeprefix("fixed_"), place, textcoords="offset points", xytext=(4, 4), fontsize=8)
@@ -136,7 +136,7 @@ def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
     left.set(
         xlabel="epoch",
         ylabel="lower bound of the margin (nats)",
-        title="dashed: the guard's target; grey: fixed weights",
+        title="dashed: the guard's target; gray: fixed weights",
     )
     right.set(
         xlabel="lower bound of the margin (nats)",

@@ -31,7 +31,7 @@ __all__ = ["main"]
 SCALES = (1.0, 2.0, 4.0, 8.0)
 FRACTIONS = [number / 20 for number in range(31)]
 PRICES = [10 ** (-number / 4) for number in range(-4, 17)]
-COLOURS = {"mean": "#D55E00", "sample": "#0072B2"}
+COLORS = {"mean": "#D55E00", "sample": "#0072B2"}
 MARKERS = {"with": "o", "without": "s"}
 COLUMNS = {
     "seed": "{seed}",
@@ -119,33 +119,33 @@ def _draw_energy(axes: Axes, lines: Sequence[Line], theory: Theory) -> None:
         _curve(axes, theory.paths[prior][1:], "black", style, f"closed-form code, t to 1.5, {prior} prior")
         _curve(axes, theory.frontiers[prior], "#009E73", style, f"the most of any code, {prior} prior")
     for line in lines:
-        colour, marker = COLOURS[line["alignment_path"]], MARKERS[line["prior"]]
-        axes.plot(line["scaled_energy"], line["margin"], marker, color=colour, markersize=5)
+        color, marker = COLORS[line["alignment_path"]], MARKERS[line["prior"]]
+        axes.plot(line["scaled_energy"], line["margin"], marker, color=color, markersize=5)
         place = (line["scaled_energy"], line["margin"])
         axes.annotate(f"{line['scale']:g}", place, textcoords="offset points", xytext=(4, -8), fontsize=7)
-    for alignment_path, colour in COLOURS.items():
-        axes.plot([], [], "o", color=colour, label=f"aligned on the {alignment_path} (number: scale)")
+    for alignment_path, color in COLORS.items():
+        axes.plot([], [], "o", color=color, label=f"aligned on the {alignment_path} (number: scale)")
     axes.plot([], [], "s", color="0.5", label="squares: without prior")
     axes.set(xscale="log", xlabel="energy of the code x scale^2 (nats)", ylabel="raw-witness margin (nats)")
     axes.set_xlim(left=0.05)
 
 
-def _curve(axes: Axes, points: Sequence[Point], colour: str, style: str, label: str) -> None:
+def _curve(axes: Axes, points: Sequence[Point], color: str, style: str, label: str) -> None:
     energies, margins = zip(*points, strict=True)
-    axes.plot(energies, margins, color=colour, linestyle=style, linewidth=1.2, label=label)
+    axes.plot(energies, margins, color=color, linestyle=style, linewidth=1.2, label=label)
 
 
 def _draw_scales(axes: Axes, lines: Sequence[Line]) -> None:
     """Of the runs with a prior; those without stand in the table."""
     shown = {"margin": "-", "channel_margin": ":", "calibrated_channel_margin": "--"}
     chosen = [line for line in lines if line["prior"] == "with"]
-    for alignment_path, colour in COLOURS.items():
+    for alignment_path, color in COLORS.items():
         for number, seed in enumerate(sorted({line["seed"] for line in chosen})):
             mine = [line for line in chosen if line["alignment_path"] == alignment_path and line["seed"] == seed]
             for name, style in shown.items():
                 label = f"{name.replace('_', ' ')}, aligned on the {alignment_path}" if number == 0 else None
                 values = [line[name] for line in mine]
-                axes.plot([line["scale"] for line in mine], values, style, color=colour, marker=".", label=label)
+                axes.plot([line["scale"] for line in mine], values, style, color=color, marker=".", label=label)
     axes.set(xscale="log", xlabel="scale of the witness", ylabel="margin (nats), with prior")
     scales = sorted({line["scale"] for line in chosen})
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
@@ -187,7 +187,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         {"scale": scale, "prior": prior, "alignment_path": alignment_path}
         for prior in given.priors or ("with", "without")
         for scale in given.scales or SCALES
-        for alignment_path in COLOURS
+        for alignment_path in COLORS
     ]
     for seed in study.seeds:
         theories[seed] = Theory(study, seed)

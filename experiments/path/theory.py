@@ -14,13 +14,13 @@ concave, :math:`M(0) = -KL(\bar T \| p)` (0 when the prior is the average teache
 :math:`E[KL(T \| p) + KL(p \| T)]`, and its maximum is :math:`M(1) = I_T`. Beyond t = 1 the witness is overconfident.
 
 **The frontier.** For a price :math:`\lambda > 0`, :math:`KL(T \| S(\mu)) + \lambda |\mu|^2 / 2` is strictly convex in
-the code. Let its minimisers have the mean margin :math:`M_\lambda` and energy :math:`E_\lambda`. Then every code of
+the code. Let its minimizers have the mean margin :math:`M_\lambda` and energy :math:`E_\lambda`. Then every code of
 every encoder on the same rows, with margin M and energy E, has
 
 .. math:: M \le M_\lambda + \lambda (E - E_\lambda)
 
-because its :math:`A + \lambda E` is at least that of the minimisers, and :math:`M = I_T - A`. At :math:`E = E_\lambda`
-this is an equality for the minimisers: no code with that energy has a larger margin.
+because its :math:`A + \lambda E` is at least that of the minimizers, and :math:`M = I_T - A`. At :math:`E = E_\lambda`
+this is an equality for the minimizers: no code with that energy has a larger margin.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ def most_margin(energy: float, prices: Sequence[float], points: Sequence[Point])
 
 
 def cheapest_codes(witness: SimplexWitness, teacher: Tensor, price: float, start: Tensor) -> Tensor:
-    """Codes that minimise ``KL(T || S) + price |mu|^2 / 2`` in each row, by Newton's method with halved steps.
+    """Codes that minimize ``KL(T || S) + price |mu|^2 / 2`` in each row, by Newton's method with halved steps.
 
     Args:
         witness: with scale 1 and exactly K - 1 coordinates.

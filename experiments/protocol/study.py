@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 from certvae.callbacks.images import as_grid
 from certvae.certificate.certificate import Certificate
-from certvae.commands.certify import build, publish
+from certvae.commands.certify import build, certify_checkpoint
 from certvae.commands.protocol import Protocol, run_protocol
 from certvae.commands.summary import margin_figure
 from certvae.io.checkpoints import load_weights
@@ -56,7 +56,7 @@ def certified(folder: Path, teacher: Path, method: str) -> Certificate:
         kept = Certificate.load(path)
         if kept.provenance["checkpoint_sha256"] == sha256_file(checkpoint):
             return kept
-    made = publish(checkpoint, teacher, folder / "run.yaml", replace(OPTIONS, method=method))
+    made = certify_checkpoint(checkpoint, teacher, folder / "run.yaml", replace(OPTIONS, method=method))
     made.save(path)
     return made
 

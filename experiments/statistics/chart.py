@@ -13,9 +13,9 @@ from scipy.stats import binom
 
 __all__ = ["draw"]
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-_COLOURS = {"normal": "#D55E00", "hoeffding": "#0072B2", "bernstein": "#009E73"}
-_WITNESS_COLOURS = {
+# Okabe and Ito's palette, which color-blind readers can tell apart.
+_COLORS = {"normal": "#D55E00", "hoeffding": "#0072B2", "bernstein": "#009E73"}
+_WITNESS_COLORS = {
     "best_constant": "#000000",
     "other_constant": "#56B4E9",
     "independent": "#CC79A7",
@@ -26,7 +26,7 @@ Rows = Sequence[dict[str, Any]]
 
 
 def draw(tables: Mapping[str, Rows]) -> Figure:
-    """Error rates against the promise, and what rigour costs.
+    """Error rates against the promise, and what rigor costs.
 
     Args:
         tables: the study's tables by name.
@@ -49,7 +49,7 @@ def _draw_errors(axes: Axes, rows: Rows) -> None:
             cells = [row for row in rows if row["method"] == method and (row["witness"] == "rare") == rare]
             points = [(SIZES.index(row["n"]) + shift, row["errors"] / row["repetitions"]) for row in cells]
             label = method + (", rare gross errors" if rare else "") if method == "normal" or not rare else None
-            _scatter(axes, points, _COLOURS[method], marker, label)
+            _scatter(axes, points, _COLORS[method], marker, label)
     _error_axis(axes, [f"{size:,}" for size in SIZES])
     axes.set(title="95 % lower bound above the population's margin", xlabel="rows n")
     axes.set_ylabel("error rate, one mark a cell")
@@ -59,20 +59,20 @@ def _draw_gaps(axes: Axes, rows: Rows) -> None:
     for method in METHODS:
         gaps = [[row["mean_gap"] for row in rows if row["method"] == method and row["n"] == size] for size in SIZES]
         low, middle, high = np.array([np.quantile(values, (0.1, 0.5, 0.9)) for values in gaps]).T
-        axes.plot(SIZES, middle, color=_COLOURS[method], marker="o", label=f"{method}, median cell")
-        axes.fill_between(SIZES, low, high, color=_COLOURS[method], alpha=0.15, linewidth=0)
-    axes.set(xscale="log", yscale="log", title="What rigour costs: margin less mean lower bound")
+        axes.plot(SIZES, middle, color=_COLORS[method], marker="o", label=f"{method}, median cell")
+        axes.fill_between(SIZES, low, high, color=_COLORS[method], alpha=0.15, linewidth=0)
+    axes.set(xscale="log", yscale="log", title="What rigor costs: margin less mean lower bound")
     axes.set(xlabel="rows n", ylabel="nats (band: 10 % to 90 % of the cells)")
     axes.set_xticks(SIZES, [f"{size:,}" for size in SIZES])
     axes.minorticks_off()
 
 
 def _draw_rejections(axes: Axes, rows: Rows) -> None:
-    for number, (witness, colour) in enumerate(_WITNESS_COLOURS.items()):
+    for number, (witness, color) in enumerate(_WITNESS_COLORS.items()):
         cells = [row for row in rows if row["witness"] == witness]
         shift = (number - 1.5) * 0.18
         points = [(SIZES.index(row["n"]) + shift, row["rejections"] / row["repetitions"]) for row in cells]
-        _scatter(axes, points, colour, "o", witness.replace("_", " "))
+        _scatter(axes, points, color, "o", witness.replace("_", " "))
     trials = rows[0]["repetitions"]
     low, high = binom.interval(0.95, trials, ALPHA)
     axes.axhspan(
@@ -91,18 +91,18 @@ def _draw_looks(axes: Axes, rows: Rows) -> None:
             wanted = {"schedule": schedule, "method": method, "witness": witness}
             cells = [row for row in rows if wanted.items() <= row.items()]
             points = [(position, row["errors"] / row["runs"]) for row in cells]
-            _scatter(axes, points, _COLOURS[method], marker, f"{witness} witness" if position == 0 else None)
+            _scatter(axes, points, _COLORS[method], marker, f"{witness} witness" if position == 0 else None)
     names = [f"{method}\n{'at 5 % a look' if schedule == 'none' else 'spending'}" for schedule, method in groups]
     _error_axis(axes, names)
     axes.tick_params(axis="x", labelsize=8)
     axes.set(title="Any error in a run of 50 looks", ylabel="share of runs, one mark a cell")
 
 
-def _scatter(axes: Axes, points: Iterable[tuple[float, float]], colour: str, marker: str, label: str | None) -> None:
+def _scatter(axes: Axes, points: Iterable[tuple[float, float]], color: str, marker: str, label: str | None) -> None:
     """Marks that are spread sideways in order, so that equal values stay countable."""
     x, y = np.array(sorted(points, key=lambda point: point[0])).T
     spread = np.tile(np.linspace(-0.06, 0.06, 9), len(x))[: len(x)]
-    axes.scatter(x + spread, y, s=16, color=colour, marker=marker, alpha=0.7, linewidths=1, label=label)
+    axes.scatter(x + spread, y, s=16, color=color, marker=marker, alpha=0.7, linewidths=1, label=label)
 
 
 def _error_axis(axes: Axes, names: Sequence[str]) -> None:

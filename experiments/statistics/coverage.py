@@ -22,7 +22,7 @@ from repetitions import METHODS
 from rich.console import Console
 from rich.progress import track
 from threadpoolctl import threadpool_limits
-from verdict import summarise
+from verdict import summarize
 
 from certvae.certificate.figures import save_figure
 from certvae.io.files import csv_text, write_atomic
@@ -80,24 +80,24 @@ def _summary(tables: dict[str, Rows]) -> Rows:
     for method in METHODS:
         cells = [row for row in tables["coverage"] if row["method"] == method]
         nulls = [row for row in cells if row["null"]]
-        lines.append(summarise("bound above the margin", method, cells, "errors", "repetitions"))
-        lines.append(summarise("false certificate", method, nulls, "certified", "repetitions"))
+        lines.append(summarize("bound above the margin", method, cells, "errors", "repetitions"))
+        lines.append(summarize("false certificate", method, nulls, "certified", "repetitions"))
     varying = [row for row in tables["permutation"] if not row["witness"].endswith("constant")]
     constant = [row for row in tables["permutation"] if row["witness"].endswith("constant")]
     for witness, rows in (("independent witness rejected", varying), ("constant witness rejected", constant)):
-        lines.append(summarise(witness, "permutation", rows, "rejections", "repetitions"))
+        lines.append(summarize(witness, "permutation", rows, "rejections", "repetitions"))
     for schedule in ("spending", "none"):
         for method in METHODS:
             keys = {"schedule": schedule, "method": method}
             rows = [row for row in tables["looks"] if all(row[key] == value for key, value in keys.items())]
-            lines.append(summarise("any error in 50 looks", f"{method}, {schedule}", rows, "errors", "runs"))
+            lines.append(summarize("any error in 50 looks", f"{method}, {schedule}", rows, "errors", "runs"))
     return lines + [_null_line(tables["null_models"], method) for method in METHODS]
 
 
 def _null_line(cells: Rows, method: str) -> dict[str, Any]:
     """All null models in one line, as the number of false certificates is small or zero."""
     total = {"models": sum(row["models"] for row in cells), method: sum(row[method] for row in cells)}
-    return summarise("null model certified", method, [{"witness": "all", **total}], method, "models")
+    return summarize("null model certified", method, [{"witness": "all", **total}], method, "models")
 
 
 def _print(lines: Rows, seconds: float) -> None:
@@ -106,8 +106,8 @@ def _print(lines: Rows, seconds: float) -> None:
         found = f"largest error {line['largest_error']:.4f}, {line['where']}"
         console.print(f"{line['method']}: {line['question']}: {found}")
         exceeding = [cell for cell in line["exceeding"].split(" | ") if cell]
-        colour = "red" if exceeding else "green"
-        console.print(f"  [{colour}]{len(exceeding)} of {line['cells']} cells exceed 5 % beyond simulation error")
+        color = "red" if exceeding else "green"
+        console.print(f"  [{color}]{len(exceeding)} of {line['cells']} cells exceed 5 % beyond simulation error")
         for cell in exceeding:
             console.print(f"    {cell}")
     console.print(f"{seconds:.0f} s")

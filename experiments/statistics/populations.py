@@ -66,8 +66,8 @@ def with_floor(probs: Array, floor: float) -> Array:
 
 def make_teacher(rng: np.random.Generator, rows: int, components: int, sharpness: float) -> Array:
     """Softmax of Gaussian logits around an uneven average, with the floor, shape ``(rows, components)``."""
-    centre = 0.5 * rng.standard_normal(components)
-    logits = centre + sharpness * rng.standard_normal((rows, components))
+    center = 0.5 * rng.standard_normal(components)
+    logits = center + sharpness * rng.standard_normal((rows, components))
     return with_floor(np.exp(_log_softmax(logits)), TEACHER_FLOOR)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from populations import ALPHA
 from scipy.stats import binom
 
-__all__ = ["excess", "summarise"]
+__all__ = ["excess", "summarize"]
 
 LEVEL = 0.05  # of each family of tests, shared by its cells (Bonferroni)
 
@@ -16,7 +16,7 @@ def excess(errors: int, trials: int, cells: int = 1, rate: float = ALPHA) -> boo
     return bool(binom.sf(errors - 1, trials, rate) < LEVEL / cells)
 
 
-def summarise(
+def summarize(
     question: str, method: str, rows: Sequence[Mapping[str, Any]], errors: str, trials: str
 ) -> dict[str, Any]:
     """One line on a family of cells: the largest error rate, where it was, and how many cells exceed the promise.

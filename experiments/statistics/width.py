@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from certvae.commands.certify import PublishOptions, publish
+from certvae.commands.certify import CertifyOptions, certify_checkpoint
 from certvae.io.files import csv_text, write_atomic
 from certvae.theory.bounds import METHODS
 
@@ -35,9 +35,9 @@ def main() -> None:
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump(config))
         for method in METHODS:
-            options = PublishOptions(method=method, permutations=0)
+            options = CertifyOptions(method=method, permutations=0)
             files = given.run_dir / "full/checkpoints/last.ckpt", given.run_dir / "search/teacher.safetensors"
-            certificate = publish(*files, path, options)
+            certificate = certify_checkpoint(*files, path, options)
             numbers = {name: round(getattr(certificate, name), 4) for name in NUMBERS}
             width = round(certificate.margin - certificate.margin_lower, 4)
             shown = {"method": method, "rows": certificate.num_samples, **numbers, "width": width}

@@ -25,7 +25,7 @@ __all__ = ["main", "observation_std"]
 KL_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 32.0)
 COLLAPSE_AT = 16.0  # the KL weight at which the linear theory's plain VAE loses its last component
 ALIGNMENT_WEIGHT = 320.0
-COLOURS = {True: "#0072B2", False: "#D55E00"}
+COLORS = {True: "#0072B2", False: "#D55E00"}
 COLUMNS = {
     "seed": "{seed}",
     "KL weight": "{kl_weight:g}",
@@ -80,17 +80,17 @@ def draw(lines: Sequence[Line]) -> Figure:
     """Four panels against the KL weight; filled marks are certified."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(2, 2).ravel(), PANELS.items(), strict=True):
-        for aligned, colour in COLOURS.items():
+        for aligned, color in COLORS.items():
             for seed in sorted({line["seed"] for line in lines}):
                 chosen = [line for line in lines if line["aligned"] is aligned and line["seed"] == seed]
                 weights, values = [line["kl_weight"] for line in chosen], [line[name] for line in chosen]
-                axes.plot(weights, values, color=colour, linewidth=1)
-                faces = [colour if line["status"] == "CERTIFIED" else "white" for line in chosen]
-                axes.scatter(weights, values, s=28, color=faces, edgecolors=colour, zorder=3)
+                axes.plot(weights, values, color=color, linewidth=1)
+                faces = [color if line["status"] == "CERTIFIED" else "white" for line in chosen]
+                axes.scatter(weights, values, s=28, color=faces, edgecolors=color, zorder=3)
                 if name == "margin":
                     low, high = ([line[f"margin_{end}"] for line in chosen] for end in ("lower", "upper"))
-                    axes.fill_between(weights, low, high, color=colour, alpha=0.2, linewidth=0)
-            axes.plot([], [], "o-", color=colour, label="aligned" if aligned else "plain: weight 0")
+                    axes.fill_between(weights, low, high, color=color, alpha=0.2, linewidth=0)
+            axes.plot([], [], "o-", color=color, label="aligned" if aligned else "plain: weight 0")
         axes.axvline(COLLAPSE_AT, color="black", linestyle=":", linewidth=1)
         axes.set(xscale="log", xlabel="KL weight", ylabel=label)
         axes.set_xticks(KL_WEIGHTS, [f"{weight:g}" for weight in KL_WEIGHTS], minor=False)

@@ -30,8 +30,8 @@ from experiments.view.views import Views
 __all__ = ["main"]
 
 VIEWS: dict[str, dict[str, tuple[float, ...]]] = {
-    "digits": {"shift": (1.0, 2.0), "noise": (0.25, 0.5, 1.0, 2.0), "colour": (0.5, 1.0)},
-    "cifar100": {"shift": (2.0, 4.0, 8.0), "noise": (0.1, 0.3, 1.0), "colour": (0.2, 0.5, 1.0)},
+    "digits": {"shift": (1.0, 2.0), "noise": (0.25, 0.5, 1.0, 2.0), "color": (0.5, 1.0)},
+    "cifar100": {"shift": (2.0, 4.0, 8.0), "noise": (0.1, 0.3, 1.0), "color": (0.2, 0.5, 1.0)},
 }
 CALIBRATION_ROWS = 4000
 COLUMNS = {

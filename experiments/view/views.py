@@ -10,12 +10,12 @@ from certvae.theory.row_noise import row_uniform
 
 __all__ = ["KINDS", "ViewEncoder", "Views", "view", "view_numbers"]
 
-KINDS = ("shift", "noise", "colour")
+KINDS = ("shift", "noise", "color")
 
 
 def view_numbers(kind: str, image_shape: tuple[int, ...]) -> int:
     """How many uniform numbers a view of one image takes."""
-    return {"shift": 2, "noise": math.prod(image_shape), "colour": 2 * image_shape[0]}[kind]
+    return {"shift": 2, "noise": math.prod(image_shape), "color": 2 * image_shape[0]}[kind]
 
 
 def view(images: Tensor, kind: str, strength: float, uniforms: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def view(images: Tensor, kind: str, strength: float, uniforms: Tensor) -> Tensor
     Args:
         images: values in [0, 1], shape ``(B, C, H, W)``.
         kind: ``"shift"``: moved by up to ``strength`` pixels along each axis, black outside (a random crop of the
-            padded image); ``"noise"``: Gaussian noise of standard deviation ``strength``; ``"colour"``: in each
+            padded image); ``"noise"``: Gaussian noise of standard deviation ``strength``; ``"color"``: in each
             channel, contrast times ``1 - strength`` to ``1 + strength`` and brightness plus ``-strength / 2`` to
             ``strength / 2``.
         strength: at least 0; 0 changes nothing.

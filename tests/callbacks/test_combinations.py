@@ -27,12 +27,12 @@ from tests.runs import digits_teacher, small_vae, trainer
 
 
 class Witnessed(ForeignVAE):
-    """Trains its own witness and, if asked, normalises batches."""
+    """Trains its own witness and, if asked, normalizes batches."""
 
-    def __init__(self, normalise: bool = False) -> None:
+    def __init__(self, normalize: bool = False) -> None:
         super().__init__()
         self.witness = nn.Linear(6, 5)
-        self.norm = nn.BatchNorm1d(64) if normalise else nn.Identity()
+        self.norm = nn.BatchNorm1d(64) if normalize else nn.Identity()
         self.learning_rate = 0.5
 
     def images(self, batch: Any) -> Tensor:
@@ -58,8 +58,8 @@ def test_the_certificate_is_of_the_averaged_weights_in_both_orders(tmp_path: Pat
     assert abs(measured(plain).margin - found[0]) > 1e-3
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-def test_stochastic_weight_averaging_is_measured_as_it_is_validated(tmp_path: Path, normalise: bool) -> None:
+@pytest.mark.parametrize("normalize", [False, True])
+def test_stochastic_weight_averaging_is_measured_as_it_is_validated(tmp_path: Path, normalize: bool) -> None:
     """Lightning validates with the current weights until it moves the average into the module, after the last epoch;
     of a module with batch norm, before one epoch more, which is then validated."""
 
@@ -70,8 +70,8 @@ def test_stochastic_weight_averaging_is_measured_as_it_is_validated(tmp_path: Pa
     own: list[float] = []
     callback = Kept(digits_teacher(), "encoder", save_dir=tmp_path)
     averaging = StochasticWeightAveraging(0.05, 1)
-    _, model = fit(tmp_path, [callback, averaging], lambda: Witnessed(normalise), max_epochs=3)
-    assert own == pytest.approx([0.0] * (4 if normalise else 3), abs=1e-5)
+    _, model = fit(tmp_path, [callback, averaging], lambda: Witnessed(normalize), max_epochs=3)
+    assert own == pytest.approx([0.0] * (4 if normalize else 3), abs=1e-5)
     (result,) = trainer(tmp_path, callbacks=[callback]).validate(model, plain_loader(), verbose=False)
     assert result["certificate/margin"] == pytest.approx(expected(model).margin, abs=1e-5)
 

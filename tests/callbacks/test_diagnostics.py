@@ -29,7 +29,7 @@ def gaussian(rows: int, dim: int = 3, noise: float = 1.0, seed: int = 0) -> Post
 
 
 def brute_force(posterior: Posterior, seed: int) -> float:
-    """The definition, one density after the other, with normalised densities."""
+    """The definition, one density after the other, with normalized densities."""
     mean, variance = posterior.mean.numpy(), posterior.log_variance.exp().numpy()
     draws = mean + np.sqrt(variance) * row_normal(torch.arange(len(mean)), mean.shape[1], seed).numpy()
     terms = []

@@ -14,7 +14,7 @@ from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.metric import CertificateMetric
 from certvae.datamodules import DigitsDataModule
-from certvae.monitoring.batch_reader import CodeSource
+from certvae.monitoring.batch_reader import BatchReader
 from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
@@ -117,10 +117,10 @@ def test_a_witness_is_computed_in_the_wider_type_of_itself_and_its_codes(
     """In bfloat16 its answers would move by more than the leak tests allow, and a sound witness would be accused."""
     torch.manual_seed(0)
     witness, codes = nn.Linear(6, 5).to(weights), torch.randn(33, 6, dtype=code)
-    source = CodeSource(digits_teacher(), witness=witness)
-    source.setup(trainer(tmp_path), ForeignVAE())
+    reader = BatchReader(digits_teacher(), witness=witness)
+    reader.setup(trainer(tmp_path), ForeignVAE())
     wide = torch.promote_types(weights, code)
-    answers = source.witness_for(codes)(codes)
+    answers = reader.witness_for(codes)(codes)
     assert answers.dtype == wide
     assert torch.equal(answers, copy.deepcopy(witness).to(wide)(codes.to(wide)))
     assert witness.weight.dtype == weights

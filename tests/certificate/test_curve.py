@@ -44,8 +44,8 @@ def test_a_curve_without_certified_or_complete_look_has_none() -> None:
 
 def test_a_restarted_run_replaces_its_looks() -> None:
     made = curve((0, 0.0), (1, 1.0), (2, 1.0), (1, 0.5))
-    assert [look.epoch for look in made.looks] == [0, 1, 1]
-    assert curve((0, 0.0), (1, 1.0), (0, 0.5)).looks == curve((0, 0.0), (0, 0.5)).looks
+    assert [point.epoch for point in made.points] == [0, 1, 1]
+    assert curve((0, 0.0), (1, 1.0), (0, 0.5)).points == curve((0, 0.0), (0, 0.5)).points
 
 
 def test_several_looks_of_an_epoch_share_it() -> None:
@@ -56,9 +56,9 @@ def test_several_looks_of_an_epoch_share_it() -> None:
 def test_the_state_is_plain_and_complete() -> None:
     made, other = curve((0, 0.0), (1, 1.0)), Curve(0.05)
     state = made.state()
-    assert all(isinstance(value, int | float | str) for look in state for value in look)
+    assert all(isinstance(value, int | float | str) for point in state for value in point)
     other.restore(state)
-    assert other.looks == made.looks
+    assert other.points == made.points
     assert type(state[0][1]) is str
 
 
@@ -68,11 +68,11 @@ def test_the_picture_shades_the_region_below_the_threshold(looks: int) -> None:
     figure = certificate_figure(made, "a title")
     (axes,) = figure.axes
     region = axes.collections[0].get_paths()[0].vertices
-    assert region[:, 1].max() == pytest.approx(made.looks[0].teacher_information - 0.05)
+    assert region[:, 1].max() == pytest.approx(made.points[0].teacher_information - 0.05)
     assert region[:, 1].min() == 0
     threshold, loss = axes.lines
-    assert list(threshold.get_ydata()) == [look.teacher_information for look in made.looks]
-    assert list(loss.get_ydata()) == [look.alignment_loss for look in made.looks]
+    assert list(threshold.get_ydata()) == [point.teacher_information for point in made.points]
+    assert list(loss.get_ydata()) == [point.alignment_loss for point in made.points]
     image = pixels(figure)
     assert image.shape == (400, 640, 3)
     assert image.std() > 0

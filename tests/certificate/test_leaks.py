@@ -54,7 +54,7 @@ class RowNumber(nn.Module):
 
 
 class OtherRows(nn.Module):
-    """Centres codes by the batch: order-preserving, but rows depend on each other."""
+    """Centers codes by the batch: order-preserving, but rows depend on each other."""
 
     def forward(self, latents: Tensor) -> Tensor:
         return (latents - latents.mean(dim=0))[:, :5]

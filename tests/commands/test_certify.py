@@ -14,7 +14,7 @@ from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.certificate import digest
 from certvae.cli import main
-from certvae.commands.certify import PublishOptions, build, publish
+from certvae.commands.certify import CertifyOptions, build, certify_checkpoint
 from certvae.commands.verify import Refusal, VerificationError, check_claims, verify
 from certvae.datamodules import DigitsDataModule
 from certvae.io.checkpoints import load_weights
@@ -42,7 +42,7 @@ class AlteredDigits(DigitsDataModule):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A short certified run on digits and its certificate, all through the command line."""
-    folder = tmp_path_factory.mktemp("publish")
+    folder = tmp_path_factory.mktemp("certify_checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(["fit", "--config", shipped("digits", "search"), *SHORT_SEARCH, WIDE_BOUNDS]) == 0
@@ -100,7 +100,7 @@ def test_numbers_equal_those_of_the_callback(run: dict[str, Path]) -> None:
 
 def test_a_witness_scale_is_refused_where_the_model_has_its_own_witness(run: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="`witness_scale` must be left out"):
-        publish(run["ckpt"], run["teacher"], run["config"], PublishOptions(witness_scale=2.0))
+        certify_checkpoint(run["ckpt"], run["teacher"], run["config"], CertifyOptions(witness_scale=2.0))
 
 
 def test_a_certificate_from_before_an_option_was_added_verifies(run: dict[str, Path]) -> None:
@@ -171,8 +171,10 @@ def test_every_forged_number_with_a_mended_digest_is_noticed(
     """The forger knows the format; only recomputing helps."""
     values = json.loads(run["certificate"].read_text())
     values.pop("sha256")
-    fresh = publish(run["ckpt"], run["teacher"], run["config"], PublishOptions())
-    monkeypatch.setattr("certvae.commands.verify.publish", lambda *_: fresh)  # recomputed once for all forgeries
+    fresh = certify_checkpoint(run["ckpt"], run["teacher"], run["config"], CertifyOptions())
+    monkeypatch.setattr(
+        "certvae.commands.verify.certify_checkpoint", lambda *_: fresh
+    )  # recomputed once for all forgeries
     for path, number in leaves(values):
         if path[:2] in (("provenance", "options"), ("provenance", "versions")):
             continue  # options decide what is recomputed, so altering one alters every number after it
@@ -253,16 +255,18 @@ def test_the_certified_rows_are_no_training_rows(run: dict[str, Path]) -> None:
     assert not set(data.splits["test"].tolist()) & (
         set(data.splits["train"].tolist()) | set(data.splits["val"].tolist())
     )
-    watched = publish(run["ckpt"], run["teacher"], run["config"], PublishOptions(split="val", permutations=0))
+    watched = certify_checkpoint(
+        run["ckpt"], run["teacher"], run["config"], CertifyOptions(split="val", permutations=0)
+    )
     assert watched.provenance["rows_sha256"] != Certificate.load(run["certificate"]).provenance["rows_sha256"]
 
 
 def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="`split` must be 'test' or 'val'"):
-        PublishOptions(split="train")
+        CertifyOptions(split="train")
     with pytest.raises(ValueError, match="`permutations` must be at least 0"):
-        PublishOptions(permutations=-1)
+        CertifyOptions(permutations=-1)
     with pytest.raises(ValueError, match="`witness_scale` must be from 1e-15 to 1e15"):
-        PublishOptions(witness_scale=0.0)
+        CertifyOptions(witness_scale=0.0)
     with pytest.raises(SystemExit):
         main(["verify", "c.json"])

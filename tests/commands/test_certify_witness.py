@@ -10,9 +10,9 @@ from torch import Tensor
 
 from certvae import Certificate, certify, load_teacher
 from certvae.cli import main
-from certvae.commands.certify import PublishOptions, build, publish
+from certvae.commands.certify import CertifyOptions, build, certify_checkpoint
 from certvae.io.checkpoints import load_weights
-from certvae.monitoring.encoded_rows import measure_rows
+from certvae.monitoring.encoded_rows import encode_rows
 from certvae.theory.permutation import permutation_p_value
 from tests.commands.test_certify import arguments, status_of
 from tests.plain_vae import ForeignVAE
@@ -45,7 +45,7 @@ def rows_of(files: dict[str, Path]) -> tuple[Tensor, Tensor]:
     """Teacher probabilities and mean codes of the rows kept for the certificate."""
     model, data = build(files["config"], files["teacher"])
     load_weights(model, files["ckpt"])
-    rows = measure_rows(model, load_teacher(files["teacher"]), data.test_dataloader(), data)
+    rows = encode_rows(model, load_teacher(files["teacher"]), data.test_dataloader(), data)
     return rows.teacher_probs, rows.mean
 
 
@@ -64,8 +64,8 @@ def test_the_witness_scale_of_a_run_is_certified_recorded_and_verified(plain: di
 def test_the_p_value_is_that_of_the_floored_witness(plain: dict[str, Path]) -> None:
     """As :func:`certvae.certify` computes it; without the floor it is another."""
     teacher, codes = rows_of(plain)
-    options = PublishOptions(method="bernstein", permutations=99, witness_scale=200.0)
-    published = publish(plain["ckpt"], plain["teacher"], plain["config"], options)
+    options = CertifyOptions(method="bernstein", permutations=99, witness_scale=200.0)
+    published = certify_checkpoint(plain["ckpt"], plain["teacher"], plain["config"], options)
     logits = load_teacher(plain["teacher"]).witness(6, 200.0)(codes)
     floors = {"method": "bernstein", "teacher_floor": published.teacher_floor}
     generator = torch.Generator().manual_seed(options.seed)

@@ -14,7 +14,7 @@ SHORT_SEARCH = (
     "--model.em_iterations=2",
     "--model.pca_passes=2",
     "--model.components=[5]",
-    "--model.initialisations=1",
+    "--model.initializations=1",
 )
 WIDE_BOUNDS = "--model.bounds={max_energy: 1e6, max_use: 1.0, min_use: 0.0, max_drift: 1e6}"
 

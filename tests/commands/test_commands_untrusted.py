@@ -8,7 +8,7 @@ import yaml
 
 from certvae import Certificate
 from certvae.cli import main
-from certvae.commands.certify import CONFIG_LIMIT, PublishOptions, publish
+from certvae.commands.certify import CONFIG_LIMIT, CertifyOptions, certify_checkpoint
 from certvae.commands.verify import Refusal
 from certvae.io.files import sha256_file
 from tests.io.test_certificates_untrusted import Write, as_file
@@ -35,8 +35,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model = {"class_path": "certvae.VAE", "init_args": {**parts, "teacher": str(files["teacher"])}}
     data = {"class_path": "certvae.datamodules.DigitsDataModule"}
     files["config"].write_text(yaml.safe_dump({"model": model, "data": data}))
-    options = PublishOptions(permutations=0, channel_samples=0, calibration_rows=0)
-    publish(files["ckpt"], files["teacher"], files["config"], options).save(folder / "certificate.json")
+    options = CertifyOptions(permutations=0, channel_samples=0, calibration_rows=0)
+    certify_checkpoint(files["ckpt"], files["teacher"], files["config"], options).save(folder / "certificate.json")
     return {**files, "certificate": folder / "certificate.json"}
 
 
@@ -122,7 +122,7 @@ def test_yamls_that_are_none_of_a_run_are_refused(box: Box, run: dict[str, Path]
     path = box.path / "run.yaml"
     CONFIGS[name](path)
     with box.refuses(ValueError):
-        publish(run["ckpt"], run["teacher"], path, PublishOptions())
+        certify_checkpoint(run["ckpt"], run["teacher"], path, CertifyOptions())
 
 
 @pytest.mark.parametrize("command", ["certify", "verify"])

@@ -62,7 +62,7 @@ def rows_of(data: ImageDataModule) -> dict[str, list[int]]:
 
 @given(st.integers(0, 300), st.integers(0, 300), FRACTIONS, SEEDS)
 def test_splits_are_disjoint_and_cover_all_rows(train: int, held_out: int, fraction: float, seed: int) -> None:
-    data = MadeUpDataModule(train, held_out, certificate_fraction=fraction, split_seed=seed)
+    data = MadeUpDataModule(train, held_out, test_fraction=fraction, split_seed=seed)
     rows = rows_of(data)
     assert set(rows) == {"train", "val", "test"}
     assert sorted(rows["train"] + rows["val"] + rows["test"]) == list(range(train + held_out))
@@ -73,13 +73,13 @@ def test_splits_are_disjoint_and_cover_all_rows(train: int, held_out: int, fract
 def test_certificate_fraction_is_the_share_of_test_among_held_out_rows(
     held_out: int, fraction: float, seed: int
 ) -> None:
-    data = MadeUpDataModule(10, held_out, certificate_fraction=fraction, split_seed=seed)
+    data = MadeUpDataModule(10, held_out, test_fraction=fraction, split_seed=seed)
     assert abs(len(data.splits["test"]) - fraction * held_out) <= 0.5
 
 
 @given(FRACTIONS, SEEDS, st.none() | st.integers(1, 100))
 def test_same_seed_gives_the_same_split(fraction: float, seed: int, subset: int | None) -> None:
-    arguments = {"certificate_fraction": fraction, "split_seed": seed, "subset": subset}
+    arguments = {"test_fraction": fraction, "split_seed": seed, "subset": subset}
     assert rows_of(MadeUpDataModule(**arguments)) == rows_of(MadeUpDataModule(**arguments))
 
 
@@ -100,8 +100,8 @@ def test_split_does_not_depend_on_global_random_state() -> None:
 
 @given(st.integers(1, 200), FRACTIONS, SEEDS)
 def test_subset_limits_every_split_to_rows_of_the_whole_split(subset: int, fraction: float, seed: int) -> None:
-    whole = rows_of(MadeUpDataModule(certificate_fraction=fraction, split_seed=seed))
-    part = rows_of(MadeUpDataModule(certificate_fraction=fraction, split_seed=seed, subset=subset))
+    whole = rows_of(MadeUpDataModule(test_fraction=fraction, split_seed=seed))
+    part = rows_of(MadeUpDataModule(test_fraction=fraction, split_seed=seed, subset=subset))
     for name, rows in whole.items():
         assert len(set(part[name])) == len(part[name]) == min(subset, len(rows))
         assert set(part[name]) <= set(rows)
@@ -196,7 +196,7 @@ def test_trainer_gives_the_model_floats_of_the_rows_named_by_index() -> None:
 
 @given(st.none() | st.integers(1, 200), FRACTIONS, SEEDS)
 def test_fingerprint_is_the_same_for_every_subset_and_split(subset: int | None, fraction: float, seed: int) -> None:
-    data = MadeUpDataModule(subset=subset, certificate_fraction=fraction, split_seed=seed)
+    data = MadeUpDataModule(subset=subset, test_fraction=fraction, split_seed=seed)
     assert data.fingerprint == MadeUpDataModule().fingerprint
 
 
@@ -236,9 +236,9 @@ def test_shape_and_classes_are_those_of_the_arrays() -> None:
     [
         ("batch_size", 0),
         ("batch_size", -1),
-        ("certificate_fraction", -0.01),
-        ("certificate_fraction", 1),
-        ("certificate_fraction", float("nan")),
+        ("test_fraction", -0.01),
+        ("test_fraction", 1),
+        ("test_fraction", float("nan")),
         ("subset", 0),
         ("subset", -5),
         ("split_seed", -1),
@@ -252,8 +252,8 @@ def test_constructor_names_a_bad_argument_and_its_value(name: str, value: float)
 
 @pytest.mark.parametrize(
     ("arguments", "split"),
-    [({"certificate_fraction": 0.0}, "test"), ({"certificate_fraction": 0.9, "held_out": 1}, "val")],
+    [({"test_fraction": 0.0}, "test"), ({"test_fraction": 0.9, "held_out": 1}, "val")],
 )
 def test_an_empty_split_is_refused_with_the_argument_that_mends_it(arguments: dict[str, Any], split: str) -> None:
-    with pytest.raises(DataError, match=rf"'{split}' is empty with certificate_fraction="):
+    with pytest.raises(DataError, match=rf"'{split}' is empty with test_fraction="):
         MadeUpDataModule(**arguments).loader(split)

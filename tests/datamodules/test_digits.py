@@ -40,12 +40,12 @@ def test_every_split_has_every_digit(digits: DigitsDataModule, split: str) -> No
     [(0.0, (1197, 600, 0)), (0.5, (1197, 300, 300)), (0.25, (1197, 450, 150))],
 )
 def test_600_rows_are_held_out_and_divided(fraction: float, sizes: tuple[int, int, int]) -> None:
-    splits = DigitsDataModule(certificate_fraction=fraction).splits
+    splits = DigitsDataModule(test_fraction=fraction).splits
     assert (len(splits["train"]), len(splits["val"]), len(splits["test"])) == sizes
 
 
 def test_rows_are_a_permutation_of_those_of_scikit_learn(digits: DigitsDataModule) -> None:
-    """Nothing is lost by the scaling: the 17 grey levels come back."""
+    """Nothing is lost by the scaling: the 17 gray levels come back."""
     levels = np.round(digits.arrays.images.reshape(-1, 64) / 255 * 16).astype(int)
     original = load_digits()
     rows = Counter(zip(map(bytes, levels.astype(np.uint8)), digits.arrays.labels.tolist(), strict=True))

@@ -26,7 +26,7 @@ CORRUPT = "train/n02/images/n02_3.JPEG"
 
 
 def jpeg(rng: np.random.Generator, size: tuple[int, ...] = (64, 64, 3)) -> bytes:
-    """A JPEG file of smooth random colours, ``(height, width)`` being grayscale."""
+    """A JPEG file of smooth random colors, ``(height, width)`` being grayscale."""
     coarse = rng.integers(0, 256, (4, 4, *size[2:]), dtype=np.uint8)
     content = io.BytesIO()
     Image.fromarray(coarse).resize((size[1], size[0])).save(content, "JPEG")

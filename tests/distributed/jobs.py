@@ -160,7 +160,7 @@ def watched(folder: Path, world: int) -> Result:
 
 def searched(folder: Path, world: int, rows: int, index: bool = True) -> Result:
     """A search; without ``index`` a row is known by its place in the order only, which must then be the same."""
-    options: Result = {"pca_dim": 6, "pca_passes": 3, "em_iterations": 4, "initialisations": 1, "tolerance": 0.0}
+    options: Result = {"pca_dim": 6, "pca_passes": 3, "em_iterations": 4, "initializations": 1, "tolerance": 0.0}
     module = TeacherSearch((3, 4), ("diagonal",), (2.0, 3.0), **options, seed=0, output_dir=str(folder))
     run = spread(folder, world, max_epochs=-1, precision="32-true", use_distributed_sampler=index)
     if index:

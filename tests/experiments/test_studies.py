@@ -217,7 +217,7 @@ def test_a_study_in_a_folder_without_git_still_says_where_it_ran(
     assert "commit unknown (no git checkout), " in Study("stress", given)._origin()
 
 
-# The protocol, certified as one would publish it.
+# The protocol, certified as one would certify it.
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def _digits(rows: int) -> Tensor:
 
 
 def _coarse_views(images: Tensor) -> Tensor:
-    """All nine shifts by at most one pixel, as the code of 2 x 2 block means in three grey levels, shape ``(9, N)``."""
+    """All nine shifts by at most one pixel, as the code of 2 x 2 block means in three gray levels, shape ``(9, N)``."""
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     shifted = [padded[:, :, row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
     levels = torch.stack([torch.nn.functional.avg_pool2d(part, 4).flatten(start_dim=1) for part in shifted])
@@ -161,7 +161,7 @@ def test_in_evaluation_the_view_belongs_to_the_image_and_in_training_it_is_new(k
 
 
 def test_views_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(ValueError, match="`kind` must be one of shift, noise, colour"):
+    with pytest.raises(ValueError, match="`kind` must be one of shift, noise, color"):
         Views("blur", 1.0)
     with pytest.raises(ValueError, match="`strength` must be at least 0"):
         Views("shift", 0.5)

@@ -28,7 +28,7 @@ SEARCH: dict[str, Any] = {
     "components": [6],
     "covariances": ["diagonal"],
     "temperatures": [2.0, 3.0],
-    "initialisations": 2,
+    "initializations": 2,
     "pca_dim": 8,
     "pca_passes": 2,
     "em_iterations": 3,

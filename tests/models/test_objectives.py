@@ -48,7 +48,7 @@ def test_evaluation_is_at_the_schedules_end() -> None:
 
 
 @given(seed=st.integers(0, 2**16), floor=st.floats(0, 3))
-def test_free_bits_never_penalise_a_dimension_below_its_floor(seed: int, floor: float) -> None:
+def test_free_bits_never_penalize_a_dimension_below_its_floor(seed: int, floor: float) -> None:
     kl = terms(seed).kl.requires_grad_()
     FreeBits(floor)(terms(seed, kl=kl)).mean().backward()
     assert kl.grad is not None

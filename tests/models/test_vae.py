@@ -71,8 +71,8 @@ def test_a_teacher_for_other_data_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).fit(small_vae(teacher), datamodule=DigitsDataModule())
 
 
-class Normalised(DigitsDataModule):
-    """Images standardised on the way, as many pipelines do."""
+class Normalized(DigitsDataModule):
+    """Images standardized on the way, as many pipelines do."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         images, labels, index = super().on_after_batch_transfer(batch, dataloader_idx)
@@ -81,7 +81,7 @@ class Normalised(DigitsDataModule):
 
 def test_images_in_another_range_than_the_teachers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherMismatchError, match=r"made for values in \[0, 1\], got \[-2.5, 2.5\]"):
-        trainer(tmp_path).fit(small_vae(digits_teacher(), alignment_weight=1.0), datamodule=Normalised())
+        trainer(tmp_path).fit(small_vae(digits_teacher(), alignment_weight=1.0), datamodule=Normalized())
 
 
 def test_a_latent_too_small_for_the_teacher_is_refused() -> None:

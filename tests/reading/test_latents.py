@@ -138,4 +138,4 @@ def test_bad_settings_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             Latents(**arguments)  # type: ignore[arg-type]
-    assert CertificateCallback(latents="encoder.fc:chunk").source.capture.source == Latents("encoder.fc", "chunk")
+    assert CertificateCallback(latents="encoder.fc:chunk").reader.capture.source == Latents("encoder.fc", "chunk")

@@ -10,8 +10,8 @@ from certvae.report.colors import DARK, LIGHT, NON_TEXT, TEXT
 STYLE = (Path(__file__).parents[2] / "certvae" / "report" / "style.css").read_text()
 
 
-def luminance(colour: str) -> float:
-    channels = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+def luminance(color: str) -> float:
+    channels = [int(color[place : place + 2], 16) / 255 for place in (1, 3, 5)]
     linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
@@ -35,7 +35,7 @@ def test_text_and_lines_stand_out_from_both_backgrounds(scheme: dict[str, str]) 
             assert contrast(scheme[name], scheme[background]) >= 3, (name, background)
 
 
-def test_both_schemes_have_the_same_names_and_the_page_no_other_colour() -> None:
+def test_both_schemes_have_the_same_names_and_the_page_no_other_color() -> None:
     assert LIGHT.keys() == DARK.keys()
     used = set(re.findall(r"var\(--([a-z0-9]+)", STYLE)) - {"mark", "columns"}
     assert used <= LIGHT.keys()

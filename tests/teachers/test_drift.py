@@ -24,7 +24,7 @@ Case = tuple[Teacher, Any, Callable[[Tensor, Tensor], tuple[Tensor, ...]]]
 
 
 def mixture() -> Case:
-    """Without a recorded value range, as of vectors; asked about standardised inputs."""
+    """Without a recorded value range, as of vectors; asked about standardized inputs."""
     teacher = digits_teacher()
     object.__setattr__(teacher.card, "value_range", None)
     return teacher.measure([PIXELS]), 0, lambda x, y: ((x - 0.3) / 0.1, y)

@@ -20,33 +20,33 @@ from tests.runs import trainer
 GENES, ROWS, TRAIN = 64, 500, 400
 
 
-def standardised() -> Tensor:
+def standardized() -> Tensor:
     """Four clusters, each column with mean 0 and deviation 1, shape ``(ROWS, GENES)``."""
     generator = torch.Generator().manual_seed(0)
-    centres = 1.5 * torch.randn(4, GENES, generator=generator)
-    rows = centres[torch.arange(ROWS) % 4] + torch.randn(ROWS, GENES, generator=generator)
+    centers = 1.5 * torch.randn(4, GENES, generator=generator)
+    rows = centers[torch.arange(ROWS) % 4] + torch.randn(ROWS, GENES, generator=generator)
     return (rows - rows.mean(dim=0)) / rows.std(dim=0)
 
 
 def counts() -> Tensor:
     """Whole numbers, shape ``(ROWS, GENES)``."""
-    return torch.poisson((1 + standardised() / 3).exp(), generator=torch.Generator().manual_seed(1)).long()
+    return torch.poisson((1 + standardized() / 3).exp(), generator=torch.Generator().manual_seed(1)).long()
 
 
-def log_normalised() -> Tensor:
+def log_normalized() -> Tensor:
     rows = counts().double()
     return (1e4 * rows / rows.sum(dim=1, keepdim=True)).log1p().float()
 
 
 def min_max() -> Tensor:
     """Columns that the training rows fill from 0 to 1, and others leave."""
-    rows = standardised()
+    rows = standardized()
     low, high = rows[:TRAIN].amin(dim=0), rows[:TRAIN].amax(dim=0)
     return (rows - low) / (high - low)
 
 
 def search(folder: Path, *loaders: Any, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
-    settings: dict[str, Any] = {"components": (4,), "temperatures": (1.0, 8.0), "initialisations": 1, "pca_dim": 8}
+    settings: dict[str, Any] = {"components": (4,), "temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8}
     settings |= {"pca_passes": 2, "em_iterations": 8, "seed": 0, "output_dir": str(folder)}
     module = TeacherSearch(**settings, **arguments)
     trainer(folder, max_epochs=-1).fit(module, *loaders, datamodule=datamodule)
@@ -72,7 +72,7 @@ def loaders(rows: Tensor, shape: Callable[[Tensor], Any]) -> list[DataLoader[Any
 def test_every_shape_of_batch_gives_the_same_teacher(
     tmp_path: Path, shape: Callable[[Tensor], Any], images: Any
 ) -> None:
-    rows = standardised()
+    rows = standardized()
     teacher = search(tmp_path, *loaders(rows, shape), images=images).teacher
     reference = search(tmp_path, *loaders(rows, lambda row: row)).teacher
     assert teacher is not None
@@ -81,7 +81,7 @@ def test_every_shape_of_batch_gives_the_same_teacher(
     assert all(torch.equal(value, reference.tensors()[name]) for name, value in teacher.tensors().items())
 
 
-@pytest.mark.parametrize("make", [standardised, counts, log_normalised, min_max])
+@pytest.mark.parametrize("make", [standardized, counts, log_normalized, min_max])
 def test_no_scale_of_vectors_is_taken_for_a_mistake(tmp_path: Path, make: Callable[[], Tensor]) -> None:
     """From the search to the certificate on held-out rows, which go beyond the training rows, without a warning."""
     rows = make()
@@ -118,13 +118,13 @@ def test_images_keep_their_range_and_vectors_of_the_same_values_do_not(tmp_path:
 
 def test_a_search_without_validation_rows_ends_before_it_begins(tmp_path: Path) -> None:
     with pytest.raises(TeacherSearchError, match="needs a validation set to compare candidates on, got none"):
-        search(tmp_path, DataLoader(standardised(), batch_size=64))  # type: ignore[arg-type]
+        search(tmp_path, DataLoader(standardized(), batch_size=64))  # type: ignore[arg-type]
 
 
 def test_the_search_without_a_trainer_finds_what_it_finds_with_one(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"temperatures": (1.0, 8.0), "initialisations": 1, "pca_dim": 8, "pca_passes": 2}
+    options: dict[str, Any] = {"temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8, "pca_passes": 2}
     options |= {"em_iterations": 8, "seed": 0, "output_dir": str(tmp_path)}
-    rows = loaders(standardised(), lambda row: row)
+    rows = loaders(standardized(), lambda row: row)
     with_trainer = search(tmp_path, *rows).teacher
     assert with_trainer is not None
     for teacher in (TeacherSearch((4,), **options).search(*rows), load_teacher(tmp_path / "teacher.safetensors")):

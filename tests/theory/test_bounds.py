@@ -142,7 +142,7 @@ def test_lower_bound_calls_the_method(margin: float, deviation: float, size: int
 
 
 @given(spread=st.floats(0, 1), width=st.floats(0.1, 30), reach=st.floats(0.7, 15), size=SIZES, alpha=ALPHAS)
-def test_rigour_costs_and_nothing_exceeds_the_margin(
+def test_rigor_costs_and_nothing_exceeds_the_margin(
     spread: float, width: float, reach: float, size: int, alpha: float
 ) -> None:
     """``sd <= R/2 sqrt(n/(n-1))`` (Popoviciu); ``z <= sqrt(2 log(1/2a))`` as P(Z > t) <= exp(-t^2 / 2) / 2."""

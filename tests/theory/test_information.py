@@ -84,7 +84,7 @@ def test_alignment_and_witness_information_equal_brute_force(rows: int, componen
 
 
 @given(**SIZES)
-def test_relabelling_the_components_changes_nothing(rows: int, components: int, seed: int) -> None:
+def test_relabeling_the_components_changes_nothing(rows: int, components: int, seed: int) -> None:
     teacher, logits = random_probs(rows, components, seed), random_logits(rows, components, seed)
     order = torch.randperm(components, generator=torch.Generator().manual_seed(seed))
     assert torch.allclose(
@@ -110,7 +110,7 @@ def test_extreme_probabilities_give_no_nan(components: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_floats_are_widened_and_renormalised(dtype: torch.dtype) -> None:
+def test_narrow_floats_are_widened_and_renormalized(dtype: torch.dtype) -> None:
     probs = random_probs(20, 5, seed=3).to(dtype)
     widened = information.as_probabilities(probs)
     assert widened.dtype == torch.float64

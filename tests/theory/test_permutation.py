@@ -106,7 +106,7 @@ def test_a_dependent_witness_with_a_negative_margin_is_still_told_from_an_indepe
 
 
 def test_p_value_does_not_depend_on_the_units_of_the_rows() -> None:
-    """Logits are unnormalised, and 32-bit input is summed in 64 bits."""
+    """Logits are unnormalized, and 32-bit input is summed in 64 bits."""
     teacher, logits = random_probs(50, 4, seed=0), random_logits(50, 4, seed=1)
     shift = 100 * torch.randn(50, 1, generator=seeded(2), dtype=torch.float64)
     expected = permutation_p_value(teacher, logits, 199, seeded(0))

@@ -21,9 +21,9 @@ def test_normal_numbers_pass_kolmogorov_smirnov_and_are_uncorrelated() -> None:
     values = row_normal(torch.arange(20_000), 6, seed=2)
     assert stats.kstest(values.flatten().numpy(), "norm").pvalue > 1e-3
     correlation = torch.corrcoef(values.T) - torch.eye(6, dtype=torch.float64)
-    neighbours = torch.corrcoef(torch.stack([values[:-1, 0], values[1:, 0]]))[0, 1]
+    neighbors = torch.corrcoef(torch.stack([values[:-1, 0], values[1:, 0]]))[0, 1]
     assert correlation.abs().max() < 5 / 20_000**0.5
-    assert neighbours.abs() < 5 / 20_000**0.5
+    assert neighbors.abs() < 5 / 20_000**0.5
 
 
 def test_seeds_give_different_numbers_and_the_global_state_is_untouched() -> None:

@@ -1,7 +1,7 @@
 """The search for a Gaussian-mixture teacher: principal components, EM of a grid of candidates, and a choice."""
 
 from certvae.teachers.search.module import TeacherSearch
-from certvae.teachers.search.selection import SearchBounds
+from certvae.teachers.search.selection import SelectionCriteria
 from certvae.teachers.search.settings import TeacherSearchError
 
-__all__ = ["SearchBounds", "TeacherSearch", "TeacherSearchError"]
+__all__ = ["SelectionCriteria", "TeacherSearch", "TeacherSearchError"]

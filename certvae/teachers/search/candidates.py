@@ -19,7 +19,7 @@ class Candidate:
 
     components: int
     covariance: str
-    initialisation: int
+    initialization: int
     mixture: MixtureEM | None = None
 
     @property
@@ -58,7 +58,7 @@ def measured_row(
     return CandidateRow(
         components,
         candidate.covariance,
-        candidate.initialisation,
+        candidate.initialization,
         temperature,
         candidate.fitted.log_likelihood,
         information,

@@ -1,4 +1,4 @@
-"""Expectation-maximisation of a diagonal or spherical Gaussian mixture on additive sums."""
+"""Expectation-maximization of a diagonal or spherical Gaussian mixture on additive sums."""
 
 from typing import Any
 
@@ -69,7 +69,7 @@ class MixtureEM:
         rows = sample.cpu()
         labels = torch.from_numpy(KMeans(num_components, n_init=1, random_state=seed).fit(rows.numpy()).labels_)
         mixture = cls(*_uniform_start(rows, num_components), covariance, variance_floor)
-        mixture._maximise(torch.nn.functional.one_hot(labels.long(), num_components).double(), rows)
+        mixture._maximize(torch.nn.functional.one_hot(labels.long(), num_components).double(), rows)
         return mixture.to(sample.device)
 
     def to(self, device: torch.device) -> "MixtureEM":
@@ -114,7 +114,7 @@ class MixtureEM:
         self._set_parameters(sums)
         self.sums = self._zeros()
 
-    def _maximise(self, responsibilities: Tensor, features: Tensor) -> None:
+    def _maximize(self, responsibilities: Tensor, features: Tensor) -> None:
         self._set_parameters(_sufficient(responsibilities, features, torch.zeros((), dtype=torch.float64)))
 
     def _set_parameters(self, sums: Tensor) -> None:

@@ -10,12 +10,12 @@ from rich.console import Console
 from torch import Tensor
 
 from certvae.reading.inputs import InputSource, inputs_and_index
-from certvae.reading.rows import RowPositions, first_loader, is_cut_short
+from certvae.reading.rows import RowPositions, first_loader, is_truncated
 from certvae.teachers.base import TeacherCard, flat_float64
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.search.candidates import Candidate, measured_row
 from certvae.teachers.search.passes import Phase, SearchPasses
-from certvae.teachers.search.selection import CandidateRow, SearchBounds, choose, explain, rich_table, write_table
+from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, choose, explain, rich_table, write_table
 from certvae.teachers.search.settings import SearchSettings, TeacherSearchError
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
@@ -37,7 +37,7 @@ class TeacherSearch(LightningModule):
         components: numbers of components K to try.
         covariances: ``"diagonal"`` and/or ``"spherical"``.
         temperatures: divisors of the log-posteriors to try; higher is softer.
-        initialisations: starts for each K and covariance.
+        initializations: starts for each K and covariance.
         floor: every probability is at least ``floor / K``; in (0, 1).
         pca_dim: principal components kept; at most the values of a row.
         pca_passes: passes over the data for them.
@@ -63,7 +63,7 @@ class TeacherSearch(LightningModule):
         components: Sequence[int] = (10,),
         covariances: Sequence[str] = ("diagonal",),
         temperatures: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
-        initialisations: int = 2,
+        initializations: int = 2,
         floor: float = 0.01,
         pca_dim: int = 32,
         pca_passes: int = 6,
@@ -71,7 +71,7 @@ class TeacherSearch(LightningModule):
         tolerance: float = 1e-3,
         relative_variance_floor: float = 1e-3,
         witness_scale: float = 2.0,
-        bounds: SearchBounds | None = None,
+        bounds: SelectionCriteria | None = None,
         sample_size: int = 4096,
         output_dir: str | None = None,
         seed: int | None = None,
@@ -87,7 +87,7 @@ class TeacherSearch(LightningModule):
             components,
             covariances,
             temperatures,
-            initialisations,
+            initializations,
             floor,
             pca_dim,
             pca_passes,
@@ -97,7 +97,7 @@ class TeacherSearch(LightningModule):
             sample_size,
             seed=torch.initial_seed() % 2**31 if seed is None else seed,
         )
-        self.witness_scale, self.bounds = witness_scale, bounds or SearchBounds()
+        self.witness_scale, self.bounds = witness_scale, bounds or SelectionCriteria()
         self.output_dir, self.images = output_dir, images
         self.rows: list[CandidateRow] = []
         # In a list, so that the teacher is in no checkpoint: weights are loaded before the search goes on.
@@ -130,7 +130,7 @@ class TeacherSearch(LightningModule):
         return self._passes.phase is Phase.DONE
 
     @property
-    def _trying(self) -> bool:
+    def _is_dev_run(self) -> bool:
         return bool(getattr(self.trainer, "fast_dev_run", False))
 
     def configure_optimizers(self) -> list[Any]:  # noqa: D102
@@ -140,7 +140,7 @@ class TeacherSearch(LightningModule):
         limit = self.trainer.max_epochs
         if self.trainer.check_val_every_n_epoch != 1:
             raise ValueError(f"`check_val_every_n_epoch` must be 1, got {self.trainer.check_val_every_n_epoch}.")
-        if not self._trying and limit is not None and 0 <= limit < self.max_passes:
+        if not self._is_dev_run and limit is not None and 0 <= limit < self.max_passes:
             raise ValueError(
                 f"`max_epochs` must be -1 or at least {self.max_passes}, the passes of this search, got {limit}."
             )
@@ -172,7 +172,7 @@ class TeacherSearch(LightningModule):
     def on_train_epoch_start(self) -> None:  # noqa: D102
         loader = first_loader(self.trainer.train_dataloader)
         self._positions = RowPositions(loader, self.trainer)
-        if not self._trying and is_cut_short(self.trainer.num_training_batches, loader):
+        if not self._is_dev_run and is_truncated(self.trainer.num_training_batches, loader):
             raise ValueError(
                 "`limit_train_batches` would fit the teacher to a part of the data; use the data's `subset`."
             )
@@ -286,7 +286,7 @@ class TeacherSearch(LightningModule):
         )
 
     def on_train_end(self) -> None:  # noqa: D102
-        if not self._done and not self._trying and not self.trainer.interrupted:
+        if not self._done and not self._is_dev_run and not self.trainer.interrupted:
             raise TeacherSearchError(
                 f"the search ended in the phase '{self._passes.phase}', before a teacher was chosen. Set "
                 "`max_epochs: -1`."

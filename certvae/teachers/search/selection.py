@@ -9,11 +9,11 @@ from rich.table import Table
 
 from certvae.io.files import csv_text, write_atomic
 
-__all__ = ["CandidateRow", "SearchBounds", "choose", "rich_table", "write_table"]
+__all__ = ["CandidateRow", "SelectionCriteria", "choose", "rich_table", "write_table"]
 
 
 @dataclass(frozen=True)
-class SearchBounds:
+class SelectionCriteria:
     """What a teacher must keep to be chosen.
 
     Args:
@@ -44,7 +44,7 @@ class CandidateRow:
 
     components: int
     covariance: str
-    initialisation: int
+    initialization: int
     temperature: float
     log_likelihood: float
     information_train: float
@@ -57,7 +57,7 @@ class CandidateRow:
     on_front: bool = False
     chosen: bool = False
 
-    def fits(self, bounds: SearchBounds) -> bool:
+    def fits(self, bounds: SelectionCriteria) -> bool:
         """Whether every bound is kept."""
         return (
             self.energy <= bounds.max_energy
@@ -67,7 +67,7 @@ class CandidateRow:
         )
 
 
-def choose(rows: Sequence[CandidateRow], bounds: SearchBounds) -> tuple[list[CandidateRow], int | None]:
+def choose(rows: Sequence[CandidateRow], bounds: SelectionCriteria) -> tuple[list[CandidateRow], int | None]:
     """Mark bounds, front and choice: the most held-out information within the bounds.
 
     Args:
@@ -93,7 +93,7 @@ def _on_front(row: CandidateRow, rows: Sequence[CandidateRow]) -> bool:
     )
 
 
-def explain(row: CandidateRow, rows: Sequence[CandidateRow], bounds: SearchBounds) -> str:
+def explain(row: CandidateRow, rows: Sequence[CandidateRow], bounds: SelectionCriteria) -> str:
     """One sentence on why this candidate was chosen."""
     eligible = sum(other.within_bounds for other in rows)
     return (
@@ -127,7 +127,7 @@ def _cells(row: CandidateRow) -> list[str]:
     return [
         str(row.components),
         row.covariance[:4],
-        str(row.initialisation),
+        str(row.initialization),
         f"{row.temperature:g}",
         f"{row.information_held_out:.3f}",
         f"{row.information_train:.3f}",

@@ -25,7 +25,7 @@ class SearchSettings:
     components: Sequence[int]
     covariances: Sequence[str]
     temperatures: Sequence[float]
-    initialisations: int
+    initializations: int
     floor: float
     pca_dim: int
     pca_passes: int
@@ -46,8 +46,8 @@ class SearchSettings:
             raise ValueError(f"`temperatures` must be positive, got {list(self.temperatures)}.")
         if not 0 < self.floor < 1:
             raise ValueError(f"`floor` must be above 0 and below 1, got {self.floor}.")
-        if min(self.initialisations, self.pca_passes, self.em_iterations) < 1:
-            raise ValueError("`initialisations`, `pca_passes` and `em_iterations` must be at least 1.")
+        if min(self.initializations, self.pca_passes, self.em_iterations) < 1:
+            raise ValueError("`initializations`, `pca_passes` and `em_iterations` must be at least 1.")
 
     @property
     def max_passes(self) -> int:
@@ -60,7 +60,7 @@ class SearchSettings:
             Candidate(k, covariance, start)
             for k in self.components
             for covariance in self.covariances
-            for start in range(self.initialisations)
+            for start in range(self.initializations)
         ]
 
     def check_same(self, saved: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.teachers.search.em import MixtureEM
 from certvae.teachers.search.module import TeacherSearchError
 from certvae.teachers.search.pca import StreamingPCA
-from certvae.teachers.search.selection import CandidateRow, SearchBounds, choose
+from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, choose
 from tests.runs import trainer
 from tests.teachers.test_mixture import digits
 
@@ -34,7 +34,7 @@ def quiet(tmp_path: Path, **arguments: Any) -> Trainer:
 
 def search(tmp_path: Path, batch_size: int = 512, **arguments: Any) -> TeacherSearch:
     options: dict[str, Any] = {"components": (8,), "temperatures": (2.0, 4.0), "pca_dim": 10, "em_iterations": 15}
-    module = TeacherSearch(**{**options, "initialisations": 2, "seed": 0, "output_dir": str(tmp_path), **arguments})
+    module = TeacherSearch(**{**options, "initializations": 2, "seed": 0, "output_dir": str(tmp_path), **arguments})
     quiet(tmp_path).fit(module, datamodule=DigitsDataModule(batch_size=batch_size))
     return module
 
@@ -160,8 +160,8 @@ def test_held_out_rows_are_never_used_to_fit(tmp_path: Path) -> None:
             images[arrays.num_train :] = 255 - images[arrays.num_train :]
             return arrays._replace(images=images)
 
-    options: dict[str, Any] = {"components": (4,), "temperatures": (3.0,), "initialisations": 1, "em_iterations": 5}
-    bounds = SearchBounds(max_energy=1e6, max_use=1.0, min_use=0.0, max_drift=1e6)
+    options: dict[str, Any] = {"components": (4,), "temperatures": (3.0,), "initializations": 1, "em_iterations": 5}
+    bounds = SelectionCriteria(max_energy=1e6, max_use=1.0, min_use=0.0, max_drift=1e6)
     teachers = []
     for name, data in (("a", DigitsDataModule()), ("b", OtherHeldOut())):
         module = TeacherSearch(**options, pca_dim=8, seed=0, bounds=bounds, output_dir=str(tmp_path / name))
@@ -189,17 +189,17 @@ def test_the_choice_keeps_every_bound_and_marks_the_front() -> None:
         row(information_held_out=3.1, largest_use=0.9),
         row(information_held_out=3.2, drift=0.2),
     ]
-    marked, best = choose(rows, SearchBounds())
+    marked, best = choose(rows, SelectionCriteria())
     assert best == 1
     assert [item.within_bounds for item in marked] == [True, True, True, False, False, False, False]
     assert not marked[2].on_front
     assert marked[0].on_front
-    assert choose(rows[3:], SearchBounds())[1] is None
+    assert choose(rows[3:], SelectionCriteria())[1] is None
 
 
 def test_no_teacher_within_the_bounds_says_so_and_leaves_the_table(tmp_path: Path) -> None:
     with pytest.raises(TeacherSearchError, match="none of 4 candidates keeps the bounds"):
-        search(tmp_path, bounds=SearchBounds(max_energy=1e-3))
+        search(tmp_path, bounds=SelectionCriteria(max_energy=1e-3))
     assert (tmp_path / "candidates.csv").is_file()
     assert not (tmp_path / "teacher.safetensors").exists()
 
@@ -238,6 +238,6 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 
 def test_bad_bounds_are_refused() -> None:
     with pytest.raises(ValueError, match="`max_energy` and `max_drift` must be positive"):
-        SearchBounds(max_energy=0)
+        SelectionCriteria(max_energy=0)
     with pytest.raises(ValueError, match=r"`min_use` and `max_use` must lie in \[0, 1\]"):
-        SearchBounds(max_use=2)
+        SelectionCriteria(max_use=2)

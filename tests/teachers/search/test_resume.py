@@ -14,7 +14,7 @@ from certvae.callbacks import LastCheckpoint
 from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers.search.module import TeacherSearchError
-from certvae.teachers.search.selection import SearchBounds
+from certvae.teachers.search.selection import SelectionCriteria
 from certvae.theory.row_sample import RowSample
 from tests.commands.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
 from tests.runs import digits_teacher, small_vae, trainer
@@ -56,7 +56,7 @@ def search(
     folder: Path, resume: str | Path | None = None, data: Any = None, stop: Stop | None = None, **changes: Any
 ) -> TeacherSearch:
     options: dict[str, Any] = {"components": (4, 6), "covariances": ("diagonal", "spherical"), "temperatures": (2.0,)}
-    options |= {"initialisations": 1, "pca_dim": 6, "pca_passes": 2, "em_iterations": 3, "sample_size": 200}
+    options |= {"initializations": 1, "pca_dim": 6, "pca_passes": 2, "em_iterations": 3, "sample_size": 200}
     module = TeacherSearch(**{**options, "seed": 0, "output_dir": str(folder), **changes})
     torch.manual_seed(7 if resume is None else 8)  # the order of the rows
     run = trainer(
@@ -110,7 +110,7 @@ def test_a_search_that_was_done_writes_its_teacher_again_without_a_pass(tmp_path
 
 def test_bounds_that_none_keeps_may_be_widened_for_the_last_pass_only(tmp_path: Path, expected: bytes) -> None:
     with pytest.raises(TeacherSearchError, match="none of 4 candidates keeps the bounds"):
-        search(tmp_path, bounds=SearchBounds(max_energy=1e-3))
+        search(tmp_path, bounds=SelectionCriteria(max_energy=1e-3))
     search(tmp_path, "last")
     assert (tmp_path / "teacher.safetensors").read_bytes() == expected
 
