@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate, Status
 from certvae.certificate.history import append_history
-from certvae.certificate.verdict import CertificateSettings
+from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
-from certvae.monitoring.evaluation import Evaluation, new_metric
+from certvae.monitoring.evaluation import Evaluation
 from certvae.monitoring.loggers import LOGGED, CertificateLog
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
@@ -44,7 +45,11 @@ class CertificateCallback(Callback):
         witness_scale: scale of that simplex witness.
         safety_margin: nats by which the lower bound must exceed the threshold.
         confidence: probability with which the lower bound holds.
-        method: the bound; see :mod:`certvae.theory.bounds`.
+        method: name of the bound, see :mod:`certvae.theory.bounds`; default as in
+            :class:`certvae.CertificateSettings`.
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: what the
+            teacher promises.
+        witness_floor: share of the uniform distribution mixed into the witness; default: what the bound needs.
         channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out. The margins of the
             draws are averaged: each draw is a code that the decoder could have received, and the average of their
             margins stays below the rate, which the margin of an averaged witness need not.
@@ -60,8 +65,6 @@ class CertificateCallback(Callback):
 
     Attributes:
         certificate: the latest certificate.
-        first_certified_epoch: first epoch of a fit with status ``CERTIFIED``; kept in checkpoints.
-        best_margin: highest margin of a complete validation set in a fit; kept in checkpoints.
         looks: validations measured so far, those of ``Trainer.validate`` too; kept in checkpoints.
         reader: where codes, inputs, teacher and witness come from.
 
@@ -78,7 +81,9 @@ class CertificateCallback(Callback):
         witness_scale: float = 2.0,
         safety_margin: float = 0.05,
         confidence: float = 0.95,
-        method: str = "normal",
+        method: str | None = None,
+        teacher_floor: float | None = None,
+        witness_floor: float | None = None,
         channel_samples: int = 1,
         spending: bool = False,
         dataloader: int | str = 0,
@@ -91,22 +96,52 @@ class CertificateCallback(Callback):
             raise ValueError(f"`channel_samples` must be at least 0, got {channel_samples}.")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
-        # The teacher's floor, which the rigorous methods need, is known in `setup` only.
-        CertificateSettings(safety_margin, confidence, method, teacher_floor=0.5)
-        self.safety_margin, self.confidence, self.method = safety_margin, confidence, method
+        self._given: dict[str, Any] = {
+            "safety_margin": safety_margin,
+            "confidence": confidence,
+            "method": method,
+            "teacher_floor": teacher_floor,
+            "witness_floor": witness_floor,
+        }
+        CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's own floor is known in `setup` only
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
-        self.first_certified_epoch: int | None = None
-        self.best_margin: float | None = None
         self.looks = 0
         self._evaluation: Evaluation | None = None
         self._loader_position = 0
         self._run_log = CertificateLog(name, safety_margin)
 
+    @classmethod
+    def find(cls, trainer: Trainer, name: str, asking: Callback) -> "CertificateCallback":
+        """The certificate callback of a run, for callbacks that work beside it.
+
+        Raises:
+            ValueError: if there is none of this name.
+        """
+        found = [item for item in trainer.callbacks if isinstance(item, cls)]  # type: ignore[attr-defined]
+        for item in found:
+            if item.name == name:
+                return item
+        raise ValueError(
+            f"{type(asking).__name__} needs a CertificateCallback with name={name!r} in the same trainer, got "
+            f"{[item.name for item in found] or 'none'}. Add CertificateCallback(teacher=..., latents=...)."
+        )
+
     @property
-    def state_key(self) -> str:  # noqa: D102
+    def first_certified_epoch(self) -> int | None:
+        """First epoch of a fit with status ``CERTIFIED``."""
+        return self._run_log.curve.first_certified_epoch
+
+    @property
+    def best_margin(self) -> float | None:
+        """Highest margin of a complete validation set in a fit, nats."""
+        best = self._run_log.curve.best
+        return None if best is None else best.margin
+
+    @property
+    def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,9 +157,13 @@ class CertificateCallback(Callback):
         if [item.name for item in others].count(self.name) > 1:
             raise ValueError(f"`name` must differ among the CertificateCallbacks of a run, got {self.name!r} twice.")
         self.reader.setup(trainer, pl_module)
-        new_metric(self.reader.teacher, self.safety_margin, self.confidence, self.method)
-        names = ("safety_margin", "confidence", "method", "channel_samples", "spending", "seed")
-        self._run_log.start(trainer, self.reader.teacher, {key: getattr(self, key) for key in names})
+        chosen = asdict(self.settings())
+        names = ("channel_samples", "spending", "seed")
+        self._run_log.start(trainer, self.reader.teacher, chosen | {key: getattr(self, key) for key in names})
+
+    def settings(self, look: int | None = None) -> CertificateSettings:
+        """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""
+        return CertificateSettings.for_teacher(self.reader.teacher.card.floor, look=look, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
@@ -149,12 +188,12 @@ class CertificateCallback(Callback):
                 "above 0."
             )
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looks += not trainer.sanity_checking
         look = self.looks if self.spending and self.looks else None
         self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
     def _start(
@@ -163,7 +202,7 @@ class CertificateCallback(Callback):
         self._loader_position, loader = choose_loader(loaders, self.dataloader)
         self._evaluation = Evaluation(
             self.reader,
-            new_metric(self.reader.teacher, self.safety_margin, self.confidence, self.method, look),
+            self.settings(look),
             trainer,
             pl_module,
             loader,
@@ -172,14 +211,14 @@ class CertificateCallback(Callback):
             self.seed,
         )
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.reader.capture.listen(dataloader_idx == self._loader_position)
 
     on_test_batch_start = on_validation_batch_start
 
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -195,7 +234,7 @@ class CertificateCallback(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self.reader.capture.listen(False)
             return
@@ -204,14 +243,8 @@ class CertificateCallback(Callback):
             self._run_log.finish(trainer, certificate, "val")
             return
         self._run_log.add(trainer, certificate)
-        if certificate.certified and self.first_certified_epoch is None:
-            self.first_certified_epoch = trainer.current_epoch
-        if certificate.status in (Status.PARTIAL, Status.LEAKING):
-            return
-        if self.best_margin is None or certificate.margin > self.best_margin:
-            self.best_margin = certificate.margin
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.certificate is not None:
             self._run_log.finish(trainer, self.certificate, "val")
         else:
@@ -219,14 +252,14 @@ class CertificateCallback(Callback):
                 "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
             )
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._run_log.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
         assert self._evaluation is not None
         certificate = self._evaluation.finish(trainer)
         certificate.provenance |= self._provenance(trainer, stage)
-        self._log(pl_module, certificate, stage, self._evaluation.metric.packed.device)
+        self._log(pl_module, certificate, stage, self._evaluation.device)
         self._announce(trainer, pl_module, certificate, stage)
         if self.save_dir is not None and trainer.is_global_zero:
             certificate.save(Path(self.save_dir) / f"{self.name}_{stage}.json")
@@ -267,22 +300,15 @@ class CertificateCallback(Callback):
             "torch": torch.__version__,
         }
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.reader.capture.detach()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.reader.capture.detach()
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {
-            "first_certified_epoch": self.first_certified_epoch,
-            "best_margin": self.best_margin,
-            "looks": self.looks,
-            "curve": self._run_log.curve.state(),
-        }
+    def state_dict(self) -> dict[str, Any]:
+        return {"looks": self.looks, "curve": self._run_log.curve.state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
-        self.first_certified_epoch = state_dict["first_certified_epoch"]
-        self.best_margin = state_dict["best_margin"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.looks = max(self.looks, state_dict["looks"])  # a look that was taken stays taken
         self._run_log.curve.restore(state_dict.get("curve", []))

@@ -10,43 +10,12 @@ from torch import Tensor
 from certvae.monitoring.batch_reader import choose_loader
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import RowPositions
+from certvae.theory.aggregate_posterior import aggregate_information
 from certvae.theory.arguments import float64_device
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 
-__all__ = ["CollapseDiagnostics", "aggregate_information"]
-
-CHUNK = 2**22  # numbers held at once while rows are compared with each other
-
-
-def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
-    r"""Mutual information of the data point and the code, with the rows themselves as the aggregate posterior.
-
-    .. math:: I = E\,KL(q(z|x) \| p) - KL(q(z) \| p) = E_x E_{q(z|x)} \log \frac{q(z|x)}{q(z)}, \qquad
-              q(z) = \frac1B \sum_j q(z|x_j)
-
-    with one draw for each row. The prior cancels. It cannot exceed :math:`\log B`, and its expectation is at most the
-    true information, because it is the contrastive bound with the exact posterior as critic. Sources: Hoffman and
-    Johnson, 2016, *ELBO surgery*; Poole et al., 2019, https://arxiv.org/abs/1905.06922, section 2.3.
-
-    Args:
-        posterior: of B rows, float64, shapes ``(B, latent_dim)``.
-        seed: of the draws. The noise belongs to the row's place (:mod:`certvae.theory.row_noise`).
-
-    Returns:
-        Scalar in nats, at most ``log B``.
-    """
-    mean, log_variance = posterior
-    rows, dim = mean.shape
-    draws = posterior.row_draws(torch.arange(rows, device=mean.device), 1, seed)[0]
-    precision, log_scale = (-log_variance).exp(), log_variance.sum(dim=1)
-    information = mean.new_zeros(())
-    for part in torch.arange(rows, device=mean.device).split(max(1, CHUNK // (rows * dim))):
-        distance = ((draws[part, None] - mean) ** 2 * precision).sum(dim=2)
-        log_density = -0.5 * (distance + log_scale)  # less a constant that cancels
-        own = log_density[torch.arange(len(part)), part]
-        information += (own - log_density.logsumexp(dim=1)).sum()
-    return information / rows + torch.tensor(float(rows), dtype=mean.dtype).log().to(mean.device)
+__all__ = ["CollapseDiagnostics"]
 
 
 class CollapseDiagnostics(Callback):
@@ -108,21 +77,21 @@ class CollapseDiagnostics(Callback):
         if stage in ("fit", "validate"):
             self.capture.attach(pl_module)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._positions = self._sums = None
         if trainer.sanity_checking:
             return
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
         self._positions, self._sample = RowPositions(loader, trainer), RowSample(self.block, self.seed)
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.capture.listen(self._positions is not None and dataloader_idx == self._loader_position)
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -183,8 +152,8 @@ class CollapseDiagnostics(Callback):
     def _log(self, pl_module: LightningModule, name: str, value: Tensor) -> None:
         pl_module.log(f"diagnostics/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.capture.detach()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.capture.detach()

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
-from certvae.callbacks.lookup import find_certificate
 from certvae.certificate.certificate import Status
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
@@ -84,7 +83,7 @@ class CertificateGuard(AlignmentCallback):
         self._gap = 0.0
 
     @property
-    def state_key(self) -> str:  # noqa: D102
+    def state_key(self) -> str:
         return self._generate_state_key(certificate=self.certificate)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,7 +92,7 @@ class CertificateGuard(AlignmentCallback):
         Raises:
             ValueError: if there is none of this name.
         """
-        self._watched = find_certificate(trainer, self.certificate, self)
+        self._watched = CertificateCallback.find(trainer, self.certificate, self)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the alignment term in place, if the answer is to rescue.
@@ -170,7 +169,7 @@ class CertificateGuard(AlignmentCallback):
         else:
             rank_zero_info(f"{loss}; the guard's weight is {self.weight_now:.3g}.")
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {
             "log_weight": self.controller.log_weight,
             "reached": self.reached,
@@ -178,7 +177,7 @@ class CertificateGuard(AlignmentCallback):
             "average": self._average,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.controller.log_weight = state_dict["log_weight"]
         self.weight_now = self.controller.weight
         self.reached, self._gap, self._average = state_dict["reached"], state_dict["gap"], state_dict["average"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate, Status
     from certvae.certificate.metric import CertificateMetric
-    from certvae.certificate.verdict import CertificateSettings, certify
+    from certvae.certificate.settings import CertificateSettings
+    from certvae.certificate.verdict import certify
     from certvae.models.vae import VAE
     from certvae.teachers import load_teacher
     from certvae.teachers.search import TeacherSearch
@@ -39,10 +40,14 @@ def _load(name: str) -> Any:
         from certvae.certificate import certificate
 
         return getattr(certificate, name)
-    if name in ("CertificateSettings", "certify"):
-        from certvae.certificate import verdict
+    if name == "CertificateSettings":
+        from certvae.certificate.settings import CertificateSettings
 
-        return getattr(verdict, name)
+        return CertificateSettings
+    if name == "certify":
+        from certvae.certificate.verdict import certify
+
+        return certify
     if name == "CertificateMetric":
         from certvae.certificate.metric import CertificateMetric
 

@@ -23,13 +23,14 @@ from certvae import (
     certify,
 )
 from certvae.certificate import leaks
+from certvae.certificate.claims import check_claims
 from certvae.certificate.verdict import certificate_from_sums
-from certvae.commands.verify import check_claims
 from certvae.theory import bounds, information, row_noise
 from certvae.theory.calibration import fit_calibration
 from certvae.theory.permutation import permutation_p_value
 from certvae.theory.posterior import Posterior
-from certvae.theory.sums import CertificateSums, as_weights
+from certvae.theory.scores import ScoredRows, as_weights
+from certvae.theory.sums import CertificateSums
 from certvae.theory.witness import simplex_basis
 from tests.unusual_inputs import logits, number, probabilities, shapes, spoiled
 
@@ -94,7 +95,7 @@ def some_settings(draw: DrawFn) -> dict[str, Any]:
     good = {
         "safety_margin": (0.0, 0.05),
         "confidence": (0.95, 0.5, 0.1, 0.999999),
-        "method": (*bounds.METHODS, "normal"),
+        "method": (*bounds.BOUNDS, "normal"),
         "teacher_floor": (0.0, 0.1),
         "witness_floor": (None, 0.0, 0.5, 5e-324),
     }
@@ -140,7 +141,7 @@ def metric_case(draw: DrawFn) -> Case:
     forward = draw(st.booleans())
 
     def call() -> Certificate:
-        metric = CertificateMetric(components, **chosen)
+        metric = CertificateMetric(components, CertificateSettings(**chosen))
         if forward:
             return metric(probs, witness, **options)
         metric.update(probs, witness, **options)
@@ -153,7 +154,7 @@ def merge_case(draw: DrawFn) -> Case:
     """Merge or load the state of another metric, or what is none."""
     probs = probabilities(draw, 3, 4)
     other = CertificateMetric(
-        draw(st.sampled_from([4, 4, 4, 5])), witness_floor=draw(st.sampled_from([None, None, 0.1]))
+        draw(st.sampled_from([4, 4, 4, 5])), CertificateSettings(witness_floor=draw(st.sampled_from([None, None, 0.1])))
     )
     other.persistent(True)
     if other.num_components == 4:
@@ -185,8 +186,8 @@ def sums_case(draw: DrawFn) -> Case:
     floors = {name: value for name, value in chosen.items() if name.endswith("floor") and value is not None}
 
     def call() -> Certificate:
-        sums = CertificateSums.from_rows(other, torch.zeros_like(other))
-        sums += CertificateSums.from_rows(probs, witness, **options, **floors)
+        sums = CertificateSums.of(ScoredRows.check(other, torch.zeros_like(other)))
+        sums += CertificateSums.of(ScoredRows.check(probs, witness, **options, **floors))
         sums = CertificateSums.unpack(sums.pack(), components)
         finite([sums.mean(sums.influence(score)), float(sums.has("rate"))])
         return certificate_from_sums(sums, CertificateSettings(**chosen))
@@ -267,14 +268,6 @@ def of_numbers(
 
 MARGIN, SPREAD, SIZE = (0.5, -3.0, 1e50), (0.0, 1.0, 1e50), (1, 2, 2.5, 1000, 1e12)
 ALPHA, FLOOR, LOOK = (0.05, 0.9, 1e-12, 5e-324), (0.1, 0.999, 5e-324), (1, 7, 10**9)
-
-
-def lower_bound_case(draw: DrawFn) -> Case:
-    given = [number(draw, *values, chance=12) for values in (bounds.METHODS, MARGIN, SPREAD, SIZE, ALPHA)]
-    floors = {name: number(draw, *FLOOR, 0.0, chance=12) for name in ("teacher_floor", "witness_floor")}
-    components = number(draw, 2, 10, 10**6, chance=12)
-    top = given[1] if isinstance(given[1], Real) else math.inf
-    return lambda: bounds.lower_bound(*given, num_components=components, **floors), between(-math.inf, top)
 
 
 def permutation_case(draw: DrawFn) -> Case:
@@ -375,16 +368,15 @@ CASES: dict[str, Callable[[DrawFn], Case]] = {
     "margin": of_both(information.margin, between(-1e51, math.log(150))),
     "constant_student_loss": constant_student_case,
     "floor_log_probabilities": floor_case,
-    "bounds.plugin": of_numbers(bounds.plugin, MARGIN, most=0),
-    "bounds.normal": of_numbers(bounds.normal, MARGIN, SPREAD, SIZE, ALPHA, most=0),
-    "bounds.hoeffding": of_numbers(bounds.hoeffding, MARGIN, SPREAD, SIZE, ALPHA, most=0),
-    "bounds.bernstein": of_numbers(bounds.bernstein, MARGIN, SPREAD, SPREAD, (0.7, 9.0), SIZE, ALPHA, most=0),
-    "bounds.lower_bound": lower_bound_case,
+    "bounds.plugin_bound": of_numbers(bounds.plugin_bound, MARGIN, most=0),
+    "bounds.normal_bound": of_numbers(bounds.normal_bound, MARGIN, SPREAD, SIZE, ALPHA, most=0),
+    "bounds.hoeffding_bound": of_numbers(bounds.hoeffding_bound, MARGIN, SPREAD, SIZE, ALPHA, most=0),
+    "bounds.bernstein_bound": of_numbers(
+        bounds.bernstein_bound, MARGIN, SPREAD, SPREAD, (0.7, 9.0), SIZE, ALPHA, most=0
+    ),
     "bounds.score_range": of_numbers(bounds.score_range, (2, 10, 10**9), FLOOR, FLOOR, most=2000),
     "bounds.spending": of_numbers(bounds.spending, ALPHA, LOOK, most=1),
-    "bounds.check_method": of_numbers(
-        lambda *given: bounds.check_method(*given) or 0, bounds.METHODS, (0.1, 0.0), (0.1, 0.0)
-    ),
+    "bounds.find_bound": of_numbers(lambda *given: len(bounds.find_bound(*given).name), tuple(bounds.BOUNDS)),
     "permutation_p_value": permutation_case,
     "fit_calibration, Calibration": calibration_case,
     "check_witness": leaks_case,

@@ -1,5 +1,6 @@
 """Figures of certificates against their threshold."""
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +14,15 @@ from certvae.certificate.certificate import Certificate
 from certvae.certificate.curve import Curve
 from certvae.io.files import write_atomic
 
-__all__ = ["GOES_ON_FROM", "PHASE_COLORS", "certificate_figure", "pixels", "protocol_figure", "save_figure"]
+__all__ = [
+    "GOES_ON_FROM",
+    "PHASE_COLORS",
+    "certificate_figure",
+    "certificates_figure",
+    "pixels",
+    "protocol_figure",
+    "save_figure",
+]
 
 # Okabe and Ito's palette, which color-blind readers can tell apart.
 PHASE_COLORS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
@@ -120,6 +129,39 @@ def certificate_figure(curve: Curve, title: str) -> Figure:
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None = None) -> tuple[Figure, Axes]:
+    """Margins with their lower bounds, between 0 and the teacher information, in the order given.
+
+    A mark is filled where the status is ``CERTIFIED``. A bound of minus infinity is drawn down to the axes' end.
+
+    Args:
+        certificates: at least one.
+        axes: to draw in; default: of a new figure.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained") if axes is None else axes.get_figure(root=True)
+    assert figure is not None
+    axes = figure.subplots() if axes is None else axes
+    color, places = PHASE_COLORS["full"], range(len(certificates))
+    margins = [c.margin for c in certificates]
+    low = min(0.0, *margins, *(c.margin_lower for c in certificates if c.margin_lower > -math.inf))
+    for place, c in zip(places, certificates, strict=True):
+        lower = max(c.margin_lower, low)
+        axes.plot([place, place], [lower, c.margin], color=color, linewidth=2)
+        axes.plot([place - 0.3, place + 0.3], [c.teacher_information] * 2, color="black", linewidth=1)
+    axes.scatter(places, margins, s=36, color=[color if c.certified else "white" for c in certificates], zorder=3)
+    axes.collections[-1].set_edgecolor(color)
+    axes.axhline(certificates[0].safety_margin, color="black", linewidth=0.8, linestyle="--", label="safety margin")
+    axes.plot([], [], color="black", linewidth=1, label="teacher information: the most")
+    axes.set(ylabel="margin, down to its lower bound (nats)", xlim=(-0.5, len(certificates) - 0.5))
+    axes.set_xticks(places, [str(c.status) for c in certificates], fontsize=8)
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def pixels(figure: Figure) -> np.ndarray:

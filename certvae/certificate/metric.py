@@ -5,44 +5,43 @@ from copy import deepcopy
 from typing import Any, Self
 
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchmetrics import Metric
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.verdict import CertificateSettings, certificate_from_sums
-from certvae.theory.arguments import MOST_COMPONENTS, as_whole_number
+from certvae.certificate.figures import certificates_figure
+from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.verdict import certificate_from_sums
+from certvae.theory.arguments import MAX_COMPONENTS, as_whole_number
+from certvae.theory.scores import OrderedRows, ScoredRows
 from certvae.theory.sums import CertificateSums
 
 __all__ = ["CertificateMetric"]
-
-_ELSEWHERE = "found on rows of another process, metric or checkpoint"
 
 
 class CertificateMetric(Metric):
     """Accumulate the additive sums of a certificate; :meth:`compute` gives the :class:`Certificate`.
 
-    The state is O(K^2) numbers in float64 that are added over processes, and four marks. Nothing is kept per row. The
-    result equals :func:`certvae.certify` on all rows at once, up to float64 rounding.
+    The state is O(K^2) numbers in float64 that are added over processes. A bound that needs the rows themselves keeps
+    ``K + 4`` numbers of each row too, up to ``settings.max_kept`` numbers. The result equals :func:`certvae.certify` on
+    all rows at once, up to float64 rounding.
 
     The sums stay in float64 whatever type a module is cast to, and on the CPU where a device has no float64. A result
-    is never cached, because marks can be set after it. Rows that are refused leave the metric as it was.
+    is not cached. Rows that are refused leave the metric as it was.
 
     As with every torchmetrics metric the state is not part of ``state_dict()``, so that a checkpoint of a module does
-    not carry the rows of one validation into the next. After ``metric.persistent(True)`` it is, with its marks.
+    not carry the rows of one validation into the next. After ``metric.persistent(True)`` it is.
 
     Args:
         num_components: K, from 2 to 32768.
-        safety_margin: nats by which the lower bound must exceed the threshold.
-        confidence: probability with which the lower bound holds.
-        method: the bound; see :mod:`certvae.theory.bounds`.
-        teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
-        witness_floor: share of the uniform distribution mixed into the witness.
-        look: number of this look, if the error is spent over looks.
+        settings: how numbers become a verdict; default: ``CertificateSettings()``.
         kwargs: passed to :class:`torchmetrics.Metric`.
 
     Raises:
-        TypeError: if a number is none.
-        ValueError: if an argument is out of its range.
+        TypeError: if ``num_components`` is not a whole number.
+        ValueError: if it is out of its range.
 
     Example:
         >>> import torch
@@ -57,51 +56,20 @@ class CertificateMetric(Metric):
     is_differentiable = False
     higher_is_better = True
     packed: Tensor
-    marks: Tensor
+    floors: Tensor
+    rows: list[Tensor]
 
-    def __init__(
-        self,
-        num_components: int,
-        safety_margin: float = 0.05,
-        confidence: float = 0.95,
-        method: str = "normal",
-        teacher_floor: float = 0.0,
-        witness_floor: float | None = None,
-        look: int | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, num_components: int, settings: CertificateSettings | None = None, **kwargs: Any) -> None:
         super().__init__(compute_with_cache=False, **kwargs)
-        self.num_components = as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
-        self.settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor, look)
-        self._leaks: list[str] = []
+        self.num_components = as_whole_number(num_components, "num_components", 2, MAX_COMPONENTS)
+        self.settings = settings or CertificateSettings()
         zeros = torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64)
         self.add_state("packed", default=zeros, dist_reduce_fx="sum")
-        # The floors are part of the state: a MetricCollection lets metrics of equal state share their updates.
-        floors = [self.settings.teacher_floor, self.settings.applied_floor]
-        self.add_state("marks", default=torch.tensor([0, 0, *floors], dtype=torch.float64), dist_reduce_fx="max")
-
-    @property
-    def partial(self) -> bool:
-        """Whether the rows are only a part of their set; set it, and the status is ``PARTIAL``."""
-        return bool(self.marks[0] > 0)
-
-    @partial.setter
-    def partial(self, value: bool) -> None:
-        self._mark(0, value)
-
-    @property
-    def leaks(self) -> list[str]:
-        """What leak tests found; set it, and the status is ``LEAKING``."""
-        return self._leaks or ([_ELSEWHERE] if bool(self.marks[1] > 0) else [])
-
-    @leaks.setter
-    def leaks(self, value: Sequence[str]) -> None:
-        self._leaks = list(value)
-        self._mark(1, bool(self._leaks))
-
-    def _mark(self, position: int, value: bool) -> None:
-        self.marks = self.marks.clone()
-        self.marks[position] = float(value)
+        # A state too: a MetricCollection lets metrics of equal state share their updates.
+        floors = torch.tensor([self.settings.teacher_floor, self.settings.applied_floor], dtype=torch.float64)
+        self.add_state("floors", default=floors, dist_reduce_fx="max")
+        # Flat, so that a process without rows can take part.
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
 
     @property
     def update_called(self) -> bool:
@@ -117,17 +85,28 @@ class CertificateMetric(Metric):
         channel_logits: Any = None,
         calibrated_logits: Any = None,
         rate: Any = None,
+        positions: Tensor | None = None,
     ) -> None:
-        """Add rows; arguments as in :meth:`certvae.theory.sums.CertificateSums.from_rows`.
+        """Add rows.
 
         With unequal ``weights`` the bound uses Kish's effective size, and holds for weights that were fixed
         independently of teacher and witness; class-balancing weights are not.
+
+        Args:
+            teacher_probs: as the others in :meth:`certvae.theory.scores.ScoredRows.check`.
+            witness_logits: see there.
+            weights: see there.
+            channel_logits: see there.
+            calibrated_logits: see there.
+            rate: see there.
+            positions: of the rows in their set, one integer each, shape ``(N,)``, for a bound that needs the rows in
+                an order. Default: the order in which they come.
 
         Raises:
             TypeError: if an array does not hold real numbers.
             ValueError: if the rows do not have ``num_components`` components, or are not what they should be.
         """
-        sums = CertificateSums.from_rows(
+        rows = ScoredRows.check(
             teacher_probs,
             witness_logits,
             weights,
@@ -137,12 +116,22 @@ class CertificateMetric(Metric):
             witness_floor=self.settings.applied_floor,
             teacher_floor=self.settings.teacher_floor,
         )
-        if sums.num_components != self.num_components:
+        if rows.teacher.shape[1] != self.num_components:
             raise ValueError(
-                f"`teacher_probs` must have shape (N, {self.num_components}), got {sums.num_components} components."
+                f"`teacher_probs` must have shape (N, {self.num_components}), got {rows.teacher.shape[1]} components."
             )
         # Not in place: the sums may be an inference tensor, or shared with a state_dict that was loaded.
-        self.packed = self.packed + sums.pack().to(self.packed.device)
+        self.packed = self.packed + CertificateSums.of(rows).pack().to(self.packed.device)
+        if self.settings.bound.needs_rows:
+            self._keep(rows, positions)
+
+    def _keep(self, rows: ScoredRows, positions: Tensor | None) -> None:
+        kept = sum(packed.numel() for packed in self.rows)
+        if positions is None:
+            positions = torch.arange(len(rows.teacher)) + kept // (self.num_components + 4)
+        packed = rows.pack(positions).flatten().to(self.packed.device)
+        # Without some of them the others are of no use, and are left behind.
+        self.rows = [*self.rows, packed] if kept + packed.numel() <= self.settings.max_kept else []
 
     def forward(self, *args: Any, **kwargs: Any) -> Certificate:
         """Add rows, as :meth:`update` does, and give the certificate of these rows alone.
@@ -152,10 +141,16 @@ class CertificateMetric(Metric):
             ValueError: as :meth:`update` and :meth:`compute` do.
         """
         alone = deepcopy(self)
-        alone.packed = torch.zeros_like(self.packed)
+        alone.reset()
         alone.update(*args, **kwargs)
-        self.packed = self.packed + alone.packed
+        self.packed, self.rows = self.packed + alone.packed, [*self.rows, *alone.rows]
         return alone.compute() if self.dist_sync_on_step else alone._certificate()
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Add up the states of all processes; one that saw no row takes part in float64 too."""
+        if self.settings.bound.needs_rows and not len(self.rows):
+            self.rows = [self.packed.new_empty(0)]
+        super().sync(*args, **kwargs)
 
     def compute(self) -> Certificate:
         """The certificate of all rows so far.
@@ -166,16 +161,32 @@ class CertificateMetric(Metric):
         return self._certificate()
 
     def _certificate(self) -> Certificate:
-        return certificate_from_sums(self.sums(), self.settings, partial=self.partial, leaks=self.leaks)
+        sums = self.sums()
+        return certificate_from_sums(sums, self.settings, self._ordered_rows(sums.num_rows))
 
-    def reset(self) -> None:
-        """Forget all rows, and what was found of them."""
-        super().reset()
-        self._leaks = []
+    def _ordered_rows(self, expected: int) -> OrderedRows | None:
+        """The rows, if all of them were kept."""
+        if not self.settings.bound.needs_rows:
+            return None
+        packed = self.rows if isinstance(self.rows, Tensor) else torch.cat([self.packed.new_empty(0), *self.rows])
+        rows = packed.view(-1, self.num_components + 4)
+        return OrderedRows.unpack(rows) if len(rows) == expected and rows.numel() <= self.settings.max_kept else None
 
     def sums(self) -> CertificateSums:
         """The additive sums so far."""
         return CertificateSums.unpack(self.packed, self.num_components)
+
+    def plot(
+        self, val: Certificate | Sequence[Certificate] | None = None, ax: Axes | None = None
+    ) -> tuple[Figure, Axes]:
+        """Draw margins with their lower bounds between 0 and the teacher information.
+
+        Args:
+            val: certificates; default: :meth:`compute`.
+            ax: axes to draw in; default: of a new figure.
+        """
+        given = self.compute() if val is None else val
+        return certificates_figure([given] if isinstance(given, Certificate) else list(given), ax)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the rows of another metric, or of its ``metric_state``.
@@ -184,31 +195,26 @@ class CertificateMetric(Metric):
             TypeError: if it is neither.
             ValueError: if it was made for other components or floors.
         """
-        state = incoming_state.metric_state if isinstance(incoming_state, CertificateMetric) else incoming_state
-        packed, marks = self._checked(state)
-        self.packed = self.packed + packed
-        self.marks = torch.maximum(self.marks, marks)
-        self._leaks += [found for found in getattr(incoming_state, "_leaks", []) if found not in self._leaks]
+        state: Any = incoming_state.metric_state if isinstance(incoming_state, CertificateMetric) else incoming_state
+        self._check_state(state)
+        super().merge_state({"rows": [], **state})
 
-    def _checked(self, state: Any) -> tuple[Tensor, Tensor]:
-        """The sums and marks of a state, if they can stand in for this metric's."""
-        packed, marks = (state.get("packed"), state.get("marks")) if isinstance(state, Mapping) else (None, None)
-        if not (isinstance(packed, Tensor) and isinstance(marks, Tensor)):
-            raise TypeError("`incoming_state` must be a CertificateMetric, or hold its tensors `packed` and `marks`.")
-        packed, marks = packed.to(self.packed), marks.to(self.marks)
-        if packed.shape != self.packed.shape or marks.shape != self.marks.shape:
+    def _check_state(self, state: Any) -> None:
+        """Refuse a state that cannot stand in for this metric's."""
+        packed, floors = (state.get("packed"), state.get("floors")) if isinstance(state, Mapping) else (None, None)
+        if not (isinstance(packed, Tensor) and isinstance(floors, Tensor)):
+            raise TypeError("`incoming_state` must be a CertificateMetric, or hold its tensors `packed` and `floors`.")
+        if packed.shape != self.packed.shape or floors.shape != self.floors.shape:
             raise ValueError(f"`packed` must be of {self.num_components} components, got shape {tuple(packed.shape)}.")
-        if not torch.equal(marks[2:], self.marks[2:]):
+        if not torch.equal(floors.to(self.floors), self.floors):
             raise ValueError(
-                f"`marks` must be of teacher and witness floors {self.marks[2:].tolist()}, got {marks[2:].tolist()}."
+                f"`floors` must be the teacher and witness floors {self.floors.tolist()}, got {floors.tolist()}."
             )
-        return packed, marks
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Not by a hook: torchmetrics takes its states out of the dict before any hook of torch is called.
         if prefix + "packed" in state_dict:
-            given = {name: state_dict.get(prefix + name) for name in self.metric_state}
-            state_dict[prefix + "packed"], state_dict[prefix + "marks"] = self._checked(given)
-            self._leaks = []
+            self._check_state({name: state_dict.get(prefix + name) for name in ("packed", "floors")})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Self:

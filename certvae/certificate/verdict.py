@@ -1,109 +1,79 @@
-"""From additive sums to a verdict; and :func:`certify`, which does it from arrays."""
+"""From checked rows, or their additive sums, to a verdict; and :func:`certify`, which does it from arrays."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from scipy.stats import t as student_t
 
 from certvae.certificate.certificate import Certificate, Status
-from certvae.theory.arguments import as_fraction, as_number, as_whole_number
-from certvae.theory.bounds import RIGOROUS, check_method, lower_bound, spending
-from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities
+from certvae.certificate.settings import CertificateSettings
+from certvae.theory.arguments import as_whole_number
+from certvae.theory.bounds import Evidence
 from certvae.theory.permutation import permutation_p_value
-from certvae.theory.sums import CertificateSums, as_weights
+from certvae.theory.scores import SCORES, OrderedRows, ScoredRows
+from certvae.theory.sums import CertificateSums
 
-__all__ = ["CertificateSettings", "certificate_from_sums", "certify", "verdict"]
+__all__ = ["certificate_from_rows", "certificate_from_sums", "certify", "judge", "verdict"]
 
 LEAK_LEVEL = 1e-4  # one-sided error probability of calling a sound witness leaking
 ROUNDING = 1e-9  # nats: sums in float64 put the margin of a constant witness this close to its threshold
 
 
-@dataclass(frozen=True)
-class CertificateSettings:
-    """How numbers become a verdict.
+def certificate_from_rows(
+    rows: ScoredRows,
+    settings: CertificateSettings,
+    *,
+    permutations: int = 0,
+    generator: torch.Generator | None = None,
+) -> Certificate:
+    """The certificate of rows that are all at hand.
 
     Args:
-        safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
-        confidence: probability with which the lower bound holds, in ``(0, 1)``.
-        method: ``"plugin"``, ``"normal"``, ``"hoeffding"`` or ``"bernstein"``; see :mod:`certvae.theory.bounds`.
-        teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
-        witness_floor: share of the uniform distribution mixed into the witness. Default: 1e-3 for the rigorous
-            methods, which need it, else 0.
-        look: number of this look at the run, from 1: the bound then spends only its share of the error; see
-            :func:`certvae.theory.bounds.spending`. None: a single look.
+        rows: checked and scored, in a fixed order.
+        settings: how numbers become a verdict.
+        permutations: of the permutation test that fills in ``p_value``; 0 makes no test.
+        generator: CPU generator of the permutations; default: the global random state.
 
     Raises:
-        TypeError: if a number is none, or ``look`` is not a whole one.
-        ValueError: if an argument is out of its range, or a rigorous method lacks its floors.
+        ValueError: if no row has positive weight, or a rigorous method got unequal weights.
     """
-
-    safety_margin: float = 0.05
-    confidence: float = 0.95
-    method: str = "normal"
-    teacher_floor: float = 0.0
-    witness_floor: float | None = None
-    look: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.witness_floor is None:
-            self._store("witness_floor", 1e-3 if isinstance(self.method, str) and self.method in RIGOROUS else 0.0)
-        for name in ("safety_margin", "confidence"):
-            self._store(name, as_number(getattr(self, name), name))
-        for name in ("teacher_floor", "witness_floor"):
-            self._store(name, as_fraction(getattr(self, name), name))
-        if self.look is not None:
-            self._store("look", as_whole_number(self.look, "look", 1))
-        if not (math.isfinite(self.safety_margin) and self.safety_margin >= 0):
-            raise ValueError(f"`safety_margin` must be at least 0 nats, got {self.safety_margin}.")
-        if not 0 < 1 - self.confidence < 1:
-            raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {self.confidence}.")
-        check_method(self.method, self.teacher_floor, self.applied_floor)
-
-    def _store(self, name: str, value: float) -> None:
-        object.__setattr__(self, name, value)  # the class is frozen; a file needs plain numbers, not numpy's
-
-    @property
-    def applied_floor(self) -> float:
-        """The witness floor as a number."""
-        return self.witness_floor or 0.0
-
-    @property
-    def alpha(self) -> float:
-        """Error probability that the bound may have at this look."""
-        alpha = 1 - self.confidence
-        return alpha if self.look is None else spending(alpha, self.look)
+    sums, kept = CertificateSums.of(rows), rows.weights > 0
+    p_value = None
+    if permutations and sums.num_rows:
+        p_value = permutation_p_value(rows.teacher[kept], rows.log_witness[kept], permutations, generator)
+    fits = sums.num_rows * (sums.num_components + 4) <= settings.max_kept
+    return certificate_from_sums(sums, settings, rows.counted() if fits else None, p_value)
 
 
 def certificate_from_sums(
     sums: CertificateSums,
     settings: CertificateSettings,
-    *,
-    partial: bool = False,
+    rows: OrderedRows | None = None,
     p_value: float | None = None,
-    leaks: Sequence[str] = (),
 ) -> Certificate:
-    """Turn additive sums into a certificate.
+    """Turn additive sums into a certificate; every certificate is made here.
 
     Args:
         sums: see :class:`certvae.theory.sums.CertificateSums`.
         settings: how numbers become a verdict.
-        partial: whether the set was cut short.
+        rows: the rows themselves in the order of their set, for a bound that needs them; without them its
+            ``fallback`` is taken, which the certificate then names.
         p_value: of a permutation test made on the rows.
-        leaks: what the leak tests found.
 
     Raises:
         ValueError: if no row was counted, or a rigorous method got unequal weights.
     """
-    if settings.method in RIGOROUS and not sums.equal_weights:
+    if settings.bound.fallback is not None and rows is None:
+        settings = replace(settings, method=settings.bound.fallback)
+    if settings.bound.rigorous and not sums.equal_weights:
         raise ValueError(f"`method={settings.method!r}` needs weights that are 0 or one common value.")
     information = sums.teacher_information()
-    margin, lower = _margin_and_bound(sums, settings, "mean")
-    channel = _margin_and_bound(sums, settings, "channel") if sums.has("channel") else (None, None)
-    calibrated = _margin_and_bound(sums, settings, "calibrated") if sums.has("calibrated") else (None, None)
-    found = [*leaks, *_exceeds_rate(sums)]
+    margins = {name: _margin_and_bound(sums, settings, rows, name) for name in SCORES if sums.has(name)}
+    none = (None, None)
+    margin, lower = margins["mean"]
     certificate = Certificate(
         status=Status.PARTIAL,
         teacher_information=information,
@@ -112,12 +82,12 @@ def certificate_from_sums(
         margin_lower=lower,
         safety_margin=settings.safety_margin,
         confidence=settings.confidence,
-        method=settings.method,
+        method=settings.bound.name,
         p_value=p_value,
-        channel_margin=channel[0],
-        channel_margin_lower=channel[1],
-        calibrated_channel_margin=calibrated[0],
-        calibrated_channel_margin_lower=calibrated[1],
+        channel_margin=margins.get("channel", none)[0],
+        channel_margin_lower=margins.get("channel", none)[1],
+        calibrated_channel_margin=margins.get("calibrated", none)[0],
+        calibrated_channel_margin_lower=margins.get("calibrated", none)[1],
         rate=sums.mean(sums.rate_coefficients()) if sums.has("rate") else None,
         witness_information=sums.witness_information(),
         num_samples=sums.num_rows,
@@ -125,27 +95,40 @@ def certificate_from_sums(
         teacher_floor=settings.teacher_floor,
         witness_floor=settings.applied_floor,
         look=settings.look,
-        leaks=found,
+        leaks=_exceeds_rate(sums),
     )
-    if not partial:
-        certificate.status = verdict(certificate)
-    return certificate
+    return judge(certificate)
 
 
-def _margin_and_bound(sums: CertificateSums, settings: CertificateSettings, score: str) -> tuple[float, float]:
+def _margin_and_bound(
+    sums: CertificateSums, settings: CertificateSettings, rows: OrderedRows | None, score: str
+) -> tuple[float, float]:
     coefficients = sums.influence(score)
     margin = sums.mean(coefficients)
-    lower = lower_bound(
-        settings.method,
+    evidence = Evidence(
         margin,
         sums.standard_deviation(coefficients),
         sums.effective_size,
-        settings.alpha,
-        num_components=sums.num_components,
-        teacher_floor=settings.teacher_floor,
-        witness_floor=settings.applied_floor,
+        sums.num_components,
+        settings.teacher_floor,
+        settings.applied_floor,
+        sums.equal_weights,
+        None if rows is None else rows.teacher,
+        None if rows is None else rows.scores[score],
     )
-    return margin, lower
+    return margin, settings.bound.lower(evidence, settings.alpha)
+
+
+def judge(certificate: Certificate, *, partial: bool = False, leaks: Sequence[str] = ()) -> Certificate:
+    """The same numbers with the status that follows from them and from what was found.
+
+    Args:
+        certificate: the numbers.
+        partial: whether a part of the set is missing.
+        leaks: what leak tests found, beside what the certificate states.
+    """
+    found = replace(certificate, leaks=[*certificate.leaks, *leaks])
+    return replace(found, status=Status.PARTIAL if partial else verdict(found))
 
 
 def _exceeds_rate(sums: CertificateSums) -> list[str]:
@@ -179,7 +162,7 @@ def certify(
     *,
     safety_margin: float = 0.05,
     confidence: float = 0.95,
-    method: str = "normal",
+    method: str | None = None,
     teacher_floor: float = 0.0,
     witness_floor: float | None = None,
     weights: Any = None,
@@ -197,7 +180,8 @@ def certify(
         witness_logits: unnormalized log-probabilities of the witness on the mean code, shape ``(N, K)``.
         safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
         confidence: probability with which the lower bound holds, in ``(0, 1)``.
-        method: the bound: ``"plugin"``, ``"normal"``, ``"hoeffding"`` or ``"bernstein"``.
+        method: name of the bound, see :mod:`certvae.theory.bounds`; default as in
+            :class:`certvae.CertificateSettings`.
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
         witness_floor: share of the uniform distribution mixed into the witness; default 1e-3 for the rigorous
             methods, else 0.
@@ -220,19 +204,13 @@ def certify(
     """
     as_whole_number(permutations, "permutations", 0)
     settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor)
-    sums = CertificateSums.from_rows(
+    rows = ScoredRows.check(
         teacher_probs,
         witness_logits,
         weights,
         channel_logits=channel_logits,
         rate=rate,
         witness_floor=settings.applied_floor,
-        teacher_floor=teacher_floor,
+        teacher_floor=settings.teacher_floor,
     )
-    p_value = None
-    if permutations and sums.num_rows:
-        teacher = as_probabilities(teacher_probs)
-        kept = as_weights(weights, teacher) > 0
-        floored = floor_log_probabilities(as_logits(witness_logits).to(teacher.device), settings.applied_floor)
-        p_value = permutation_p_value(teacher[kept], floored[kept], permutations, generator)
-    return certificate_from_sums(sums, settings, p_value=p_value)
+    return certificate_from_rows(rows, settings, permutations=permutations, generator=generator)

@@ -15,22 +15,22 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import LightningDataModule, LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
-from certvae.certificate.verdict import LEAK_LEVEL, CertificateSettings, certificate_from_sums, certify
+from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.verdict import LEAK_LEVEL, certificate_from_rows, judge
+from certvae.commands.lightning import run_lightning
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import read_limited, sha256_file, sha256_tensors
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number
-from certvae.theory.bounds import METHODS, RIGOROUS
+from certvae.theory.bounds import BOUNDS
 from certvae.theory.calibration import Calibration, fit_calibration
-from certvae.theory.information import as_logits, floor_log_probabilities
-from certvae.theory.permutation import permutation_p_value
 from certvae.theory.row_noise import row_uniform
-from certvae.theory.sums import CertificateSums
+from certvae.theory.scores import ScoredRows
 from certvae.theory.witness import SimplexWitness, own_witness
 
 __all__ = ["CertifyOptions", "certify_checkpoint", "main"]
@@ -49,7 +49,10 @@ class CertifyOptions:
         split: ``"test"``, the rows kept for this, or ``"val"``.
         safety_margin: nats by which the lower bound must exceed the threshold.
         confidence: probability with which the lower bound holds.
-        method: the bound.
+        method: name of the bound; default as in :class:`certvae.CertificateSettings`.
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: what the
+            teacher promises.
+        witness_floor: share of the uniform distribution mixed into the witness; default: what the bound needs.
         permutations: of the permutation test; 0 makes none.
         channel_samples: draws of the latent for each row.
         calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
@@ -66,7 +69,9 @@ class CertifyOptions:
     split: str = "test"
     safety_margin: float = 0.05
     confidence: float = 0.95
-    method: str = "normal"
+    method: str | None = None
+    teacher_floor: float | None = None
+    witness_floor: float | None = None
     permutations: int = 999
     channel_samples: int = 4
     calibration_rows: int = 4000
@@ -80,11 +85,19 @@ class CertifyOptions:
         for name, most in MOST.items():
             as_whole_number(getattr(self, name), name, 0, most)
         as_whole_number(self.seed, "seed", -(2**61), 2**61)
-        CertificateSettings(self.safety_margin, self.confidence, self.method, teacher_floor=0.5)
+        self._settings(0.5)  # the teacher's own floor is known later
         if not isinstance(self.latents, str | None):
             raise TypeError(f"`latents` must be the path of a submodule or None, got {type(self.latents).__name__}.")
         if self.witness_scale is not None and not 1e-15 <= as_number(self.witness_scale, "witness_scale") <= 1e15:
             raise ValueError(f"`witness_scale` must be from 1e-15 to 1e15, got {self.witness_scale}.")
+
+    def settings(self, teacher: Teacher) -> CertificateSettings:
+        """How numbers become a verdict, with the floor that the teacher promises."""
+        return self._settings(teacher.card.floor)
+
+    def _settings(self, floor: float) -> CertificateSettings:
+        names = ("safety_margin", "confidence", "method", "teacher_floor", "witness_floor")
+        return CertificateSettings.for_teacher(floor, **{name: getattr(self, name) for name in names})
 
 
 def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, options: CertifyOptions) -> Certificate:
@@ -140,8 +153,6 @@ def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningD
         FileNotFoundError: if there is no such regular file.
         ValueError: if it is not the YAML of a run.
     """
-    from certvae.commands.lightning import run_lightning
-
     values = _read_config(config)
     arguments = values["model"].setdefault("init_args", {})
     if "teacher" in arguments:
@@ -194,30 +205,22 @@ def _calibrate(
 def _certificate(
     rows: EncodedRows, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: CertifyOptions
 ) -> Certificate:
-    floor = teacher.card.floor if options.method in RIGOROUS else 0.0
-    settings = CertificateSettings(options.safety_margin, options.confidence, options.method, floor)
-    logits = witness(rows.mean)
+    settings = options.settings(teacher)
     draws = rows.draws(options.channel_samples, options.seed)
     channel = None if draws is None else torch.stack([witness(draw) for draw in draws])
-    sums = CertificateSums.from_rows(
+    scored = ScoredRows.check(
         rows.teacher_probs,
-        logits,
+        witness(rows.mean),
         channel_logits=channel,
         calibrated_logits=None if channel is None or calibration is None else calibration(channel),
         rate=rows.rate,
         witness_floor=settings.applied_floor,
-        teacher_floor=floor,
+        teacher_floor=settings.teacher_floor,
     )
-    floored = floor_log_probabilities(as_logits(logits), settings.applied_floor)
-    leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
-    return certificate_from_sums(sums, settings, p_value=_p_value(rows, floored, options), leaks=leaks)
-
-
-def _p_value(rows: EncodedRows, log_witness: Tensor, options: CertifyOptions) -> float | None:
-    if options.permutations == 0:
-        return None
     generator = torch.Generator().manual_seed(options.seed)
-    return permutation_p_value(rows.teacher_probs, log_witness, options.permutations, generator)
+    certificate = certificate_from_rows(scored, settings, permutations=options.permutations, generator=generator)
+    leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
+    return judge(certificate, leaks=leaks)
 
 
 def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[str]:
@@ -225,7 +228,8 @@ def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[st
     if len(rows.mean) < FEW_ROWS:
         return []
     order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 2)[:, 0].argsort()
-    shuffled = certify(rows.teacher_probs, witness(rows.mean[order]), confidence=1 - LEAK_LEVEL)
+    settings = CertificateSettings(confidence=1 - LEAK_LEVEL, method="normal")
+    shuffled = certificate_from_rows(ScoredRows.check(rows.teacher_probs, witness(rows.mean[order])), settings)
     return shuffled_margin_leaks(shuffled.margin_lower)
 
 
@@ -244,12 +248,14 @@ def main(args: Sequence[str] | None = None) -> int:
     add_inputs(parser)
     parser.add_argument("--output", type=Path, default=Path("certificate.json"))
     parser.add_argument("--split", default="test", choices=("test", "val"), help="the rows to certify on")
-    parser.add_argument("--method", default="normal", choices=METHODS)
+    parser.add_argument(
+        "--method", choices=tuple(BOUNDS), help="the bound; default: a proven one, if the teacher has a floor"
+    )
     parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
     parser.add_argument(
         "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
     )
-    for name in ("safety_margin", "confidence"):
+    for name in ("safety_margin", "confidence", "teacher_floor", "witness_floor"):
         parser.add_argument(f"--{name}", type=float, default=getattr(CertifyOptions, name))
     for name in ("permutations", "channel_samples", "calibration_rows", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(CertifyOptions, name))

@@ -1,4 +1,4 @@
-"""One pass over validation rows that ends in a certificate; what a callback does between two epoch hooks."""
+"""One pass over rows that ends in a certificate; what a callback does between two epoch hooks."""
 
 import math
 from typing import Any
@@ -12,63 +12,53 @@ from torch import Tensor, nn
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.leaks import check_repeatability, check_witness
 from certvae.certificate.metric import CertificateMetric
-from certvae.certificate.verdict import certificate_from_sums
+from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.verdict import judge
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.reading.latents import Captured
 from certvae.reading.rows import RowPositions, is_truncated
-from certvae.teachers import Teacher
-from certvae.theory.bounds import RIGOROUS
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
-from certvae.theory.sums import CertificateSums
 
-__all__ = ["Evaluation", "new_metric"]
+__all__ = ["Evaluation"]
 
 DRIFT = 0.1  # nats between the teacher's recorded and its observed average: other inputs than it was made for
 
 
-def new_metric(
-    teacher: Teacher, safety_margin: float, confidence: float, method: str, look: int | None = None
-) -> CertificateMetric:
-    """The metric of a certificate for this teacher.
-
-    Raises:
-        ValueError: if a setting is out of its range, or the method needs a floor that the teacher does not promise.
-    """
-    floor = teacher.card.floor if method in RIGOROUS else 0.0
-    return CertificateMetric(teacher.num_components, safety_margin, confidence, method, floor, look=look)
-
-
 class Evaluation:
-    """Adds up the rows of one dataloader.
+    """Reads the rows of one dataloader, and makes their certificate.
 
     Args:
         reader: where codes, inputs, teacher and witness come from.
-        metric: an empty metric.
+        settings: how numbers become a verdict.
         trainer: knows the rank.
         pl_module: knows the device.
         loader: the dataloader that is measured.
         batches: how many of its batches the trainer takes.
         channel_samples: draws of the latent for each row.
         seed: of the draws.
+
+    Raises:
+        ValueError: if the settings need a floor that the teacher does not promise.
     """
 
     def __init__(
         self,
         reader: BatchReader,
-        metric: CertificateMetric,
+        settings: CertificateSettings,
         trainer: Trainer,
         pl_module: LightningModule,
         loader: Any,
         batches: float,
-        channel_samples: int,
-        seed: int,
+        channel_samples: int = 0,
+        seed: int = 0,
     ) -> None:
         self.reader, self.channel_samples, self.seed = reader, channel_samples, seed
-        self.metric = metric.to(reader.start(pl_module))
-        self.metric.partial = is_truncated(batches, loader)
+        self.device = reader.start(pl_module)
+        self.metric = CertificateMetric(reader.teacher.num_components, settings).to(self.device)
+        self._partial, self._leaks = is_truncated(batches, loader), list[str]()
         self._positions = RowPositions(loader, trainer)
-        self._first_batch = True
+        self._first_answers: tuple[Tensor, Tensor] | None = None
         reader.capture.listen()
 
     @torch.no_grad()
@@ -77,22 +67,26 @@ class Evaluation:
         """Add the rows of a batch."""
         captured = self.reader.code(pl_module, batch, outputs).checked()
         witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
-        if self._first_batch:
-            self._first_batch = False
-            self.reader.teacher.check_values(inputs)
-            self.metric.leaks = check_witness(witness, captured.mean)
-            _check_log_variance(captured.log_variance)
-            self._first_answers = captured.mean, witness(captured.mean)
-        elif not self.metric.leaks:
-            self.metric.leaks = check_repeatability(witness, *self._first_answers)
+        answers = witness(captured.mean)
+        self._check(witness, inputs, captured, answers)
         positions, weights = self._positions.next(inputs.shape[0])
         self.metric.update(
             self.reader.teacher_probs(batch),
-            witness(captured.mean),
+            answers,
             weights,
             channel_logits=self._channel_logits(witness, captured, positions),
             rate=captured.rate,
+            positions=positions,
         )
+
+    def _check(self, witness: nn.Module, inputs: Tensor, captured: Captured, answers: Tensor) -> None:
+        if self._first_answers is None:
+            self.reader.teacher.check_values(inputs)
+            self._leaks = check_witness(witness, captured.mean)
+            _check_log_variance(captured.log_variance)
+            self._first_answers = captured.mean, answers
+        elif not self._leaks:
+            self._leaks = check_repeatability(witness, *self._first_answers)
 
     def _channel_logits(self, witness: nn.Module, captured: Captured, positions: Tensor) -> Tensor | None:
         if captured.log_variance is None or self.channel_samples == 0:
@@ -107,29 +101,29 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
+        drift = self._teacher_drift(trainer)
         # What any rank finds counts for all.
-        partial = trainer.strategy.reduce_boolean_decision(self.metric.partial, all=False)
-        if trainer.strategy.reduce_boolean_decision(bool(self.metric.leaks), all=False) and not self.metric.leaks:
-            self.metric.leaks = ["found on another process"]
-        with self.metric.sync_context():
-            sums = self.metric.sums()
-        if sums.num_rows == 0:
+        partial = trainer.strategy.reduce_boolean_decision(self._partial, all=False)
+        if trainer.strategy.reduce_boolean_decision(bool(self._leaks), all=False) and not self._leaks:
+            self._leaks = ["found on another process"]
+        certificate = judge(self.metric.compute(), partial=partial, leaks=self._leaks)
+        certificate.provenance["teacher_drift"] = drift
+        return certificate
+
+    def _teacher_drift(self, trainer: Trainer) -> float | None:
+        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
+        components = self.metric.num_components
+        totals = trainer.strategy.reduce(self.metric.sums().moments[0, : components + 1], reduce_op="sum").cpu()
+        if totals[0] == 0:
             raise ValueError(
                 "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
                 "not 'sequential', so that batches come as one. Choose another by `dataloader`."
             )
-        certificate = certificate_from_sums(sums, self.metric.settings, partial=partial, leaks=self.metric.leaks)
-        certificate.provenance["teacher_drift"] = self._teacher_drift(sums)
-        return certificate
-
-    def _teacher_drift(self, sums: CertificateSums) -> float | None:
-        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
         recorded = self.reader.teacher.average
         if recorded is None:
             return None
-        observed = sums.teacher_mean.cpu()
-        drift = float(kl_divergence(observed[None], recorded.cpu()[None].log())[0])
-        if drift > DRIFT + 2 * sums.num_components / sums.num_rows:
+        drift = float(kl_divergence(totals[None, 1:] / totals[0], recorded.cpu()[None].log())[0])
+        if drift > DRIFT + 2 * components / float(totals[0]):
             rank_zero_warn(
                 f"The teacher's average over these rows is {drift:.2f} nats from the one in its file: its inputs here "
                 "are probably not scaled, ordered or drawn as those that it was made from. See that `images` gives "

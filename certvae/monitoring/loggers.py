@@ -17,6 +17,7 @@ from pytorch_lightning import Trainer
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.curve import Curve
+from certvae.certificate.figures import certificate_figure, pixels
 from certvae.io.files import sha256_file
 from certvae.teachers import Teacher
 
@@ -99,8 +100,6 @@ class CertificateLog:
 
     def _draw(self, trainer: Trainer) -> None:
         if self.curve.points and trainer.is_global_zero and takes_images(trainer):
-            from certvae.certificate.figures import certificate_figure, pixels
-
             image = pixels(certificate_figure(self.curve, self.name))
             log_image(trainer, f"{self.name}/curve", image, self.curve.points[-1].epoch)
 

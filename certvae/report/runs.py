@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from certvae.certificate.certificate import Certificate
+from certvae.certificate.claims import check_claims
 from certvae.certificate.figures import GOES_ON_FROM
 from certvae.certificate.history import read_history
 from certvae.commands.certify import CONFIG_LIMIT
-from certvae.commands.verify import check_claims
 from certvae.io.files import parse_json, read_limited
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from certvae.certificate.certificate import Certificate, Status
 from certvae.report.runs import Phase
-from certvae.theory.bounds import RIGOROUS
+from certvae.theory.bounds import find_bound
 
 __all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "sentence", "status_name"]
 
@@ -52,13 +52,10 @@ def _rows(certificate: Certificate, split: str) -> str:
 
 def _confidence(certificate: Certificate, split: str) -> str:
     c = certificate
-    if c.method == "plugin":
-        return "for these inputs alone, exactly,"
-    how = "about " if c.method == "normal" else ""
-    proven = "by a proven bound, " if c.method in RIGOROUS else ""
     looks = ", over all looks at the run together," if c.look is not None else ""
     single = ", for a single look," if split == "val" and c.look is None else ""
-    return f"{proven}at {how}{_percent(c.confidence)} confidence{looks}{single}"
+    text = find_bound(c.method).confidence_text.format(_percent(c.confidence))
+    return text if c.method == "plugin" else f"{text}{looks}{single}"
 
 
 def sentence(certificate: Certificate, split: str) -> str:
@@ -139,16 +136,9 @@ def limits(phases: Sequence[Phase]) -> list[str]:
         "by their variance, something else: the channel margin and the rate below are about those.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
     ]
-    if "normal" in methods:
-        few = " Some of these sets have fewer." if any(c.num_samples < FEW_ROWS for c in every) else ""
-        said.append(
-            "The confidence of the method 'normal' is approximate: it is off where errors are rare and gross, and with "
-            f"fewer than {FEW_ROWS:,} rows.{few} 'bernstein' and 'hoeffding' are proven, and wider."
-        )
-    if methods & set(RIGOROUS):
-        said.append("A proven bound holds if the rows were drawn independently, and nothing was fitted on them.")
-    if "plugin" in methods:
-        said.append("The method 'plugin' describes its rows alone and says nothing about other inputs.")
+    said += sorted({find_bound(method).sentence for method in methods})
+    if any(not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS for c in every):
+        said.append(f"Some of these sets have fewer than {FEW_ROWS:,} rows.")
     if len(every) > 1:
         said.append("Each certificate holds at its confidence by itself, not all of them at once.")
     if any(phase.split == "val" for phase in phases):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from certvae.reading.inputs import InputSource, as_floats, index_of, inputs_and_index, select_inputs
 from certvae.theory.arguments import as_float64, as_fraction, as_number, as_whole_number
 from certvae.theory.information import as_probabilities
+from certvae.theory.scores import ScoredRows
 from certvae.theory.sums import CertificateSums
 from certvae.theory.witness import SimplexWitness
 
@@ -20,7 +21,7 @@ __all__ = ["Teacher", "TeacherCard", "TeacherMismatchError", "index_of", "inputs
 
 T = TypeVar("T", bound="Teacher")
 VALUE_TOLERANCE = 0.01
-MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
+MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
 TEXT_LIMIT = 2000  # characters of the card's texts
 
 
@@ -67,7 +68,7 @@ class TeacherCard:
     choice: str | None = None
 
     def __post_init__(self) -> None:
-        as_whole_number(self.num_components, "num_components", 2, MOST_COMPONENTS)
+        as_whole_number(self.num_components, "num_components", 2, MAX_COMPONENTS)
         if not 1e-6 <= as_number(self.temperature, "temperature") <= 1e6:
             raise ValueError(f"`temperature` must be positive, from 1e-6 to 1e6, got {self.temperature}.")
         as_fraction(self.floor, "floor")
@@ -204,7 +205,7 @@ class Teacher(nn.Module):
             )
         for batch in batches:
             probs = self(self.prepared(select_inputs(batch, images)), index_of(batch)).double().cpu()
-            totals = totals + CertificateSums.from_rows(probs, torch.zeros_like(probs))
+            totals = totals + CertificateSums.of(ScoredRows.check(probs, torch.zeros_like(probs)))
             log_sums += log_ratio_sums(probs)
         if totals.num_rows == 0:
             raise ValueError("`batches` must hold at least one row, got none.")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "MAX_COMPONENTS",
     "MAX_MAGNITUDE",
-    "MOST_COMPONENTS",
     "as_float64",
     "as_fraction",
     "as_number",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 MAX_MAGNITUDE = 1e50  # of log-probabilities, rates and weights: sums of weighted squares stay finite
-MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
+MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
 
 
 def as_tensor(values: Any, name: str) -> Tensor:

@@ -18,18 +18,17 @@ average teacher enters them only through coefficients that are known at the end.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor, as_whole_number
-from certvae.theory.information import as_logits, as_probabilities, entropy, floor_log_probabilities
+from certvae.theory.arguments import MAX_MAGNITUDE, as_whole_number
+from certvae.theory.information import entropy
+from certvae.theory.scores import SCORES, ScoredRows
 
-__all__ = ["CertificateSums", "as_weights"]
+__all__ = ["CertificateSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
-_SCORES = ("mean", "channel", "calibrated")
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
 
 
@@ -84,59 +83,16 @@ class CertificateSums:
         return CertificateSums(self.moments + other.moments, self.witness + other.witness, self.counts + other.counts)
 
     @classmethod
-    def from_rows(
-        cls,
-        teacher_probs: Any,
-        witness_logits: Any,
-        weights: Any = None,
-        *,
-        channel_logits: Any = None,
-        calibrated_logits: Any = None,
-        rate: Any = None,
-        witness_floor: float = 0.0,
-        teacher_floor: float = 0.0,
-    ) -> "CertificateSums":
-        """Sums over rows.
-
-        Args:
-            teacher_probs: shape ``(N, K)``.
-            witness_logits: the witness on the mean path, shape ``(N, K)``.
-            weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. Default: all 1.
-            channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
-            calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
-            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
-            witness_floor: share of the uniform distribution mixed into every witness.
-            teacher_floor: share for which every teacher probability is promised to be at least
-                ``teacher_floor / K``; checked, not applied.
-
-        Raises:
-            TypeError: if an array does not hold real numbers, or a floor is no number.
-            ValueError: if shapes do not fit each other, or values are not what the names say.
-        """
-        as_fraction(witness_floor, "witness_floor")
-        as_fraction(teacher_floor, "teacher_floor")
-        teacher = as_probabilities(teacher_probs)
-        _check_floor(teacher, teacher_floor)
-        log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
-        row_weights = as_weights(weights, teacher)
-        scores = {"mean": (teacher * log_witness).sum(dim=1)}
-        for name, logits in (("channel", channel_logits), ("calibrated", calibrated_logits)):
-            if logits is not None:
-                scores[name] = _draw_average(logits, teacher, f"{name}_logits", witness_floor)
-        if rate is not None:
-            scores["rate"] = _per_row(rate, teacher, "rate")
-        return cls._accumulate(teacher, log_witness, row_weights, scores)
-
-    @classmethod
-    def _accumulate(
-        cls, teacher: Tensor, log_witness: Tensor, weights: Tensor, scores: dict[str, Tensor]
-    ) -> "CertificateSums":
+    def of(cls, rows: ScoredRows) -> "CertificateSums":
+        """Sums over rows that were checked."""
+        teacher, weights = rows.teacher, rows.weights
+        scores = rows.scores if rows.rate is None else {**rows.scores, "rate": rows.rate}
         absent = torch.zeros_like(weights)
         columns = [torch.ones_like(weights), *teacher.T, -entropy(teacher)]
-        columns += [scores.get(name, absent) for name in (*_SCORES, "rate")]
+        columns += [scores.get(name, absent) for name in (*SCORES, "rate")]
         features = torch.stack(columns, dim=1)
         weighted = features * weights[:, None]
-        witness = log_witness.exp()
+        witness = rows.log_witness.exp()
         witness_rows = torch.cat([witness, entropy(witness)[:, None]], dim=1)
         total = weights.sum()
         counts = [(weights > 0).sum().to(total), (weights**2).sum()]
@@ -183,8 +139,8 @@ class CertificateSums:
         return self.moments[0, 1 : self.num_components + 1] / self.total_weight
 
     def has(self, score: str) -> bool:
-        """Whether every row came with ``score``: ``"channel"``, ``"calibrated"`` or ``"rate"``."""
-        return _equal(self.counts[2 + _position(score, _OPTIONAL)], self.total_weight)
+        """Whether every row came with ``score``: ``"mean"``, ``"channel"``, ``"calibrated"`` or ``"rate"``."""
+        return score == "mean" or _equal(self.counts[2 + _position(score, _OPTIONAL)], self.total_weight)
 
     def teacher_information(self) -> float:
         """``H(Tbar) - mean H(T)`` in nats; never below 0."""
@@ -208,7 +164,7 @@ class CertificateSums:
         mean = self.teacher_mean
         coefficients = torch.zeros_like(self.moments[0])
         coefficients[1 : self.num_components + 1] = -torch.where(mean > 0, mean, torch.ones_like(mean)).log()
-        coefficients[self.num_components + 2 + _position(score, _SCORES)] = 1.0
+        coefficients[self.num_components + 2 + _position(score, SCORES)] = 1.0
         return coefficients
 
     def rate_coefficients(self) -> Tensor:
@@ -245,57 +201,3 @@ def _position(score: str, scores: tuple[str, ...]) -> int:
 def _equal(one: Tensor, other: Tensor) -> bool:
     """Equal up to rounding, whatever the unit of the weights."""
     return bool(torch.isclose(one, other, rtol=1e-9, atol=0.0))
-
-
-def _check_floor(teacher: Tensor, floor: float) -> None:
-    least = float(floor) / teacher.shape[1]
-    if floor and teacher.numel() and bool((teacher < least * (1 - 1e-5)).any()):
-        raise ValueError(
-            f"`teacher_floor={floor}` promises probabilities of at least {least:.3g}, got "
-            f"{teacher.min():.3g}. Mix the teacher with the uniform distribution: (1 - floor) * T + floor / K."
-        )
-
-
-def _same_shape(logits: Any, teacher: Tensor, name: str) -> Tensor:
-    log_probs = as_logits(logits, name).to(teacher.device)
-    if log_probs.shape != teacher.shape:
-        raise ValueError(
-            f"`{name}` must have the shape of `teacher_probs`, {tuple(teacher.shape)}, got "
-            f"{tuple(log_probs.shape)}. Teacher and witness must have the same rows and components."
-        )
-    return log_probs
-
-
-def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tensor:
-    draws = as_tensor(logits, name)
-    if draws.ndim != 3 or draws.shape[0] == 0:
-        raise ValueError(f"`{name}` must have shape (draws, N, K), got {tuple(draws.shape)}.")
-    scores = [(teacher * floor_log_probabilities(_same_shape(draw, teacher, name), floor)).sum(dim=1) for draw in draws]
-    return torch.stack(scores).mean(dim=0)
-
-
-def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
-    rows = as_float64(as_tensor(values, name)).to(teacher.device)
-    if rows.shape != teacher.shape[:1]:
-        raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
-    faulty = ~(rows.abs() <= MAX_MAGNITUDE)
-    if bool(faulty.any()):
-        raise ValueError(
-            f"`{name}` must be finite and at most {MAX_MAGNITUDE:g} in size, got {rows[faulty][0].item()}."
-        )
-    return rows
-
-
-def as_weights(weights: Any, teacher: Tensor) -> Tensor:
-    """Weights of the rows of ``teacher`` in float64, shape ``(N,)``; 1 for each if None is given.
-
-    Raises:
-        TypeError: if they are not numbers.
-        ValueError: if their shape is another, or one is not from 0 to 1e50.
-    """
-    if weights is None:
-        return torch.ones(teacher.shape[0], dtype=torch.float64, device=teacher.device)
-    rows = _per_row(weights, teacher, "weights")
-    if bool((rows < 0).any()):
-        raise ValueError(f"`weights` must be non-negative, got {rows.min().item()}.")
-    return rows

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from certvae.theory.arguments import MOST_COMPONENTS, as_number, as_tensor, as_whole_number
+from certvae.theory.arguments import MAX_COMPONENTS, as_number, as_tensor, as_whole_number
 from certvae.theory.information import as_probabilities
 
 __all__ = ["SimplexWitness", "centered", "centered_log", "own_witness", "simplex_basis"]
@@ -31,7 +31,7 @@ def simplex_basis(num_components: int) -> Tensor:
         TypeError: if ``num_components`` is not a whole number.
         ValueError: if it is below 2.
     """
-    as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
+    as_whole_number(num_components, "num_components", 2, MAX_COMPONENTS)
     basis = torch.zeros(num_components, num_components - 1, dtype=torch.float64)
     for j in range(1, num_components):
         basis[:j, j - 1] = 1.0
@@ -81,7 +81,7 @@ class SimplexWitness(nn.Module):
         prior: Tensor | list[float] | None = None,
     ) -> None:
         super().__init__()
-        num_components = as_whole_number(num_components, "num_components", 2, MOST_COMPONENTS)
+        num_components = as_whole_number(num_components, "num_components", 2, MAX_COMPONENTS)
         latent_dim = as_whole_number(latent_dim, "latent_dim", 1)
         if latent_dim < num_components - 1:
             raise ValueError(
@@ -212,7 +212,7 @@ class SimplexWitness(nn.Module):
             self._cache[key] = (basis, log_prior)
         return self._cache[key]
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"num_components={self.num_components}, latent_dim={self.latent_dim}, scale={self.scale:g}"
 
 

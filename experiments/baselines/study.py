@@ -26,7 +26,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from certvae.callbacks.diagnostics import aggregate_information
+from certvae.theory.aggregate_posterior import aggregate_information
 from certvae.theory.posterior import Posterior
 from experiments.study import Study, study_parser
 from experiments.tables import Line

@@ -10,6 +10,7 @@ from populations import Array, make_teacher
 from repetitions import METHODS, settings_of
 
 from certvae.certificate.verdict import certificate_from_sums
+from certvae.theory.scores import ScoredRows
 from certvae.theory.sums import CertificateSums
 
 __all__ = ["WITNESSES", "null_models"]
@@ -50,7 +51,7 @@ def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
 
 def _verdicts(teacher: Array, logits: Array) -> dict[str, Any]:
     rows = torch.as_tensor(teacher), torch.as_tensor(logits)
-    sums = {floor: CertificateSums.from_rows(*rows, witness_floor=floor) for floor in _floors()}
+    sums = {floor: CertificateSums.of(ScoredRows.check(*rows, witness_floor=floor)) for floor in _floors()}
     certificates = {
         method: certificate_from_sums(sums[settings_of(method).applied_floor], settings_of(method))
         for method in METHODS

@@ -1,12 +1,10 @@
 """Many data sets from one population at once, and the shipped lower bounds of all of them."""
 
-from typing import Any
-
 import numpy as np
 from populations import ALPHA, TEACHER_FLOOR, Array, Population
 
 from certvae import CertificateSettings, certify
-from certvae.theory.bounds import lower_bound
+from certvae.theory.bounds import BOUNDS, Evidence
 
 __all__ = ["METHODS", "Repetitions", "draw_counts", "settings_of"]
 
@@ -43,10 +41,9 @@ class Repetitions:
         """The population's margin and the lower bound from each data set, shape ``(R,)``."""
         floor = settings_of(method).applied_floor
         truth, margins, deviations = self.numbers(floor)
-        arrays: Any = (margins, deviations)  # the shipped bounds are affine in both, so arrays go through
-        floors = {"teacher_floor": TEACHER_FLOOR, "witness_floor": floor}
-        components = self.population.teacher.shape[1]
-        return truth, lower_bound(method, *arrays, self.size, alpha, num_components=components, **floors)
+        known = (self.size, self.population.teacher.shape[1], TEACHER_FLOOR, floor)
+        pairs = zip(margins.tolist(), deviations.tolist(), strict=True)
+        return truth, np.array([BOUNDS[method].lower(Evidence(*pair, *known), alpha) for pair in pairs])
 
     def numbers(self, floor: float) -> tuple[float, Array, Array]:
         """The population's margin, and the plug-in margin and the deviation of each data set."""

@@ -14,7 +14,7 @@ import yaml
 
 from certvae.commands.certify import CertifyOptions, certify_checkpoint
 from certvae.io.files import csv_text, write_atomic
-from certvae.theory.bounds import METHODS
+from certvae.theory.bounds import BOUNDS
 
 RESULTS = Path(__file__).parent.parent / "results" / "statistics"
 PATHS = ("margin", "channel_margin", "calibrated_channel_margin")
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
         path.write_text(yaml.safe_dump(config))
-        for method in METHODS:
+        for method in BOUNDS:
             options = CertifyOptions(method=method, permutations=0)
             files = given.run_dir / "full/checkpoints/last.ckpt", given.run_dir / "search/teacher.safetensors"
             certificate = certify_checkpoint(*files, path, options)

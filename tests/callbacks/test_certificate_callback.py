@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae import Certificate, CertificateMetric, Status, certify
+from certvae import Certificate, CertificateMetric, CertificateSettings, Status, certify
 from certvae.callbacks import CertificateCallback
 from certvae.callbacks.certificate import LOGGED
 from certvae.certificate.history import append_history, read_history
@@ -268,7 +268,7 @@ def test_shares_of_all_looks_add_up_to_the_error() -> None:
 
 def test_the_bound_at_a_look_is_the_bound_at_its_share() -> None:
     teacher, look = torch.softmax(3 * torch.randn(200, 3, generator=torch.Generator().manual_seed(0)), dim=1), 7
-    metric = CertificateMetric(3, look=look)
+    metric = CertificateMetric(3, CertificateSettings(look=look))
     metric.update(teacher, teacher.log())
     single = certify(teacher, teacher.log(), confidence=1 - spending(0.05, look))
     assert metric.compute().margin_lower == pytest.approx(single.margin_lower, abs=1e-12)

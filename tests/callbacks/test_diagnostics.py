@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from certvae.callbacks import CollapseDiagnostics
-from certvae.callbacks.diagnostics import aggregate_information
 from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import Captured
+from certvae.theory.aggregate_posterior import aggregate_information
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import row_normal
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams

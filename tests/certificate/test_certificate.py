@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from certvae import Certificate, Status, certify
-from certvae.commands.verify import VerificationError, check_claims
+from certvae.certificate.claims import ClaimsError, check_claims
 from tests.conftest import random_logits, random_probs
 
 
@@ -99,7 +99,7 @@ def test_no_bound_is_believed_that_one_row_cannot_give(method: str) -> None:
     forged = replace(honest, num_samples=1)
     unbounded = replace(forged, margin_lower=-math.inf, status=Status.NOT_CERTIFIED)
     for certificate in (forged, unbounded):
-        with pytest.raises(VerificationError, match="one row bounds nothing"):
+        with pytest.raises(ClaimsError, match="one row bounds nothing"):
             check_claims(certificate)
     check_claims(replace(unbounded, channel_margin_lower=-math.inf))
 
@@ -155,7 +155,7 @@ def test_print_tells_verdict_numbers_and_limits() -> None:
         ({"confidence": 0.0}, "`confidence` must be between 0 and 1"),
         ({"safety_margin": -0.1}, "`safety_margin` must be at least 0"),
         ({"safety_margin": float("nan")}, "`safety_margin` must be at least 0"),
-        ({"method": "magic"}, "`method` must be one of plugin, normal, hoeffding, bernstein"),
+        ({"method": "magic"}, "`method` must be one of bernstein, hoeffding, normal, plugin"),
         ({"method": "bernstein"}, "`teacher_floor` and `witness_floor` must be above 0"),
         ({"witness_floor": 1.0}, "`witness_floor` must be at least 0 and below 1"),
         ({"weights": torch.zeros(300)}, "at least one row with positive weight"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from certvae import Certificate, CertificateMetric, Status, certify
+from certvae import Certificate, CertificateMetric, CertificateSettings, Status, certify
 from certvae.theory.sums import CertificateSums
 from tests.conftest import random_logits, random_probs
 
@@ -83,7 +83,7 @@ def test_rows_of_weight_zero_do_not_count(seed: int) -> None:
 @pytest.mark.parametrize("method", ["plugin", "normal", "hoeffding", "bernstein"])
 def test_every_bound_works_from_the_metric(method: str) -> None:
     teacher = 0.95 * random_probs(500, 4, seed=1) + 0.05 / 4
-    metric = CertificateMetric(4, method=method, teacher_floor=0.05)
+    metric = CertificateMetric(4, CertificateSettings(method=method, teacher_floor=0.05))
     for part in teacher.split(77):
         metric.update(part, part.log())
     assert_same(metric.compute(), certify(teacher, teacher.log(), method=method, teacher_floor=0.05))
@@ -105,12 +105,10 @@ def test_a_pickled_metric_goes_on_where_it_was() -> None:
     assert_same(metric.compute(), certify(teacher, logits, channel_logits=channel, rate=rate))
 
 
-def test_a_partial_set_is_never_certified() -> None:
-    metric = CertificateMetric(3)
-    metric.partial = True
-    teacher = random_probs(200, 3, seed=1)
-    metric.update(teacher, teacher.log())
-    assert metric.compute().status is Status.PARTIAL
+def test_a_metric_that_was_reset_starts_anew() -> None:
+    metric, teacher = CertificateMetric(3), random_probs(200, 3, seed=1)
+    metric.update(teacher, torch.zeros_like(teacher))
+    assert metric.compute().status is Status.NOT_CERTIFIED
     metric.reset()
     metric.update(teacher, teacher.log())
     assert metric.compute().status is Status.CERTIFIED
@@ -150,4 +148,6 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="`weights` must be non-negative, got -1"):
         metric.update(probs, torch.zeros(2, 3), torch.tensor([1.0, -1.0]))
     with pytest.raises(ValueError, match="`teacher_floor=0.5` promises"):
-        CertificateMetric(3, teacher_floor=0.5).update(torch.tensor([[0.9, 0.05, 0.05]]), torch.zeros(1, 3))
+        CertificateMetric(3, CertificateSettings(teacher_floor=0.5)).update(
+            torch.tensor([[0.9, 0.05, 0.05]]), torch.zeros(1, 3)
+        )

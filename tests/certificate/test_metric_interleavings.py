@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from certvae import Certificate, CertificateMetric, Status, certify
+from certvae import Certificate, CertificateMetric, CertificateSettings, certify
 from tests.conftest import random_logits, random_probs
 
 CASTS = ("half", "float", "double", "bfloat16")
@@ -40,10 +40,9 @@ class Interleavings(RuleBasedStateMachine):
         self.with_rate = rate
         self.metric = self.fresh()
         self.rows: list[dict[str, Tensor]] = []
-        self.partial, self.leaks = False, []
 
     def fresh(self) -> CertificateMetric:
-        return CertificateMetric(self.components, **self.arguments)
+        return CertificateMetric(self.components, CertificateSettings(**self.arguments))
 
     def batch(self, seed: int, count: int, scale: float) -> dict[str, Tensor]:
         """Rows of which every third has weight 0 and the others different ones."""
@@ -65,7 +64,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule(seed=SEEDS, count=st.integers(2, 20))
     def forward(self, seed: int, count: int) -> None:
-        """Its value is that of the batch alone, with the metric's marks."""
+        """Its value is that of the batch alone."""
         rows = self.batch(seed, count, 1.0)
         assert_same(self.metric(**rows), self.expected([rows]))
         self.rows.append(rows)
@@ -77,15 +76,13 @@ class Interleavings(RuleBasedStateMachine):
         with pytest.raises(ValueError, match=f"`{fault}`"):
             self.metric(**rows) if forward else self.metric.update(**rows)
 
-    @rule(seed=SEEDS, count=st.integers(0, 9), empty=st.booleans(), mine=st.booleans(), partial=st.booleans())
-    def merge(self, seed: int, count: int, empty: bool, mine: bool, partial: bool) -> None:
+    @rule(seed=SEEDS, count=st.integers(0, 9), empty=st.booleans(), mine=st.booleans())
+    def merge(self, seed: int, count: int, empty: bool, mine: bool) -> None:
         """Into this metric, or of this metric into the other."""
         other, rows = self.fresh(), self.batch(seed, count, 1.0)
         if not empty:
             other.update(**rows)
             self.rows.append(rows)
-        other.partial = partial
-        self.partial |= partial
         into, given = (self.metric, other) if mine else (other, self.metric)
         into.merge_state(given)
         self.metric = into
@@ -100,7 +97,7 @@ class Interleavings(RuleBasedStateMachine):
     @rule()
     def reset(self) -> None:
         self.metric.reset()
-        self.rows, self.partial, self.leaks = [], False, []
+        self.rows = []
 
     @rule(keep=st.booleans())
     def pickle_or_copy(self, keep: bool) -> None:
@@ -110,7 +107,6 @@ class Interleavings(RuleBasedStateMachine):
     def a_copy_shares_nothing(self, seed: int) -> None:
         other = self.metric.clone()
         other.update(**self.batch(seed, 3, 1.0))
-        other.partial, other.leaks = True, ["of the copy"]
 
     @rule(seed=SEEDS)
     def checkpoint(self, seed: int) -> None:
@@ -120,12 +116,9 @@ class Interleavings(RuleBasedStateMachine):
         for _ in range(2):
             loaded = self.fresh()
             loaded.update(**self.batch(seed, 3, 1.0))
-            loaded.partial, loaded.leaks = True, ["is replaced, as the rows are"]
             loaded.load_state_dict(state)
             self.metric = deepcopy(loaded)
             loaded.update(**self.batch(seed, 3, 1.0))
-        if self.leaks:
-            self.leaks = ["found on rows of another process, metric or checkpoint"]
 
     @rule(
         dtype=DTYPES, cast=st.sampled_from(CASTS), way=st.sampled_from(["to", "set_dtype", "cast", "child", "child.to"])
@@ -154,25 +147,15 @@ class Interleavings(RuleBasedStateMachine):
         with torch.autocast("cpu", torch.bfloat16):
             self.update(seed, 4, 1.0)
 
-    @rule(partial=st.booleans(), leak=st.booleans())
-    def mark(self, partial: bool, leak: bool) -> None:
-        self.partial, self.leaks = partial, ["order"] if leak else []
-        self.metric.partial, self.metric.leaks = self.partial, self.leaks
-
     def expected(self, rows: list[dict[str, Tensor]]) -> Certificate:
         joined = {
             name: torch.cat([batch[name] for batch in rows], dim=int(name == "channel_logits")) for name in rows[0]
         }
-        certificate = certify(**joined, **self.arguments)
-        if self.leaks:
-            certificate.status, certificate.leaks = Status.LEAKING, [*self.leaks, *certificate.leaks]
-        if self.partial:
-            certificate.status = Status.PARTIAL
-        return certificate
+        return certify(**joined, **self.arguments)
 
     @invariant()
     def sums_are_float64(self) -> None:
-        assert self.metric.packed.dtype == self.metric.marks.dtype == torch.float64
+        assert self.metric.packed.dtype == self.metric.floors.dtype == torch.float64
 
     @precondition(lambda self: any(bool((rows["weights"] > 0).any()) for rows in self.rows))
     @invariant()
@@ -194,60 +177,22 @@ def test_the_state_is_not_in_a_checkpoint_unless_it_is_asked_for() -> None:
     metric.update(*rows_of(0))
     assert not nn.ModuleDict({"metric": metric}).state_dict()
     metric.persistent(True)
-    assert set(nn.ModuleDict({"metric": metric}).state_dict()) == {"metric.packed", "metric.marks"}
+    assert set(nn.ModuleDict({"metric": metric}).state_dict()) == {"metric.packed", "metric.floors", "metric.rows"}
 
 
-def test_a_checkpoint_of_a_module_restores_sums_and_marks() -> None:
+def test_a_checkpoint_of_a_module_restores_the_rows() -> None:
     saved, loaded = (nn.ModuleDict({"metric": CertificateMetric(3), "net": nn.Linear(2, 2)}) for _ in range(2))
     saved["metric"].update(*rows_of(0))
-    saved["metric"].partial = True
     saved["metric"].persistent(True)
     loaded.load_state_dict(saved.state_dict())
-    certificate = loaded["metric"].compute()
-    assert certificate.status is Status.PARTIAL
-    assert certificate.margin == saved["metric"].compute().margin
-
-
-def test_marks_set_after_a_result_count() -> None:
-    metric, teacher = CertificateMetric(3), random_probs(200, 3, seed=1)
-    metric.update(teacher, teacher.log())
-    assert metric.compute().status is Status.CERTIFIED
-    metric.leaks = ["order"]
-    assert metric.compute().status is Status.LEAKING
-    metric.leaks, metric.partial = [], True
-    assert metric.compute().status is Status.PARTIAL
-    assert metric(teacher, teacher.log()).status is Status.PARTIAL
-    metric.partial = False
-    assert metric.compute().status is Status.CERTIFIED
-
-
-def test_merged_metrics_keep_the_findings_of_both() -> None:
-    one, other = CertificateMetric(3), CertificateMetric(3)
-    one.leaks, other.leaks = ["order", "rate"], ["rate", "eval mode"]
-    one.merge_state(other)
-    assert one.leaks == ["order", "rate", "eval mode"]
-
-
-def test_marks_of_one_process_count_on_all() -> None:
-    """With the gathering function that torchmetrics lets one give, and a second process that found a leak."""
-    metric, other = CertificateMetric(3), CertificateMetric(3)
-    for seed, each in enumerate((metric, other)):
-        each.update(*rows_of(seed))
-    other.leaks = ["order"]
-    there = {metric.packed.shape: other.packed, metric.marks.shape: other.marks}
-    here = CertificateMetric(
-        3, dist_sync_fn=lambda value, group: [value, there[value.shape]], distributed_available_fn=lambda: True
-    )
-    here.merge_state(metric)
-    certificate = here.compute()
-    assert certificate.status is Status.LEAKING
-    assert certificate.num_samples == 40
-    assert not here.leaks
+    assert_same(loaded["metric"].compute(), saved["metric"].compute())
 
 
 def test_metrics_of_other_floors_in_a_collection_do_not_share_their_sums() -> None:
     """A first batch that no floor changes must not make torchmetrics take them for one."""
-    collection = MetricCollection({"plain": CertificateMetric(3), "floored": CertificateMetric(3, witness_floor=0.5)})
+    collection = MetricCollection(
+        {"plain": CertificateMetric(3), "floored": CertificateMetric(3, CertificateSettings(witness_floor=0.5))}
+    )
     teacher, logits = rows_of(0)
     for witness in (torch.zeros_like(logits), logits):
         collection.update(teacher, witness)
@@ -263,8 +208,14 @@ def test_sums_of_another_kind_are_refused(load: bool) -> None:
     metric = CertificateMetric(3)
     for other, message in (
         (CertificateMetric(4), "`packed` must be of 3 components"),
-        (CertificateMetric(3, witness_floor=0.1), r"`marks` must be of teacher and witness floors \[0.0, 0.0\], got"),
-        (CertificateMetric(3, teacher_floor=0.1), "`marks` must be of teacher and witness floors"),
+        (
+            CertificateMetric(3, CertificateSettings(witness_floor=0.1)),
+            r"`floors` must be the teacher and witness floors \[0.0, 0.0\], got",
+        ),
+        (
+            CertificateMetric(3, CertificateSettings(teacher_floor=0.1)),
+            "`floors` must be the teacher and witness floors",
+        ),
     ):
         other.persistent(True)
         with pytest.raises(ValueError, match=message):

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader, SubsetRandomSampler
 from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.certificate import digest
+from certvae.certificate.claims import ClaimsError, check_claims
 from certvae.cli import main
 from certvae.commands.certify import CertifyOptions, build, certify_checkpoint
-from certvae.commands.verify import Refusal, VerificationError, check_claims, verify
+from certvae.commands.verify import Refusal, VerificationError, verify
 from certvae.datamodules import DigitsDataModule
 from certvae.io.checkpoints import load_weights
 from certvae.monitoring.encoded_rows import evenly_spaced
@@ -206,7 +207,7 @@ def test_claims_that_contradict_each_other_are_noticed(run: dict[str, Path]) -> 
         ({"num_samples": 0}, "num_samples"),
         ({"confidence": 2.0}, "`confidence` must be between 0 and 1"),
         ({"leaks": ["order"]}, "status follows"),
-        ({"channel_margin": 99.0}, "channel margin <= I_T"),
+        ({"channel_margin": 99.0}, "channel_margin <= teacher_information"),
         ({"look": "a"}, "`look` is 'a', which is not of its type"),
         ({"provenance": None}, "`provenance` is None"),
         ({"leaks": [None]}, "`leaks` is not what it should be"),
@@ -216,7 +217,7 @@ def test_claims_that_contradict_each_other_are_noticed(run: dict[str, Path]) -> 
         forged = Certificate.from_dict(
             {**certificate.to_dict(), **{k: str(v) if k == "status" else v for k, v in changes.items()}}
         )
-        with pytest.raises(VerificationError, match=message):
+        with pytest.raises(ClaimsError, match=message):
             check_claims(forged)
 
 
@@ -225,7 +226,7 @@ def test_no_rigorous_bound_without_a_width_is_believed(run: dict[str, Path], tmp
     assert main(["certify", *arguments(run), "--method=bernstein", "--permutations=0", f"--output={path}"]) == 0
     values = Certificate.load(path).to_dict()
     forged = Certificate.from_dict({**values, "margin_lower": values["margin"]})
-    with pytest.raises(VerificationError, match="Bernstein's bound at variance 0"):
+    with pytest.raises(ClaimsError, match="Bernstein's bound at variance 0"):
         check_claims(forged)
 
 

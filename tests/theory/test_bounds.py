@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from certvae.certificate.verdict import certify
 from certvae.theory import bounds
+from certvae.theory.bounds import BOUNDS, Evidence
+from certvae.theory.scores import ScoredRows
 from certvae.theory.sums import CertificateSums
 
 ALPHAS = st.floats(1e-6, 0.4)
@@ -69,13 +71,13 @@ def test_normal_is_the_lower_end_of_a_one_sided_interval(
     margin: float, deviation: float, size: int, alpha: float
 ) -> None:
     expected = scipy.stats.norm(loc=margin, scale=max(deviation, 1e-300) / size**0.5).ppf(alpha)
-    assert bounds.normal(margin, deviation, size, alpha) == pytest.approx(expected, abs=TOLERANCE)
+    assert bounds.normal_bound(margin, deviation, size, alpha) == pytest.approx(expected, abs=TOLERANCE)
 
 
 @given(margin=st.floats(-5, 5), width=st.floats(0.1, 30), size=SIZES, alpha=ALPHAS)
 def test_hoeffding_inverts_its_tail_inequality(margin: float, width: float, size: int, alpha: float) -> None:
     """P(mean - E >= t) <= exp(-2 n t^2 / R^2), solved for t."""
-    slack = margin - bounds.hoeffding(margin, width, size, alpha)
+    slack = margin - bounds.hoeffding_bound(margin, width, size, alpha)
     assert -2 * size * slack**2 / width**2 == pytest.approx(math.log(alpha), rel=1e-6)
 
 
@@ -99,7 +101,7 @@ def test_bernstein_is_maurer_and_pontil_and_the_price_of_the_threshold(
         lambda s: curvature * s**2 - slope * s, bounds=(0, largest), method="bounded", options={"xatol": 1e-12}
     ).fun
     maurer_pontil = math.sqrt(2 * deviation**2 * log_term / size) + 7 * width * log_term / (3 * (size - 1))
-    found = bounds.bernstein(margin, deviation, width, reach, size, alpha)
+    found = bounds.bernstein_bound(margin, deviation, width, reach, size, alpha)
     assert found == pytest.approx(margin - maurer_pontil - price, rel=1e-7, abs=1e-7)
 
 
@@ -108,7 +110,7 @@ def test_bernstein_by_hand() -> None:
     reach = math.log(2)
     curvature = (reach - 0.5) / reach**2
     expected = 1 - 0.5 * math.sqrt(2 / 101) - 7 / 100 - 1 / (200 * curvature)
-    assert bounds.bernstein(1.0, 0.5, 3.0, reach, 101, 2 / math.e) == pytest.approx(expected, abs=1e-12)
+    assert bounds.bernstein_bound(1.0, 0.5, 3.0, reach, 101, 2 / math.e) == pytest.approx(expected, abs=1e-12)
 
 
 def test_score_range_by_hand() -> None:
@@ -131,13 +133,13 @@ def test_lower_bound_calls_the_method(margin: float, deviation: float, size: int
     width = math.log(7 / 0.01) + math.log(7 / 0.001)
     expected = {
         "plugin": margin,
-        "normal": bounds.normal(margin, deviation, size, alpha),
-        "hoeffding": bounds.hoeffding(margin, width, size, alpha),
-        "bernstein": bounds.bernstein(margin, deviation, width, math.log(7 / 0.01), size, alpha),
+        "normal": bounds.normal_bound(margin, deviation, size, alpha),
+        "hoeffding": bounds.hoeffding_bound(margin, width, size, alpha),
+        "bernstein": bounds.bernstein_bound(margin, deviation, width, math.log(7 / 0.01), size, alpha),
     }
-    assert set(expected) == set(bounds.METHODS)
+    assert set(expected) == set(BOUNDS)
     for method, value in expected.items():
-        found = bounds.lower_bound(method, margin, deviation, size, alpha, **floors)  # type: ignore[arg-type]
+        found = BOUNDS[method].lower(Evidence(margin, deviation, size, **floors), alpha)  # type: ignore[arg-type]
         assert found == pytest.approx(value, rel=1e-12)
 
 
@@ -147,9 +149,9 @@ def test_rigor_costs_and_nothing_exceeds_the_margin(
 ) -> None:
     """``sd <= R/2 sqrt(n/(n-1))`` (Popoviciu); ``z <= sqrt(2 log(1/2a))`` as P(Z > t) <= exp(-t^2 / 2) / 2."""
     deviation = spread * width / 2 * math.sqrt(size / (size - 1))
-    normal = bounds.normal(0.0, deviation, size, alpha)
-    hoeffding = bounds.hoeffding(0.0, width, size, alpha)
-    assert bounds.bernstein(0.0, deviation, width, reach, size, alpha) <= normal <= bounds.plugin(0.0)
+    normal = bounds.normal_bound(0.0, deviation, size, alpha)
+    hoeffding = bounds.hoeffding_bound(0.0, width, size, alpha)
+    assert bounds.bernstein_bound(0.0, deviation, width, reach, size, alpha) <= normal <= bounds.plugin_bound(0.0)
     assert hoeffding < 0
     if math.log(1 / (2 * alpha)) * size <= math.log(1 / alpha) * (size - 1):
         assert hoeffding <= normal + TOLERANCE
@@ -158,8 +160,8 @@ def test_rigor_costs_and_nothing_exceeds_the_margin(
 @given(size=st.integers(2, 10**5), alpha=ALPHAS, deviation=st.floats(0, 5))
 def test_bounds_rise_with_rows_and_alpha_and_fall_with_spread(size: int, alpha: float, deviation: float) -> None:
     def every(n: int = size, a: float = alpha, sd: float = deviation, width: float = 10.0) -> np.ndarray:
-        bernstein = bounds.bernstein(0.0, sd, width, 7.0, n, a)
-        return np.array([bounds.normal(0.0, sd, n, a), bounds.hoeffding(0.0, width, n, a), bernstein])
+        bernstein = bounds.bernstein_bound(0.0, sd, width, 7.0, n, a)
+        return np.array([bounds.normal_bound(0.0, sd, n, a), bounds.hoeffding_bound(0.0, width, n, a), bernstein])
 
     assert (every() <= every(n=2 * size) + TOLERANCE).all()
     assert (every() <= every(a=1.2 * alpha) + TOLERANCE).all()
@@ -170,7 +172,8 @@ def test_bounds_rise_with_rows_and_alpha_and_fall_with_spread(size: int, alpha: 
 def test_bernstein_beats_hoeffding_once_the_variance_is_small_and_loses_when_rows_are_few() -> None:
     width, reach = bounds.score_range(10, 0.01, 0.001), math.log(1000)
     few, many = (
-        bounds.bernstein(0, 0.5, width, reach, n, 0.05) - bounds.hoeffding(0, width, n, 0.05) for n in (50, 10_000)
+        bounds.bernstein_bound(0, 0.5, width, reach, n, 0.05) - bounds.hoeffding_bound(0, width, n, 0.05)
+        for n in (50, 10_000)
     )
     assert few < 0 < many
 
@@ -238,7 +241,7 @@ def test_bernstein_never_exceeds_the_bound_that_knows_the_average_teacher(sample
     components = sample.teacher.shape[1]
     floor = min(sample.teacher.min(), sample.truth.min()) * components
     width, reach = bounds.score_range(components, floor, 0.001), math.log(components / floor)
-    found = bounds.bernstein(
+    found = bounds.bernstein_bound(
         sample.plugin_scores.mean(), sample.plugin_scores.std(ddof=1), width, reach, sample.n, alpha
     )
     log_term = math.log(2 / alpha)
@@ -254,13 +257,13 @@ def test_no_method_puts_a_constant_witness_above_zero(sample: Sample, seed: int)
     components = sample.teacher.shape[1]
     constant = np.random.default_rng(seed).standard_normal((1, components)).repeat(sample.n, axis=0)
     floor = float(sample.teacher.min()) * components
-    for method in bounds.METHODS:
+    for method in BOUNDS:
         assert certify(sample.teacher, constant, method=method, teacher_floor=floor).margin_lower <= TOLERANCE
 
 
 @given(sample=SAMPLES)
 def test_sums_give_the_numbers_of_a_computation_row_by_row(sample: Sample) -> None:
-    sums = CertificateSums.from_rows(sample.teacher, np.log(sample.witness))
+    sums = CertificateSums.of(ScoredRows.check(sample.teacher, np.log(sample.witness)))
     coefficients = sums.influence("mean")
     assert sums.mean(coefficients) == pytest.approx(sample.plugin_scores.mean(), abs=TOLERANCE)
     # Sums of squares lose half of the digits where the scores hardly vary.
@@ -279,37 +282,35 @@ def test_certify_gives_the_bound_of_a_computation_row_by_row(
     sample.witness = floored(sample.witness, witness_floor)
     scores = sample.scores(sample.mean)
     floors = {"teacher_floor": floor, "witness_floor": witness_floor}
-    for method in bounds.METHODS:
+    for method, bound in BOUNDS.items():
         certificate = certify(sample.teacher, raw, method=method, confidence=confidence, **floors)
-        numbers = (float(scores.mean()), float(scores.std(ddof=1)), sample.n, 1 - confidence)
-        expected = bounds.lower_bound(method, *numbers, num_components=components, **floors)
+        numbers = (float(scores.mean()), float(scores.std(ddof=1)), sample.n, components)
+        expected = bound.lower(Evidence(*numbers, **floors), 1 - confidence)
         assert certificate.margin_lower == pytest.approx(expected, rel=1e-6, abs=1e-5)
 
 
 def test_an_unknown_method_is_rejected() -> None:
-    with pytest.raises(ValueError, match="`method` must be one of plugin, normal, hoeffding, bernstein, got 'exact'"):
-        bounds.check_method("exact", 0.1, 0.1)
-    with pytest.raises(ValueError, match="`method` must be one of"):
-        bounds.lower_bound("exact", 0.1, 0.1, 100, 0.05, num_components=10)
+    with pytest.raises(ValueError, match="`method` must be one of bernstein, hoeffding, normal, plugin, got 'exact'"):
+        bounds.find_bound("exact")
 
 
 @pytest.mark.parametrize("method", ["hoeffding", "bernstein"])
 @pytest.mark.parametrize(("teacher_floor", "witness_floor"), [(0.0, 0.1), (0.1, 0.0), (0.0, 0.0)])
 def test_a_rigorous_method_needs_both_floors(method: str, teacher_floor: float, witness_floor: float) -> None:
     with pytest.raises(ValueError, match=f"`method='{method}'` needs bounded log-probabilities"):
-        bounds.check_method(method, teacher_floor, witness_floor)
+        BOUNDS[method].check(teacher_floor, witness_floor)
     floors = {"teacher_floor": teacher_floor, "witness_floor": witness_floor}
-    with pytest.raises(ValueError, match="must be above 0, got"):
-        bounds.lower_bound(method, 0.1, 0.1, 100, 0.05, num_components=10, **floors)
+    with pytest.raises(ValueError, match="`(teacher|witness)_floor` must be above 0"):
+        BOUNDS[method].lower(Evidence(0.1, 0.1, 100, 10, **floors), 0.05)
 
 
 @pytest.mark.parametrize("method", ["plugin", "normal"])
 def test_the_other_methods_need_no_floor(method: str) -> None:
-    bounds.check_method(method, 0.0, 0.0)
-    assert math.isfinite(bounds.lower_bound(method, 0.1, 0.1, 100, 0.05, num_components=10))
+    BOUNDS[method].check(0.0, 0.0)
+    assert math.isfinite(BOUNDS[method].lower(Evidence(0.1, 0.1, 100, 10), 0.05))
 
 
 def test_one_row_supports_no_bound_that_needs_a_variance() -> None:
-    assert bounds.normal(1.0, math.nan, 1, 0.05) == -math.inf
-    assert bounds.bernstein(1.0, math.nan, 10.0, 7.0, 1, 0.05) == -math.inf
-    assert bounds.hoeffding(1.0, 10.0, 1, 0.05) < 1.0 - 10.0  # valid, and says nothing
+    assert bounds.normal_bound(1.0, math.nan, 1, 0.05) == -math.inf
+    assert bounds.bernstein_bound(1.0, math.nan, 10.0, 7.0, 1, 0.05) == -math.inf
+    assert bounds.hoeffding_bound(1.0, 10.0, 1, 0.05) < 1.0 - 10.0  # valid, and says nothing

@@ -1,0 +1,99 @@
+"""How numbers become a verdict."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from certvae.theory.arguments import as_fraction, as_number, as_whole_number
+from certvae.theory.bounds import Bound, find_bound, spending
+
+__all__ = ["DEFAULT_RIGOROUS", "CertificateSettings"]
+
+DEFAULT_RIGOROUS = "normal"
+
+
+@dataclass(frozen=True)
+class CertificateSettings:
+    """How numbers become a verdict.
+
+    Args:
+        safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
+        confidence: probability with which the lower bound holds, in ``(0, 1)``.
+        method: name of the bound; see :mod:`certvae.theory.bounds`. Default: :data:`DEFAULT_RIGOROUS` where there is a
+            teacher floor, else ``"normal"``.
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction; in ``[0, 1)``.
+        witness_floor: share of the uniform distribution mixed into the witness, in ``[0, 1)``. Default: what the bound
+            needs, 1e-3 for the rigorous ones, else 0.
+        look: number of this look at the run, from 1: the bound then spends only its share of the error; see
+            :func:`certvae.theory.bounds.spending`. None: a single look.
+        max_kept: most numbers, of 8 bytes each, that are kept for a bound that needs the rows themselves; a row has
+            ``K + 4``. Where there are more, the bound's ``fallback`` is taken, and the certificate names it.
+
+    Raises:
+        TypeError: if a number is not one, or ``look`` is not a whole one.
+        ValueError: if an argument is out of its range, or a rigorous method lacks its floors.
+    """
+
+    safety_margin: float = 0.05
+    confidence: float = 0.95
+    method: str | None = None
+    teacher_floor: float = 0.0
+    witness_floor: float | None = None
+    look: int | None = None
+    max_kept: int = 2**26
+
+    def __post_init__(self) -> None:
+        if self.method is None:
+            floored = as_fraction(self.teacher_floor, "teacher_floor") > 0
+            self._store("method", DEFAULT_RIGOROUS if floored else "normal")
+        bound = self.bound
+        if self.witness_floor is None:
+            self._store("witness_floor", bound.default_witness_floor)
+        for name in ("safety_margin", "confidence"):
+            self._store(name, as_number(getattr(self, name), name))
+        for name in ("teacher_floor", "witness_floor"):
+            self._store(name, as_fraction(getattr(self, name), name))
+        if self.look is not None:
+            self._store("look", as_whole_number(self.look, "look", 1))
+        self._store("max_kept", as_whole_number(self.max_kept, "max_kept", 0, 2**40))
+        if not (math.isfinite(self.safety_margin) and self.safety_margin >= 0):
+            raise ValueError(f"`safety_margin` must be at least 0 nats, got {self.safety_margin}.")
+        if not 0 < 1 - self.confidence < 1:
+            raise ValueError(f"`confidence` must be between 0 and 1, such as 0.95, got {self.confidence}.")
+        bound.check(self.teacher_floor, self.applied_floor)
+
+    @classmethod
+    def for_teacher(
+        cls, floor: float, *, method: str | None = None, teacher_floor: float | None = None, **others: Any
+    ) -> "CertificateSettings":
+        """Settings for a teacher that promises a floor.
+
+        Args:
+            floor: what the teacher promises; see :attr:`certvae.teachers.TeacherCard.floor`.
+            method: name of the bound; default as above.
+            teacher_floor: instead of ``floor``; it is checked on every row.
+            others: as above.
+        """
+        given = floor if teacher_floor is None else teacher_floor
+        chosen = cls(method=method, teacher_floor=given, **others)
+        # A bound that needs no floor makes no use of it, and states none.
+        return chosen if chosen.bound.rigorous or teacher_floor is not None else replace(chosen, teacher_floor=0.0)
+
+    def _store(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen; a file needs plain numbers, not numpy's
+
+    @property
+    def bound(self) -> Bound:
+        """The bound called ``method``."""
+        return find_bound(self.method)  # type: ignore[arg-type]
+
+    @property
+    def applied_floor(self) -> float:
+        """The witness floor as a number."""
+        return self.witness_floor or 0.0
+
+    @property
+    def alpha(self) -> float:
+        """Error probability that the bound may have at this look."""
+        alpha = 1 - self.confidence
+        return alpha if self.look is None else spending(alpha, self.look)

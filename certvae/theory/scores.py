@@ -1,0 +1,167 @@
+"""Checked rows with their scores: what sums and bounds are made from."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor
+from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities
+
+__all__ = ["SCORES", "OrderedRows", "ScoredRows", "as_weights"]
+
+SCORES = ("mean", "channel", "calibrated")
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows that were checked once; everything is float64 on one device.
+
+    Attributes:
+        teacher: probabilities, shape ``(N, K)``.
+        log_witness: log-probabilities of the floored witness on the mean path, shape ``(N, K)``.
+        weights: from 0, shape ``(N,)``.
+        scores: ``sum_k T_k log S_k`` of each row, shape ``(N,)``: ``"mean"`` always, ``"channel"`` and ``"calibrated"``
+            where given, averaged over draws.
+        rate: nats of each row, shape ``(N,)``, or None.
+    """
+
+    teacher: Tensor
+    log_witness: Tensor
+    weights: Tensor
+    scores: dict[str, Tensor]
+    rate: Tensor | None
+
+    @classmethod
+    def check(
+        cls,
+        teacher_probs: Any,
+        witness_logits: Any,
+        weights: Any = None,
+        *,
+        channel_logits: Any = None,
+        calibrated_logits: Any = None,
+        rate: Any = None,
+        witness_floor: float = 0.0,
+        teacher_floor: float = 0.0,
+    ) -> "ScoredRows":
+        """Check arrays and score every row.
+
+        Args:
+            teacher_probs: shape ``(N, K)``.
+            witness_logits: the witness on the mean path, shape ``(N, K)``.
+            weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. Default: all 1.
+            channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
+            calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
+            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
+            witness_floor: share of the uniform distribution mixed into every witness.
+            teacher_floor: share for which every teacher probability is promised to be at least
+                ``teacher_floor / K``; checked, not applied.
+
+        Raises:
+            TypeError: if an array does not hold real numbers, or a floor is no number.
+            ValueError: if shapes do not fit each other, or values are not what the names say.
+        """
+        as_fraction(witness_floor, "witness_floor")
+        as_fraction(teacher_floor, "teacher_floor")
+        teacher = as_probabilities(teacher_probs)
+        _check_floor(teacher, teacher_floor)
+        log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
+        scores = {"mean": (teacher * log_witness).sum(dim=1)}
+        for name, logits in (("channel", channel_logits), ("calibrated", calibrated_logits)):
+            if logits is not None:
+                scores[name] = _draw_average(logits, teacher, f"{name}_logits", witness_floor)
+        rates = None if rate is None else _per_row(rate, teacher, "rate")
+        return cls(teacher, log_witness, as_weights(weights, teacher), scores, rates)
+
+    def counted(self) -> "OrderedRows":
+        """The rows of positive weight, in their order."""
+        kept = self.weights > 0
+        return OrderedRows(self.teacher[kept], {name: score[kept] for name, score in self.scores.items()})
+
+    def pack(self, positions: Tensor) -> Tensor:
+        """The rows of positive weight with their positions in the set, shape ``(n, K + 4)``, for :class:`OrderedRows`.
+
+        Args:
+            positions: one integer a row, shape ``(N,)``.
+        """
+        absent = torch.full_like(self.weights, torch.nan)
+        columns = [positions.to(absent), *(self.scores.get(name, absent) for name in SCORES)]
+        return torch.cat([torch.stack(columns, dim=1), self.teacher], dim=1)[self.weights > 0]
+
+
+@dataclass(frozen=True)
+class OrderedRows:
+    """Rows in the order of their set, for the bounds that need them.
+
+    Attributes:
+        teacher: probabilities, float64, shape ``(n, K)``.
+        scores: as in :class:`ScoredRows`.
+    """
+
+    teacher: Tensor
+    scores: dict[str, Tensor]
+
+    @classmethod
+    def unpack(cls, packed: Tensor) -> "OrderedRows":
+        """Sort what :meth:`ScoredRows.pack` gave, from whatever batches and processes, by position."""
+        rows = packed[packed[:, 0].argsort(stable=True)]
+        scores = {name: rows[:, 1 + place] for place, name in enumerate(SCORES)}
+        return cls(
+            rows[:, 1 + len(SCORES) :], {name: score for name, score in scores.items() if not score.isnan().any()}
+        )
+
+
+def _check_floor(teacher: Tensor, floor: float) -> None:
+    least = float(floor) / teacher.shape[1]
+    if floor and teacher.numel() and bool((teacher < least * (1 - 1e-5)).any()):
+        raise ValueError(
+            f"`teacher_floor={floor}` promises probabilities of at least {least:.3g}, got "
+            f"{teacher.min():.3g}. Mix the teacher with the uniform distribution: (1 - floor) * T + floor / K."
+        )
+
+
+def _same_shape(logits: Any, teacher: Tensor, name: str) -> Tensor:
+    log_probs = as_logits(logits, name).to(teacher.device)
+    if log_probs.shape != teacher.shape:
+        raise ValueError(
+            f"`{name}` must have the shape of `teacher_probs`, {tuple(teacher.shape)}, got "
+            f"{tuple(log_probs.shape)}. Teacher and witness must have the same rows and components."
+        )
+    return log_probs
+
+
+def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tensor:
+    draws = as_tensor(logits, name)
+    if draws.ndim != 3 or draws.shape[0] == 0:
+        raise ValueError(f"`{name}` must have shape (draws, N, K), got {tuple(draws.shape)}.")
+    scores = [(teacher * floor_log_probabilities(_same_shape(draw, teacher, name), floor)).sum(dim=1) for draw in draws]
+    return torch.stack(scores).mean(dim=0)
+
+
+def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
+    rows = as_float64(as_tensor(values, name)).to(teacher.device)
+    if rows.shape != teacher.shape[:1]:
+        raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
+    faulty = ~(rows.abs() <= MAX_MAGNITUDE)
+    if bool(faulty.any()):
+        raise ValueError(
+            f"`{name}` must be finite and at most {MAX_MAGNITUDE:g} in size, got {rows[faulty][0].item()}."
+        )
+    return rows
+
+
+def as_weights(weights: Any, teacher: Tensor) -> Tensor:
+    """Weights of the rows of ``teacher`` in float64, shape ``(N,)``; 1 for each if None is given.
+
+    Raises:
+        TypeError: if they are not numbers.
+        ValueError: if their shape is another, or one is not from 0 to 1e50.
+    """
+    if weights is None:
+        return torch.ones(teacher.shape[0], dtype=torch.float64, device=teacher.device)
+    rows = _per_row(weights, teacher, "weights")
+    if bool((rows < 0).any()):
+        raise ValueError(f"`weights` must be non-negative, got {rows.min().item()}.")
+    return rows
