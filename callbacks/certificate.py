@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from certvae.certificate.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate
 from certvae.certificate.history import append_history
 from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
@@ -61,6 +61,8 @@ class CertificateCallback(Callback):
             a different one for each.
         save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
             ``certificates_val.jsonl``, one line for each validation of a fit; default: nothing is written.
+        check_encoder: whether some rows of the first batch are encoded again, alone and in another order, so that codes
+            made from a whole batch are found. It costs one more forward pass of that batch.
         seed: of the draws. Each row has its own random numbers, whatever process it is on.
 
     Attributes:
@@ -89,6 +91,7 @@ class CertificateCallback(Callback):
         dataloader: int | str = 0,
         name: str = "certificate",
         save_dir: str | Path | None = None,
+        check_encoder: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -105,6 +108,7 @@ class CertificateCallback(Callback):
         }
         CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's own floor is known in `setup` only
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
+        self.check_encoder = check_encoder
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
@@ -209,12 +213,17 @@ class CertificateCallback(Callback):
             counts[self._loader_position],
             self.channel_samples,
             self.seed,
+            self.check_encoder,
         )
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        self.reader.capture.listen(dataloader_idx == self._loader_position)
+        assert self._evaluation is not None
+        if dataloader_idx == self._loader_position:
+            self._evaluation.begin()
+        else:
+            self.reader.capture.listen(False)
 
     on_test_batch_start = on_validation_batch_start
 
@@ -280,12 +289,7 @@ class CertificateCallback(Callback):
         previous = self.certificate.status if self.certificate is not None else None
         if certificate.status is not previous:
             name = "" if self.name == "certificate" else f"{self.name}: "
-            bounded = certificate.method != "plugin" and certificate.status not in (Status.PARTIAL, Status.LEAKING)
-            bound = f", at least {certificate.margin_lower:.3f}" if bounded else ""
-            pl_module.print(
-                f"epoch {trainer.current_epoch}: {name}{certificate.status} ({stage} margin "
-                f"{certificate.margin:.3f} nats{bound}; teacher information {certificate.teacher_information:.3f})"
-            )
+            pl_module.print(f"epoch {trainer.current_epoch}: {name}{certificate.line(f'{stage} ')}")
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         teacher = self.reader.teacher

@@ -141,7 +141,10 @@ class ProbeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._evaluation is not None:
-            self._evaluation.reader.capture.listen(dataloader_idx == self._loader_position)
+            if dataloader_idx == self._loader_position:
+                self._evaluation.begin()
+            else:
+                self._evaluation.reader.capture.listen(False)
 
     def on_validation_batch_end(
         self,

@@ -180,10 +180,36 @@ class Certificate:
         lines.append(f"  {self.num_samples} rows, {self.num_components} components")
         return "\n".join(lines)
 
-    def _bound_text(self) -> str:
+    def line(self, where: str = "") -> str:
+        """The verdict in one line, such as ``CERTIFIED (margin 0.767 nats, at least 0.750 at 95 %, betting; ...)``.
+
+        Args:
+            where: put before the margin, such as ``"val "``.
+        """
+        margin = f"{where}margin {self.margin:.3f} nats"
+        if self.status is Status.PARTIAL:
+            said = f"{self._missing()}; {margin}"
+        elif self.status is Status.LEAKING:
+            said = f"{margin}; {'; '.join(self.leaks)}"
+        else:
+            said = f"{margin}, {self._bound_text(3)}; teacher information {self.teacher_information:.3f}"
+        return f"{self.status} ({said})"
+
+    def _missing(self) -> str:
+        counts = [
+            f"{self.provenance[f'{what}_seen']} of {self.provenance[f'{what}_planned']} {what}"
+            for what in ("batches", "rows")
+            if self.provenance.get(f"{what}_planned") is not None
+        ]
+        return f"only {', '.join(counts)}" if counts else "only a part of the set"
+
+    def _bound_text(self, digits: int = 4) -> str:
         if self.method == "plugin":
             return "exact for these rows"
-        return f"at least {self.margin_lower:.4f} at {self.confidence:.4g} confidence, {self.method}"
+        if self.margin_lower == -math.inf:
+            return f"undecided: {self.num_samples} rows are too few for the bound {self.method!r}"
+        look = "" if self.look is None else f", look {self.look}"
+        return f"at least {self.margin_lower:.{digits}f} at {100 * self.confidence:.4g} %, {self.method}{look}"
 
 
 _KINDS: dict[str, type] = {

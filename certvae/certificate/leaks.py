@@ -1,9 +1,10 @@
-"""Tests that a witness sees the latent and nothing else.
+"""Tests that a witness sees the latent and nothing else, made on the answers that were counted.
 
 A function of a row's code alone gives the same answer whenever it is asked (*repeatable*, which dropout is not), does
 not change with the other rows (*row independence*, which batch norm lacks), and when codes change places its answers
-change places with them (*order*). A side door to the image, or to the position of a row, fails the last one.
-Each test is exact up to rounding; none needs a confidence level.
+change places with them (*order*). It answers equal codes equally (*equal codes*), and does not change while the rows
+are read (*fixed*). A side door to the image, or to the position of a row, fails one of them. Each test compares with
+the answer that was counted, never with a second one, and is exact up to rounding; none needs a confidence level.
 """
 
 import math
@@ -12,42 +13,91 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from certvae.theory.arguments import as_number, as_tensor
+from certvae.io.files import sha256_tensors
+from certvae.theory.arguments import as_float64, as_number, as_tensor, float64_device
 from certvae.theory.information import as_logits
+from certvae.theory.row_noise import row_uniform
+from certvae.theory.row_sample import RowSample
 
-__all__ = ["check_repeatability", "check_witness", "shuffled_margin_leaks"]
+__all__ = ["WitnessAudit", "check_encoder", "check_witness", "shuffled_margin_leaks"]
 
 TOLERANCE = 1e-4  # of log-probabilities: float32 rounding differs between batch sizes, a leak is far larger
+
+ENCODER_TOLERANCE = 0.02  # of a coordinate's size: bfloat16 convolutions differ by 1 % between batch sizes
 
 Witness = Callable[[Tensor], Tensor]
 
 
-@torch.no_grad()
-def check_repeatability(witness: Witness, latents: Tensor, answers: Tensor) -> list[str]:
-    """Ask once more about the codes of an earlier batch, which a side door to the current batch answers differently.
-
-    A batch of one row, or of one class, cannot show such a door by itself.
+class WitnessAudit:
+    """Tests a witness on the codes of a set, batch by batch, against the answers that were counted.
 
     Args:
-        witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``.
-        latents: codes of an earlier batch, shape ``(B, latent_dim)``.
-        answers: what it answered then, shape ``(B, K)``.
+        size: counted codes that are asked again when all rows were seen; a hash of their positions picks them.
+        seed: of the hash.
 
-    Returns:
-        One sentence if the answers differ, else nothing.
+    Attributes:
+        findings: one sentence for each test that failed.
     """
-    if _differ(as_logits(answers, "answers"), _answers(witness, latents)):
-        return ["repeatable: codes of one batch are answered differently at a later one"]
-    return []
+
+    def __init__(self, size: int = 256, seed: int = 0) -> None:
+        self.findings: list[str] = []
+        self._sample = RowSample(size, seed)
+        self._first: tuple[Tensor, Tensor] | None = None
+        self._state, self._latent_dim = "", 0
+
+    @torch.no_grad()
+    def add(self, witness: Witness, latents: Tensor, answers: Tensor, positions: Tensor) -> None:
+        """Test a batch.
+
+        Args:
+            witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``.
+            latents: codes of the batch, shape ``(B, latent_dim)``.
+            answers: logits that were counted for them, shape ``(B, K)``.
+            positions: one integer a row, shape ``(B,)``.
+        """
+        if self._first is None:
+            self._first, self._latent_dim = (latents, answers), latents.shape[1]
+            self._state = _state(witness)
+            self._note(check_witness(witness, latents, answers))
+        else:
+            again = _answers(witness, self._first[0])
+            self._note(_unless(not _differ(as_logits(self._first[1], "answers"), again), LATER))
+        self._note(_unless(_equal_codes_agree(latents, as_logits(answers, "answers")), UNEQUAL))
+        self._sample.add(torch.cat([latents.double(), answers.to(latents.device).double()], dim=1), positions)
+
+    @torch.no_grad()
+    def finish(self, witness: Witness) -> list[str]:
+        """Ask a sample of the counted codes once more; returns all findings."""
+        if self._first is None:
+            return self.findings
+        latents, answers = self._sample.rows.split([self._latent_dim, self._first[1].shape[1]], dim=1)
+        again = _answers(witness, latents.to(self._first[0]))
+        counted = as_logits(answers, "answers")
+        self._note(_unless(not _differ(counted, again.to(counted.device)), LATER))
+        self._note(_unless(_equal_codes_agree(latents, counted), UNEQUAL))
+        self._note(_unless(_state(witness) == self._state, "fixed: parameters or buffers of the witness have changed"))
+        return self.findings
+
+    def _note(self, findings: list[str]) -> None:
+        self.findings += [found for found in findings if found not in self.findings]
+
+
+LATER = "repeatable: codes are answered differently when they are asked again later"
+UNEQUAL = "equal codes: rows with the same code got different answers, so the witness sees more than the code"
+
+
+def _unless(holds: bool, finding: str) -> list[str]:
+    return [] if holds else [finding]
 
 
 @torch.no_grad()
-def check_witness(witness: Witness, latents: Tensor) -> list[str]:
+def check_witness(witness: Witness, latents: Tensor, answers: Tensor | None = None) -> list[str]:
     """Find out whether a witness is a function of each row's code alone.
 
     Args:
         witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``. If it is a module, its mode is looked at too.
         latents: codes of one batch, shape ``(B, latent_dim)``.
+        answers: logits that were counted for them, shape ``(B, K)``; default: asked now.
 
     Returns:
         One sentence for each test that failed; empty for a sound witness.
@@ -66,19 +116,65 @@ def check_witness(witness: Witness, latents: Tensor) -> list[str]:
     findings = []
     if isinstance(witness, nn.Module) and any(module.training for module in witness.modules() if _has_mode(module)):
         findings.append("eval mode: a part of the witness that acts differently in training is in train mode")
-    answers = _answers(witness, latents)
-    if len(answers) != len(latents):
-        raise ValueError(f"`witness` must answer a row for each of {len(latents)} codes, got {len(answers)}.")
-    if _differ(answers, _answers(witness, latents)):
-        findings.append("repeatable: the witness gives two answers for the same codes")
-        return findings
-    half = (len(latents) + 1) // 2
-    if len(latents) > 1 and _differ(answers[:half], _answers(witness, latents[:half])):
+    counted = _answers(witness, latents) if answers is None else as_logits(answers, "answers")
+    if len(counted) != len(latents):
+        raise ValueError(f"`witness` must answer a row for each of {len(latents)} codes, got {len(counted)}.")
+    if _differ(counted, _answers(witness, latents).to(counted.device)):
+        return [*findings, "repeatable: the witness gives two answers for the same codes"]
+    return findings + _rows_are_independent(witness, latents, counted)
+
+
+def _rows_are_independent(witness: Witness, latents: Tensor, counted: Tensor) -> list[str]:
+    findings, half = [], (len(latents) + 1) // 2
+    if len(latents) > 1 and _differ(counted[:half], _answers(witness, latents[:half]).to(counted.device)):
         findings.append("row independence: a row's answer changes with the other rows of the batch")
     order = torch.arange(len(latents), device=latents.device).roll(1)
-    if _differ(answers[order.to(answers.device)], _answers(witness, latents[order])):
+    if _differ(counted[order.to(counted.device)], _answers(witness, latents[order]).to(counted.device)):
         findings.append("order: answers do not follow their codes, so the witness sees more than the code")
     return findings
+
+
+def _equal_codes_agree(latents: Tensor, answers: Tensor) -> bool:
+    """Whether rows of the same code have the same answer; equal rows are neighbors in the order of a projection."""
+    weights = row_uniform(torch.arange(latents.shape[1]), 1)[:, 0].to(latents.device)
+    order = (as_float64(latents) @ weights.to(float64_device(latents.device))).argsort().to(latents.device)
+    codes, given = latents[order], answers[order.to(answers.device)]
+    same = (codes[1:] == codes[:-1]).all(dim=1).to(given.device)
+    return not _differ(given[1:][same], given[:-1][same])
+
+
+def _state(witness: Witness) -> str:
+    if not isinstance(witness, nn.Module):
+        return ""
+    tensors = {name: value for name, value in witness.state_dict().items() if isinstance(value, Tensor)}
+    return sha256_tensors({name: getattr(value, "to_local", lambda v=value: v)() for name, value in tensors.items()})
+
+
+@torch.no_grad()
+def check_encoder(codes: Tensor, encode: Callable[[Tensor], Tensor], rows: int = 16) -> list[str]:
+    """Find out whether a row's code depends on the other rows of its batch, or on its place.
+
+    Args:
+        codes: that were counted, shape ``(B, latent_dim)``.
+        encode: encodes the rows at some positions of the same batch, int64 ``(n,)``, to codes ``(n, latent_dim)``.
+        rows: how many rows are encoded alone.
+
+    Returns:
+        One sentence for each test that failed.
+    """
+    count = len(codes)
+    chosen = row_uniform(torch.arange(count), 1)[:, 0].argsort()[:rows]
+    alone = torch.cat([encode(row[None]) for row in chosen])
+    findings = _unless(_alike(codes[chosen.to(codes.device)], alone), "encoder: a row's code changes with its batch")
+    backwards = torch.arange(count).flip(0)
+    same = _alike(codes[backwards.to(codes.device)], encode(backwards))
+    return findings + _unless(same, "encoder: codes do not follow their rows when the order changes")
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal but for the rounding of a network in the codes' precision at another batch size."""
+    scale = one.abs().amax(dim=0, keepdim=True) + other.abs().amax(dim=0, keepdim=True)
+    return one.shape == other.shape and bool(((one - other).abs() <= ENCODER_TOLERANCE * scale).all())
 
 
 def shuffled_margin_leaks(lower_bound: float) -> list[str]:

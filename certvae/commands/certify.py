@@ -18,7 +18,7 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import nn
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
+from certvae.certificate.leaks import WitnessAudit, shuffled_margin_leaks
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import LEAK_LEVEL, certificate_from_rows, judge
 from certvae.commands.lightning import run_lightning
@@ -133,6 +133,7 @@ def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, optio
         "checkpoint_sha256": sha256_file(checkpoint),
         "weights_sha256": sha256_tensors(model.state_dict()),
         "rows_sha256": held_out.rows_sha256,
+        "repeated_rows": int(held_out.repeats.sum()),
         "options": asdict(options),
         "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
         "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
@@ -206,11 +207,12 @@ def _certificate(
     rows: EncodedRows, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: CertifyOptions
 ) -> Certificate:
     settings = options.settings(teacher)
-    draws = rows.draws(options.channel_samples, options.seed)
+    answers, draws = witness(rows.mean), rows.draws(options.channel_samples, options.seed)
     channel = None if draws is None else torch.stack([witness(draw) for draw in draws])
     scored = ScoredRows.check(
         rows.teacher_probs,
-        witness(rows.mean),
+        answers,
+        rows.weights(settings),
         channel_logits=channel,
         calibrated_logits=None if channel is None or calibration is None else calibration(channel),
         rate=rows.rate,
@@ -219,7 +221,9 @@ def _certificate(
     )
     generator = torch.Generator().manual_seed(options.seed)
     certificate = certificate_from_rows(scored, settings, permutations=options.permutations, generator=generator)
-    leaks = [*check_witness(witness, rows.mean[:512]), *_shuffled_leaks(rows, witness, options.seed)]
+    audit = WitnessAudit(seed=options.seed)
+    audit.add(witness, rows.mean, answers, torch.arange(len(rows.mean)))
+    leaks = [*rows.leaks, *audit.finish(witness), *_shuffled_leaks(rows, witness, options.seed)]
     return judge(certificate, leaks=leaks)
 
 

@@ -107,6 +107,12 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
     except CheckpointFileError as error:
         raise VerificationError(Refusal.CHECKPOINT, str(error)) from None
     _compare(stated, "weights_sha256", fresh.provenance["weights_sha256"], Refusal.CHECKPOINT, "the model's weights")
+    if "repeated_rows" not in stated:
+        raise VerificationError(
+            Refusal.ROWS,
+            "it was made by a version before 0.2, whose digest of the rows could be forged. Make it anew: certvae "
+            "certify.",
+        )
     _compare(stated, "rows_sha256", fresh.provenance["rows_sha256"], Refusal.ROWS, "the evaluated rows")
     _compare_numbers(certificate, fresh)
     return fresh
@@ -126,7 +132,7 @@ def _compare_numbers(stated: Certificate, fresh: Certificate) -> None:
     left, right = asdict(stated), asdict(fresh)
     for name in [item.name for item in fields(Certificate) if item.name != "provenance"]:
         _compare_value(name, left[name], right[name])
-    for name in ("calibration", "witness_scale", "looks"):
+    for name in ("calibration", "witness_scale", "looks", "repeated_rows"):
         _compare_value(name, stated.provenance.get(name), fresh.provenance[name])
 
 

@@ -78,7 +78,8 @@ class BatchReader:
             raise TypeError(f"`teacher` must be a teacher or the path of its file, got {given!r}.")
         data = getattr(trainer, "datamodule", None)
         self._teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
-        self._witness = self._given_witness or own_witness(pl_module, self._teacher.num_components)
+        given_witness = self._given_witness
+        self._witness = own_witness(pl_module, self._teacher.num_components) if given_witness is None else given_witness
         self.capture.attach(pl_module)
 
     def start(self, pl_module: LightningModule) -> torch.device:
@@ -99,6 +100,19 @@ class BatchReader:
         if rows != captured.mean.shape[0]:
             raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {rows} inputs.")
         return captured
+
+    def code_again(self, pl_module: LightningModule, batch: Any, rows: Tensor) -> Captured:
+        """The code of some rows of the batch that was just seen, encoded once more.
+
+        Args:
+            pl_module: in eval mode.
+            batch: the batch.
+            rows: positions in the batch, int64, shape ``(n,)``.
+
+        Raises:
+            TypeError: if the code was the step's own output, and the module's ``forward`` does not give it too.
+        """
+        return self.capture.read_again(pl_module, batch, rows, len(self.inputs(batch)))
 
     def inputs(self, batch: Any) -> Tensor:
         """What the teacher is asked about.

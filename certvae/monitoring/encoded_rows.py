@@ -1,7 +1,7 @@
 """Running a model over rows outside training, and keeping what a certificate needs of each row."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,17 @@ from pytorch_lightning import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from certvae.certificate.leaks import check_encoder
+from certvae.certificate.settings import CertificateSettings
 from certvae.reading.inputs import inputs_and_index
 from certvae.reading.latents import Captured, LatentCapture, read_latents
 from certvae.teachers import Teacher
 from certvae.theory.posterior import Posterior
+from certvae.theory.row_sample import RowSample
 
 __all__ = ["EncodedRows", "encode_rows", "evenly_spaced"]
+
+SAMPLED = 64  # rows that are encoded again
 
 
 @dataclass
@@ -27,20 +32,28 @@ class EncodedRows:
         mean: codes on the mean path, shape ``(N, latent_dim)``.
         log_variance: of the posterior, shape ``(N, latent_dim)``, or None.
         rate: nats of each row, shape ``(N,)``, or None.
+        repeats: whether a row's input stood before it, bool, shape ``(N,)``.
         rows_sha256: digest of the multiset of input rows, which no order of the rows changes.
+        leaks: what the test of the encoder found.
     """
 
     teacher_probs: Tensor
     mean: Tensor
     log_variance: Tensor | None
     rate: Tensor | None
+    repeats: Tensor
     rows_sha256: str
+    leaks: list[str]
 
     def draws(self, samples: int, seed: int) -> Tensor | None:
         """Draws of the latent, shape ``(samples, N, latent_dim)``; None without a posterior variance."""
         if self.log_variance is None or samples == 0:
             return None
         return Posterior(self.mean, self.log_variance).row_draws(torch.arange(len(self.mean)), samples, seed)
+
+    def weights(self, settings: CertificateSettings) -> Tensor | None:
+        """A proven bound needs independent rows: there, a row that is repeated counts once."""
+        return (~self.repeats).double() if settings.bound.rigorous and bool(self.repeats.any()) else None
 
 
 @torch.no_grad()
@@ -51,7 +64,7 @@ def encode_rows(
     data: LightningDataModule | None = None,
     latents: str | None = None,
 ) -> EncodedRows:
-    """Run a model in eval mode, in float32 on the CPU, over batches.
+    """Run a model in eval mode, in float32 on the CPU, over batches; some rows are encoded again alone.
 
     Args:
         model: its ``forward`` gives the code: a mean, a ``(mean, log_variance)`` pair or a distribution.
@@ -63,31 +76,54 @@ def encode_rows(
     Raises:
         ValueError: if there is no row.
     """
-    model.eval()
-    capture = LatentCapture(latents)
-    capture.attach(model)
-    capture.listen()
-    teachers: list[Tensor] = []
-    codes: list[Captured] = []
-    digests = 0
-    try:
-        for batch in batches:
-            prepared = batch if data is None else data.on_after_batch_transfer(batch, 0)
-            images, index = inputs_and_index(prepared)
-            if not codes:
-                teacher.check_values(images)
-            output = model(images)
-            caught = read_latents(output) if latents is None else capture.read(model, prepared, None)
-            codes.append(caught.checked())
-            teachers.append(teacher(images, index))
-            digests = (digests + _digest_rows(images)) % 2**256
-    finally:
-        capture.detach()
+    encode = _Encoder(model, latents)
+    teachers, codes, digests, sample = list[Tensor](), list[Captured](), list[bytes](), RowSample(SAMPLED, 0)
+    for batch in batches:
+        prepared = batch if data is None else data.on_after_batch_transfer(batch, 0)
+        images, index = inputs_and_index(prepared)
+        if not codes:
+            teacher.check_values(images)
+        codes.append(encode(images))
+        teachers.append(teacher(images, index))
+        place = torch.arange(len(digests), len(digests) + len(images))
+        sample.add(torch.cat([place[:, None].double(), images.cpu().flatten(start_dim=1).double()], dim=1), place)
+        digests += _digest_rows(images)
     if not codes:
         raise ValueError("the split holds no row to certify.")
     parts = [None if any(p is None for p in column) else torch.cat(column) for column in zip(*codes, strict=True)]
     assert parts[0] is not None
-    return EncodedRows(torch.cat(teachers), parts[0], parts[1], parts[2], f"{digests:064x}")
+    repeats = torch.tensor(_repeats(digests))
+    whole = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
+    leaks = _check_sample(encode, sample, images, parts[0])
+    return EncodedRows(torch.cat(teachers), parts[0], parts[1], parts[2], repeats, whole, leaks)
+
+
+class _Encoder:
+    """A model's code of images, in eval mode."""
+
+    def __init__(self, model: LightningModule, latents: str | None) -> None:
+        self.model, self.capture = model.eval(), LatentCapture(latents)
+
+    def __call__(self, images: Tensor) -> Captured:
+        self.capture.attach(self.model)
+        self.capture.listen()
+        try:
+            output = self.model(images)
+            named = self.capture.source is not None
+            return (self.capture.read(self.model, images, None) if named else read_latents(output)).checked()
+        finally:
+            self.capture.detach()
+
+
+def _check_sample(encode: _Encoder, sample: RowSample, like: Tensor, codes: Tensor) -> list[str]:
+    """Whether sampled rows have the codes that were counted when they are encoded alone, and among each other."""
+    places, images = sample.rows[:, 0].long(), sample.rows[:, 1:].reshape(-1, *like.shape[1:]).to(like)
+    return check_encoder(codes[places], lambda rows: encode(images[rows]).mean)
+
+
+def _repeats(digests: Sequence[bytes]) -> list[bool]:
+    first = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    return [first[digest] != place for place, digest in enumerate(digests)]
 
 
 def evenly_spaced(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
@@ -107,7 +143,6 @@ def evenly_spaced(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
     return DataLoader(Subset(dataset, positions), loader.batch_size, shuffle=False, collate_fn=loader.collate_fn)
 
 
-def _digest_rows(images: Tensor) -> int:
-    """Sum of the rows' SHA-256 modulo 2**256: independent of their order, and it counts repeats."""
+def _digest_rows(images: Tensor) -> list[bytes]:
     rows = images.detach().cpu().contiguous().flatten(start_dim=1).numpy()
-    return sum(int.from_bytes(hashlib.sha256(row.data).digest(), "big") for row in rows)
+    return [hashlib.sha256(row.data).digest() for row in rows]

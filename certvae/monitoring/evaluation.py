@@ -10,13 +10,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.leaks import check_repeatability, check_witness
+from certvae.certificate.leaks import WitnessAudit, check_encoder
 from certvae.certificate.metric import CertificateMetric
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import judge
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.reading.latents import Captured
-from certvae.reading.rows import RowPositions, is_truncated
+from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 
@@ -37,6 +37,7 @@ class Evaluation:
         batches: how many of its batches the trainer takes.
         channel_samples: draws of the latent for each row.
         seed: of the draws.
+        check_encoder: whether some rows of the first batch are encoded again, alone and in another order.
 
     Raises:
         ValueError: if the settings need a floor that the teacher does not promise.
@@ -52,14 +53,21 @@ class Evaluation:
         batches: float,
         channel_samples: int = 0,
         seed: int = 0,
+        check_encoder: bool = False,
     ) -> None:
         self.reader, self.channel_samples, self.seed = reader, channel_samples, seed
         self.device = reader.start(pl_module)
         self.metric = CertificateMetric(reader.teacher.num_components, settings).to(self.device)
-        self._partial, self._leaks = is_truncated(batches, loader), list[str]()
+        self._attendance, self._audit = Attendance(loader, batches), WitnessAudit()
         self._positions = RowPositions(loader, trainer)
-        self._first_answers: tuple[Tensor, Tensor] | None = None
+        self._check_encoder, self._first_batch = check_encoder, True
+        self._last_witness: nn.Module | None = None
         reader.capture.listen()
+
+    def begin(self) -> None:
+        """A batch begins."""
+        self._attendance.begin()
+        self.reader.capture.listen()
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
@@ -67,9 +75,11 @@ class Evaluation:
         """Add the rows of a batch."""
         captured = self.reader.code(pl_module, batch, outputs).checked()
         witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
-        answers = witness(captured.mean)
-        self._check(witness, inputs, captured, answers)
+        if self._first_batch:
+            self._first_batch = False
+            self._check_first(pl_module, batch, inputs, captured)
         positions, weights = self._positions.next(inputs.shape[0])
+        answers = witness(captured.mean)
         self.metric.update(
             self.reader.teacher_probs(batch),
             answers,
@@ -78,15 +88,17 @@ class Evaluation:
             rate=captured.rate,
             positions=positions,
         )
+        self._attendance.end(inputs.shape[0])
+        self._audit.add(witness, captured.mean, answers, positions)
+        self._last_witness = witness
 
-    def _check(self, witness: nn.Module, inputs: Tensor, captured: Captured, answers: Tensor) -> None:
-        if self._first_answers is None:
-            self.reader.teacher.check_values(inputs)
-            self._leaks = check_witness(witness, captured.mean)
-            _check_log_variance(captured.log_variance)
-            self._first_answers = captured.mean, answers
-        elif not self._leaks:
-            self._leaks = check_repeatability(witness, *self._first_answers)
+    def _check_first(self, pl_module: LightningModule, batch: Any, inputs: Tensor, captured: Captured) -> None:
+        self.reader.teacher.check_values(inputs)
+        _check_log_variance(captured.log_variance)
+        if self._check_encoder:
+            self._audit.findings += check_encoder(
+                captured.mean, lambda rows: self.reader.code_again(pl_module, batch, rows).checked().mean
+            )
 
     def _channel_logits(self, witness: nn.Module, captured: Captured, positions: Tensor) -> Tensor | None:
         if captured.log_variance is None or self.channel_samples == 0:
@@ -101,14 +113,21 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
-        drift = self._teacher_drift(trainer)
+        drift, counts = self._teacher_drift(trainer), self._attendance.counts().to(self.device)
+        leaks = self._finish_audit()
         # What any rank finds counts for all.
-        partial = trainer.strategy.reduce_boolean_decision(self._partial, all=False)
-        if trainer.strategy.reduce_boolean_decision(bool(self._leaks), all=False) and not self._leaks:
-            self._leaks = ["found on another process"]
-        certificate = judge(self.metric.compute(), partial=partial, leaks=self._leaks)
-        certificate.provenance["teacher_drift"] = drift
+        partial = trainer.strategy.reduce_boolean_decision(self._attendance.missing, all=False)
+        if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
+            leaks = ["found on another process"]
+        certificate = judge(self.metric.compute(), partial=partial, leaks=leaks)
+        certificate.provenance |= {
+            "teacher_drift": drift,
+            **_attendance(trainer.strategy.reduce(counts, reduce_op="sum")),
+        }
         return certificate
+
+    def _finish_audit(self) -> list[str]:
+        return self._audit.findings if self._last_witness is None else self._audit.finish(self._last_witness)
 
     def _teacher_drift(self, trainer: Trainer) -> float | None:
         """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
@@ -130,6 +149,13 @@ class Evaluation:
                 "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
             )
         return drift if math.isfinite(drift) else None
+
+
+def _attendance(counts: Tensor) -> dict[str, int | None]:
+    names = ("batches_seen", "rows_seen", "batches_planned", "rows_planned")
+    return {
+        name: int(count) if math.isfinite(count) else None for name, count in zip(names, counts.tolist(), strict=True)
+    }
 
 
 def _check_log_variance(log_variance: Tensor | None) -> None:

@@ -7,10 +7,12 @@ from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 from torch.utils.hooks import RemovableHandle
 
+from certvae.reading.inputs import as_floats, select_inputs
 from certvae.theory.posterior import Posterior
 
 __all__ = ["Captured", "LatentCapture", "LatentSource", "Latents", "read_latents"]
@@ -182,6 +184,7 @@ class LatentCapture:
         self._handle: RemovableHandle | None = None
         self._caught: list[Any] = []
         self._listening = False
+        self._inputs: Any = ()
 
     def attach(self, module: nn.Module) -> None:
         """Put the hook in place, before a compiler sees the module; it catches nothing until :meth:`listen`.
@@ -202,11 +205,12 @@ class LatentCapture:
 
     def listen(self, listening: bool = True) -> None:
         """Start or stop catching, and forget what was caught."""
-        self._listening, self._caught = listening, []
+        self._listening, self._caught, self._inputs = listening, [], ()
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if self._listening:
             self._caught.append(_snapshot(output))
+            self._inputs = inputs
 
     def detach(self) -> None:
         """Remove the hook."""
@@ -233,6 +237,36 @@ class LatentCapture:
             )
         captured = read_latents(outputs["posterior"])
         return captured._replace(rate=outputs["rate"]) if "rate" in outputs else captured
+
+    def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
+        """Encode some rows of the batch that was just read once more, by the submodule, the function or ``forward``.
+
+        Args:
+            module: in eval mode.
+            batch: the batch.
+            rows: positions in it, int64, shape ``(n,)``.
+            count: rows of the batch.
+
+        Raises:
+            TypeError: if the code was the step's own output, and ``forward`` does not give it for the batch's input.
+        """
+        if isinstance(self.source, Latents):
+            listening, self._listening = self._listening, False
+            output = module.get_submodule(self.source.path)(*_rows_of(self._inputs, rows, count))
+            self._listening = listening
+            return read_latents(output, self.source.part, self.source.spatial)
+        if self.source is not None:
+            return read_latents(self.source(module, _rows_of(batch, rows, count)))
+        return read_latents(module(_rows_of(as_floats(select_inputs(batch)), rows, count)))
+
+
+def _rows_of(value: Any, rows: Tensor, count: int) -> Any:
+    """Some rows of every tensor that has one for each row of the batch."""
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[rows.to(tensor.device)] if tensor.ndim and tensor.shape[0] == count else tensor
+
+    return apply_to_collection(value, Tensor, pick)
 
 
 def _snapshot(value: Any) -> Any:

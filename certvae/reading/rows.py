@@ -1,5 +1,6 @@
 """Which rows of the set a process sees, so that padding is not counted and noise belongs to a row."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-__all__ = ["RowPositions", "first_loader", "is_truncated"]
+__all__ = ["Attendance", "RowPositions", "first_loader", "is_truncated"]
 
 
 class RowPositions:
@@ -101,3 +102,45 @@ def is_truncated(num_batches: float, loader: Any) -> bool:
         return num_batches < len(loader)
     except TypeError:  # a loader without a length is seen to its end, unless limited
         return num_batches != float("inf")
+
+
+class Attendance:
+    """Compares what this process saw of a set with what was planned.
+
+    Args:
+        loader: the dataloader of the set.
+        num_batches: how many of its batches the trainer takes; infinity where nobody knows.
+    """
+
+    def __init__(self, loader: Any, num_batches: float) -> None:
+        self._limited = is_truncated(num_batches, loader)
+        self._planned = torch.tensor([num_batches, _planned_rows(loader)], dtype=torch.float64)
+        self._begun, self._seen = 0, torch.zeros(2, dtype=torch.float64)
+
+    def begin(self) -> None:
+        """A batch was handed out."""
+        self._begun += 1
+
+    def end(self, rows: int) -> None:
+        """It was read, with so many rows."""
+        self._seen = self._seen + torch.tensor([1.0, rows], dtype=torch.float64)
+
+    @property
+    def missing(self) -> bool:
+        """Whether a part of the set is missing: by a limit, an early end, a step that broke off, or dropped rows."""
+        short = bool((self._seen < self._planned)[self._planned.isfinite()].any())
+        return self._limited or short or self._begun > int(self._seen[0])
+
+    def counts(self) -> Tensor:
+        """Batches and rows that were seen and planned, float64, shape ``(4,)``; they add up over processes."""
+        return torch.cat([self._seen, self._planned])
+
+
+def _planned_rows(loader: Any) -> float:
+    """Rows that a loader hands out, or infinity where nobody knows: of streams, and of batches made by others."""
+    sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
+    batches = getattr(loader, "batch_sampler", None)
+    if size is None or type(batches) is not BatchSampler or not hasattr(sampler, "__len__"):
+        return math.inf
+    rows = len(sampler)  # type: ignore[arg-type]
+    return rows - rows % size if loader.drop_last else rows
