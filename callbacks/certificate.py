@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.history import append_history
+from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.evaluation import Evaluation
@@ -53,9 +54,12 @@ class CertificateCallback(Callback):
         channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out. The margins of the
             draws are averaged: each draw is a code that the decoder could have received, and the average of their
             margins stays below the rate, which the margin of an averaged witness need not.
-        spending: share the error probability among all looks (:func:`certvae.theory.bounds.spending`): 'certified at
-            some epoch' then holds with ``confidence`` over the whole run, if no look's rows have influenced what it
-            looks at, as through a guard. Runs that branch from one checkpoint do not know of each other's looks.
+        spending: share the error probability among looks at the same rows (:func:`certvae.theory.bounds.spending`):
+            'certified at some epoch' then holds with ``confidence`` over all looks that are recorded, if no look's rows
+            have influenced what it looks at, as through a guard. Looks of ``fit``, ``validate`` and ``test`` are
+            recorded in ``<name>_looks.json`` in ``save_dir``, which fresh callbacks and processes with the same folder
+            go on with; without ``save_dir``, by this callback and in its checkpoints. Looks recorded elsewhere, as by a
+            copy of the run, are not known.
         dataloader: which of several validation (or test) dataloaders is measured: its position or its name.
         name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
             a different one for each.
@@ -116,6 +120,7 @@ class CertificateCallback(Callback):
         self._evaluation: Evaluation | None = None
         self._loader_position = 0
         self._run_log = CertificateLog(name, safety_margin)
+        self._ledger = LookLedger(None if save_dir is None else Path(save_dir) / f"{name}_looks.json")
 
     @classmethod
     def find(cls, trainer: Trainer, name: str, asking: Callback) -> "CertificateCallback":
@@ -165,9 +170,9 @@ class CertificateCallback(Callback):
         names = ("channel_samples", "spending", "seed")
         self._run_log.start(trainer, self.reader.teacher, chosen | {key: getattr(self, key) for key in names})
 
-    def settings(self, look: int | None = None) -> CertificateSettings:
+    def settings(self) -> CertificateSettings:
         """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""
-        return CertificateSettings.for_teacher(self.reader.teacher.card.floor, look=look, **self._given)
+        return CertificateSettings.for_teacher(self.reader.teacher.card.floor, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a run without validation rows: there would be nothing to certify.
@@ -194,19 +199,16 @@ class CertificateCallback(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looks += not trainer.sanity_checking
-        look = self.looks if self.spending and self.looks else None
-        self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
+        self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
-    def _start(
-        self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any, look: int | None = None
-    ) -> None:
+    def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any) -> None:
         self._loader_position, loader = choose_loader(loaders, self.dataloader)
         self._evaluation = Evaluation(
             self.reader,
-            self.settings(look),
+            self.settings(),
             trainer,
             pl_module,
             loader,
@@ -266,7 +268,8 @@ class CertificateCallback(Callback):
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
         assert self._evaluation is not None
-        certificate = self._evaluation.finish(trainer)
+        ledger = self._ledger if self.spending else None
+        certificate = self._evaluation.finish(trainer, ledger, self.looks if stage == "val" else 1)
         certificate.provenance |= self._provenance(trainer, stage)
         self._log(pl_module, certificate, stage, self._evaluation.device)
         self._announce(trainer, pl_module, certificate, stage)

@@ -78,7 +78,7 @@ def sound(certificate: Certificate) -> None:
         check_claims(c)
     between(0, top)(c.teacher_information)
     between(0, top)(c.witness_information)
-    between(-1e51, c.teacher_information)(c.margin)
+    between(-1e10, c.teacher_information)(c.margin)
     assert c.margin_lower <= c.margin
     assert c.p_value is None or 0 < c.p_value <= 1
     enough = min(c.margin_lower, c.teacher_information) > c.safety_margin + SLACK
@@ -113,7 +113,7 @@ def some_rows(draw: DrawFn, chance: int = 12) -> tuple[Any, Any, dict[str, Any]]
     options = {
         "weights": unit * (torch.arange(rows) % cycle + (cycle == 1)).double(),
         "channel_logits": torch.stack([logits(draw, probs) for _ in range(2)]),
-        "rate": torch.linspace(0, draw(st.sampled_from([0.0, 1.0, 1e50])), rows, dtype=torch.float64),
+        "rate": torch.linspace(0, draw(st.sampled_from([0.0, 1.0, 1e9])), rows, dtype=torch.float64),
     }
     chosen = {name: spoiled(draw, value, chance) for name, value in options.items() if draw(st.integers(0, 2)) == 0}
     return spoiled(draw, probs, chance), spoiled(draw, logits(draw, probs), chance), chosen
@@ -364,8 +364,8 @@ CASES: dict[str, Callable[[DrawFn], Case]] = {
     "best_constant_student": of_teacher(information.best_constant_student, distributions),
     "teacher_information": of_teacher(information.teacher_information, between(0, math.log(150))),
     "witness_information": of_logits(information.witness_information, between(0, math.log(150))),
-    "alignment_loss": of_both(information.alignment_loss, between(0, 1e51)),
-    "margin": of_both(information.margin, between(-1e51, math.log(150))),
+    "alignment_loss": of_both(information.alignment_loss, between(0, 1e10)),
+    "margin": of_both(information.margin, between(-1e10, math.log(150))),
     "constant_student_loss": constant_student_case,
     "floor_log_probabilities": floor_case,
     "bounds.plugin_bound": of_numbers(bounds.plugin_bound, MARGIN, most=0),

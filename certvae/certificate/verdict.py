@@ -189,7 +189,7 @@ def certify(
             uses Kish's effective size, and holds for weights that were fixed independently of the row's teacher and
             witness; class-balancing weights are not.
         channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
-        rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
+        rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e9 in size, shape ``(N,)``.
         permutations: number of permutations of the test that fills in ``p_value``, 999 for instance; 0 makes no
             test. It does not change the status. It uses the rows of positive weight, each once; see
             :func:`certvae.theory.permutation.permutation_p_value`.

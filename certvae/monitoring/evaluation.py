@@ -1,6 +1,7 @@
 """One pass over rows that ends in a certificate; what a callback does between two epoch hooks."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.leaks import WitnessAudit, check_encoder
+from certvae.certificate.ledger import LookLedger, name_rows
 from certvae.certificate.metric import CertificateMetric
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import judge
@@ -106,14 +108,23 @@ class Evaluation:
         posterior = Posterior(captured.mean, captured.log_variance)
         return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
 
-    def finish(self, trainer: Trainer) -> Certificate:
+    def finish(self, trainer: Trainer, ledger: LookLedger | None = None, looks: int = 1) -> Certificate:
         """The certificate of all processes' rows; collectives that every rank must reach.
+
+        Args:
+            trainer: knows the processes.
+            ledger: if the error is spent over looks, where this one is recorded.
+            looks: looks at these rows that are known from elsewhere, with this one.
 
         Raises:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
-        drift, counts = self._teacher_drift(trainer), self._attendance.counts().to(self.device)
+        count, average = self._teacher_average(trainer)
+        drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)
+        if ledger is not None:
+            look = ledger.take(name_rows(count, average), looks) if trainer.is_global_zero else 0
+            self.metric.settings = replace(self.metric.settings, look=int(trainer.strategy.broadcast(look)))
         leaks = self._finish_audit()
         # What any rank finds counts for all.
         partial = trainer.strategy.reduce_boolean_decision(self._attendance.missing, all=False)
@@ -126,23 +137,28 @@ class Evaluation:
         }
         return certificate
 
+    @isolate_rng()
     def _finish_audit(self) -> list[str]:
         return self._audit.findings if self._last_witness is None else self._audit.finish(self._last_witness)
 
-    def _teacher_drift(self, trainer: Trainer) -> float | None:
-        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
-        components = self.metric.num_components
-        totals = trainer.strategy.reduce(self.metric.sums().moments[0, : components + 1], reduce_op="sum").cpu()
+    def _teacher_average(self, trainer: Trainer) -> tuple[float, Tensor]:
+        """Rows of all processes, and the teacher's average over them."""
+        own = self.metric.sums().moments[0, : self.metric.num_components + 1]
+        totals = trainer.strategy.reduce(own, reduce_op="sum").cpu()
         if totals[0] == 0:
             raise ValueError(
                 "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
                 "not 'sequential', so that batches come as one. Choose another by `dataloader`."
             )
+        return float(totals[0]), totals[1:] / totals[0]
+
+    def _teacher_drift(self, count: float, average: Tensor) -> float | None:
+        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
         recorded = self.reader.teacher.average
         if recorded is None:
             return None
-        drift = float(kl_divergence(totals[None, 1:] / totals[0], recorded.cpu()[None].log())[0])
-        if drift > DRIFT + 2 * components / float(totals[0]):
+        drift = float(kl_divergence(average[None], recorded.cpu()[None].log())[0])
+        if drift > DRIFT + 2 * self.metric.num_components / count:
             rank_zero_warn(
                 f"The teacher's average over these rows is {drift:.2f} nats from the one in its file: its inputs here "
                 "are probably not scaled, ordered or drawn as those that it was made from. See that `images` gives "

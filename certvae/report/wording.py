@@ -52,7 +52,7 @@ def _rows(certificate: Certificate, split: str) -> str:
 
 def _confidence(certificate: Certificate, split: str) -> str:
     c = certificate
-    looks = ", over all looks at the run together," if c.look is not None else ""
+    looks = ", over all looks that the run's ledger has recorded," if c.look is not None else ""
     single = ", for a single look," if split == "val" and c.look is None else ""
     text = find_bound(c.method).confidence_text.format(_percent(c.confidence))
     return text if c.method == "plugin" else f"{text}{looks}{single}"

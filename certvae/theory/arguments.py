@@ -13,6 +13,7 @@ from torch import Tensor
 __all__ = [
     "MAX_COMPONENTS",
     "MAX_MAGNITUDE",
+    "MAX_NATS",
     "as_float64",
     "as_fraction",
     "as_number",
@@ -21,7 +22,8 @@ __all__ = [
     "float64_device",
 ]
 
-MAX_MAGNITUDE = 1e50  # of log-probabilities, rates and weights: sums of weighted squares stay finite
+MAX_MAGNITUDE = 1e50  # of weights: sums of weighted squares stay finite
+MAX_NATS = 1e9  # of log-probabilities and rates: float64 then keeps their mean to 1e-6 nats
 MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
 
 

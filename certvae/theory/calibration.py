@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_tensor, as_whole_number
+from certvae.theory.arguments import MAX_NATS, as_float64, as_tensor, as_whole_number
 from certvae.theory.information import as_logits, as_probabilities
 
 __all__ = ["Calibration", "fit_calibration"]
@@ -43,8 +43,8 @@ class Calibration:
         values = as_float64(as_tensor(logits, "logits"))
         if values.shape[-1:] != (len(self.prior),):
             raise ValueError(f"`logits` must have {len(self.prior)} components, got shape {tuple(values.shape)}.")
-        if not bool((values.abs() <= MAX_MAGNITUDE).all()):
-            raise ValueError(f"`logits` must be finite and at most {MAX_MAGNITUDE:g} in size; clip them.")
+        if not bool((values.abs() <= MAX_NATS).all()):
+            raise ValueError(f"`logits` must be finite and at most {MAX_NATS:g} in size; clip them.")
         prior = torch.tensor(self.prior, dtype=torch.float64, device=values.device)
         return self.scale * values + self.prior_weight * _log_prior(prior)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor
+from certvae.theory.arguments import MAX_NATS, as_float64, as_fraction, as_tensor
 
 __all__ = [
     "alignment_loss",
@@ -79,16 +79,16 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
     Raises:
         TypeError: if it is not an array of real numbers.
         ValueError: if it is not dense, the shape is not ``(N, K >= 2)``, a logit is NaN or infinite, or two of a row
-            are more than 1e50 apart.
+            are more than 1e9 apart.
     """
     values = _as_rows(as_tensor(logits, name), name, may_be_empty)
     log_probs = values.log_softmax(dim=1)
-    faulty = ~(log_probs >= -MAX_MAGNITUDE).all(dim=1)
+    faulty = ~(log_probs >= -MAX_NATS).all(dim=1)
     if bool(faulty.any()):
         row = int(faulty.nonzero()[0, 0])
         raise ValueError(
             f"`{name}` must be finite, got row {row} = {values[row].tolist()[:8]}. An infinite logit, or one beyond "
-            f"{MAX_MAGNITUDE:g}, states certainty, which no finite data supports; clip the logits."
+            f"{MAX_NATS:g}, states certainty, which no finite data supports; clip the logits."
         )
     return log_probs
 

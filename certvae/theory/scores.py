@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from certvae.theory.arguments import MAX_MAGNITUDE, as_float64, as_fraction, as_tensor
+from certvae.theory.arguments import MAX_MAGNITUDE, MAX_NATS, as_float64, as_fraction, as_tensor
 from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities
 
 __all__ = ["SCORES", "OrderedRows", "ScoredRows", "as_weights"]
@@ -54,7 +54,7 @@ class ScoredRows:
             weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. Default: all 1.
             channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
             calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
-            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e50 in size, shape ``(N,)``.
+            rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e9 in size, shape ``(N,)``.
             witness_floor: share of the uniform distribution mixed into every witness.
             teacher_floor: share for which every teacher probability is promised to be at least
                 ``teacher_floor / K``; checked, not applied.
@@ -144,11 +144,10 @@ def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
     rows = as_float64(as_tensor(values, name)).to(teacher.device)
     if rows.shape != teacher.shape[:1]:
         raise ValueError(f"`{name}` must have shape ({teacher.shape[0]},), got {tuple(rows.shape)}.")
-    faulty = ~(rows.abs() <= MAX_MAGNITUDE)
+    most = MAX_MAGNITUDE if name == "weights" else MAX_NATS
+    faulty = ~(rows.abs() <= most)
     if bool(faulty.any()):
-        raise ValueError(
-            f"`{name}` must be finite and at most {MAX_MAGNITUDE:g} in size, got {rows[faulty][0].item()}."
-        )
+        raise ValueError(f"`{name}` must be finite and at most {most:g} in size, got {rows[faulty][0].item()}.")
     return rows
 
 
