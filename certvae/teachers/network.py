@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from certvae.io.checkpoints import is_diverged
-from certvae.teachers.base import Teacher, TeacherCard, check_average
+from certvae.teachers.base import Teacher, check_average
+from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import soften
 
 __all__ = ["NetworkTeacher"]
@@ -25,7 +26,7 @@ class NetworkTeacher(Teacher):
         card_fields: further fields of the :class:`certvae.teachers.TeacherCard`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if the :class:`certvae.teachers.TeacherCard` refuses an argument.
     """
 
     kind = "network"
@@ -73,7 +74,7 @@ class NetworkTeacher(Teacher):
         super().train(False)
         return self
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             like = next(self.network.parameters(), images)
             logits = self.network(images.to(like if images.is_floating_point() else like.device))
@@ -83,7 +84,7 @@ class NetworkTeacher(Teacher):
             )
         return soften(logits.float(), self.card.temperature, self.card.floor)
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return {f"network.{key}": value for key, value in self.network.state_dict().items()}
 
 

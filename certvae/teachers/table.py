@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from certvae.reading.inputs import InputSource, index_of, select_inputs
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.base import Teacher
+from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import FLOATS
 from certvae.theory.information import as_probabilities
 
@@ -62,7 +63,7 @@ class TargetTable(Teacher):
         _check_index(index, targets[index], probs)
         return cls(replace(teacher.card), targets, teacher.average)
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         if index is None:
             raise ValueError("a target table needs the rows' index; give batches (images, label, index).")
         outside = (index < 0) | (index >= self.targets.shape[0])
@@ -74,7 +75,7 @@ class TargetTable(Teacher):
             raise ValueError(f"index {int(missing)} has no target; make the table from every split that is used.")
         return rows.to(images.device)
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return {"targets": self.targets}
 
 
