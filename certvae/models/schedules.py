@@ -25,14 +25,14 @@ class LinearSchedule(Schedule):
         epochs: length of the line, positive; need not be whole.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``first`` or ``last`` is negative, or ``epochs`` is not positive.
     """
 
     def __init__(self, first: float = 0.1, last: float = 1.0, epochs: float = 10.0) -> None:
         _check(first, last, epochs)
         self.first, self.last, self.epochs = first, last, epochs
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float) -> float:
         return self.first + (self.last - self.first) * min(1.0, progress / self.epochs)
 
 
@@ -49,7 +49,8 @@ class CyclicalSchedule(Schedule):
         last: value at its end, at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``first`` or ``last`` is negative, ``epochs`` is not positive, ``cycles`` is below 1, or
+            ``rising`` is not in (0, 1].
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class CyclicalSchedule(Schedule):
             raise ValueError(f"`rising` must be above 0 and at most 1, got {rising}.")
         self.epochs, self.cycles, self.rising, self.first, self.last = epochs, cycles, rising, first, last
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float) -> float:
         if progress >= self.epochs:
             return self.last
         position = progress * self.cycles / self.epochs % 1.0
