@@ -7,6 +7,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from certvae.theory.arguments import float64_device
+
 __all__ = ["LaggingInference"]
 
 
@@ -38,7 +40,7 @@ class LaggingInference(Callback):
         aggressive: whether the encoder still runs ahead.
 
     Raises:
-        ValueError: if an argument is out of its range, the module optimizes by hand, or ``monitor`` is not logged.
+        ValueError: if a number is below 1, the module optimizes by hand, or ``monitor`` is not logged.
     """
 
     def __init__(
@@ -57,21 +59,22 @@ class LaggingInference(Callback):
         self.monitor, self.encoder = monitor, encoder
         self.aggressive = True
         self._best, self._below = -math.inf, 0
-        self._taken, self._window, self._loss, self._loss_before = 0, 0, 0.0, math.inf
+        self._taken, self._window, self._loss_before = 0, 0, math.inf
+        self._loss: float | Tensor = 0.0  # a sum that stays on the device until it is compared
         self._decoder_next = self._stepped = False
         self._counts = [0, 0]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} sets `automatic_optimization = False`; LaggingInference decides which "
                 "part the trainer's own optimizer step moves. Use automatic optimization."
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._counts = [0, 0]
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:  # noqa: D102
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if not self.aggressive:
             return
         encoder = set(pl_module.get_submodule(self.encoder).parameters())
@@ -81,13 +84,14 @@ class LaggingInference(Callback):
         self._counts[self._decoder_next] += 1
         self._stepped = True
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self.aggressive:
             return
         self._window += 1
-        self._loss += float(_loss(outputs))
+        loss = _loss(outputs).detach()
+        self._loss = loss.to(float64_device(loss.device), torch.float64) + self._loss
         if not self._stepped:  # gradients are being accumulated
             return
         self._stepped = False
@@ -104,17 +108,17 @@ class LaggingInference(Callback):
         self._decoder_next = False
 
     def _compare_losses(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = torch.tensor(self._loss / self._window, device=pl_module.device)
+        mean = torch.as_tensor(self._loss / self._window, dtype=torch.float32, device=pl_module.device)
         # A collective: all processes look after the same steps, and must decide alike.
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._decoder_next = loss > self._loss_before
         self._window, self._loss, self._loss_before = 0, 0.0, loss
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, count in zip(("encoder_steps", "decoder_steps"), self._counts, strict=True):
             pl_module.log(f"lagging/{name}", float(count), sync_dist=True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not self.aggressive or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
@@ -127,10 +131,11 @@ class LaggingInference(Callback):
         self._best = max(self._best, value)
         self.aggressive = self._below < self.patience
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
-        return {name: value for name, value in vars(self).items() if name in _STATE}
+    def state_dict(self) -> dict[str, Any]:
+        kept = {name: value for name, value in vars(self).items() if name in _STATE}
+        return kept | {"_loss": float(self._loss)}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in _STATE})
 
 
