@@ -78,6 +78,7 @@ class AlignmentCallback(Callback):
         reader = self._ready_reader(trainer)
         reader.start(pl_module)
         self._first_batch = True
+        self._start_sums(pl_module)  # an epoch that goes on after a restart has no start
         self._term = AuxiliaryLoss(
             reader.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
         )
@@ -102,11 +103,16 @@ class AlignmentCallback(Callback):
         self._sums = self._sums + len(codes) * mean
         return self._weight(trainer, pl_module, probs, log_student.detach()) * alignment
 
-    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> float:
+    def _weight(
+        self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor
+    ) -> float | Tensor:
         weight = self.weight(trainer.current_epoch) if callable(self.weight) else self.weight
         return _check_weight(weight)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_sums(pl_module)
+
+    def _start_sums(self, pl_module: LightningModule) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64, device=float64_device(pl_module.device))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

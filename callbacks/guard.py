@@ -12,6 +12,7 @@ from certvae.callbacks.certificate import CertificateCallback
 from certvae.certificate.certificate import Status
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
+from certvae.theory.arguments import float64_device
 from certvae.theory.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
@@ -39,8 +40,9 @@ class CertificateGuard(AlignmentCallback):
     images and witness. A module that needs ``latents`` to be None has to return ``"posterior"`` from its
     ``training_step`` too, as :class:`certvae.VAE` does.
 
-    Logs ``certificate/guard_weight`` (units of the module's loss for each nat) at steps, and what
-    :class:`certvae.callbacks.AlignmentCallback` logs. The state of the controller is kept in checkpoints.
+    Logs each epoch ``certificate/guard_weight``, the weight of its last step (units of the module's loss for each nat),
+    and what :class:`certvae.callbacks.AlignmentCallback` logs. The state of the controller is kept in checkpoints, and
+    between them on the device: no step waits for it.
 
     Args:
         target: nats that the margin's lower bound must reach; above 0 and below the teacher information.
@@ -51,11 +53,11 @@ class CertificateGuard(AlignmentCallback):
             the weight, needs a lower bound on top: ``DualController(high=10)``, for instance; Adam does not.
 
     Attributes:
-        weight_now: the latest weight.
+        weight_now: the latest weight. Reading it waits for the device.
         reached: whether a validation has found the bound at the target.
 
     Raises:
-        ValueError: if an argument is out of its range, or there is no such certificate callback.
+        ValueError: if an argument is not as above, or there is no such certificate callback.
     """
 
     def __init__(
@@ -76,11 +78,17 @@ class CertificateGuard(AlignmentCallback):
         self.target, self.on_loss, self.certificate, self.headroom = target, on_loss, certificate, headroom
         self.controller = controller or DualController()
         self.reader = None
-        self.weight_now = self.controller.weight
         self.reached = False
         self._watched: CertificateCallback | None = None
+        self._log_weight = torch.tensor(self.controller.log_weight, dtype=torch.float64)
+        self._weight_now = self._log_weight.exp()
         self._average: Tensor | None = None
         self._gap = 0.0
+
+    @property
+    def weight_now(self) -> float:
+        """The latest weight."""
+        return float(self._weight_now)
 
     @property
     def state_key(self) -> str:
@@ -113,24 +121,29 @@ class CertificateGuard(AlignmentCallback):
         assert self._watched is not None
         return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
 
-    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> float:
-        deficit = self.target + self.headroom + self._gap - self._training_margin(trainer, probs, log_student)
-        self.weight_now = self.controller.step(deficit / self.target)
-        weight = torch.tensor(self.weight_now, dtype=torch.float64, device=probs.device)
-        pl_module.log("certificate/guard_weight", weight, on_step=True, on_epoch=False)
-        return self.weight_now
-
     @torch.no_grad()
-    def _training_margin(self, trainer: Trainer, probs: Tensor, log_student: Tensor) -> float:
+    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
+        margin = self._training_margin(trainer, probs, log_student)
+        deficit = (self.target + self.headroom + self._gap - margin) / self.target
+        log_weight = self._log_weight.to(margin.device)  # at the first step from the host, later nothing
+        self._log_weight, self._weight_now = self.controller.step(log_weight, deficit)
+        return self._weight_now.to(log_student)
+
+    def _training_margin(self, trainer: Trainer, probs: Tensor, log_student: Tensor) -> Tensor:
         """``H(Tbar) + E sum_k T_k log S_k`` over the last steps of all processes."""
         score = (probs * log_student).sum(dim=1).mean()[None]
         batch = torch.cat([score, probs.mean(dim=0), torch.ones_like(score)]).detach()
         if trainer.world_size > 1:
             batch = trainer.strategy.reduce(batch, reduce_op="mean")
-        batch = batch.cpu().double()
-        self._average = batch if self._average is None else (1 - 1 / WINDOW) * self._average + batch
-        score, mean = self._average[0] / self._average[-1], self._average[1:-1] / self._average[-1]
-        return float(score + entropy(mean))
+        batch = batch.to(float64_device(batch.device), torch.float64)
+        before = self._average
+        self._average = batch if before is None else (1 - 1 / WINDOW) * before.to(batch.device) + batch
+        return _margin_of(self._average)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._term is not None and self._average is not None:
+            pl_module.log("certificate/guard_weight", self._weight_now)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the distance from training to the bound, or answer to a loss.
@@ -147,9 +160,8 @@ class CertificateGuard(AlignmentCallback):
             return  # its numbers are of a part of the set, or not of the code
         bound = certificate.margin_lower
         if self._average is not None:
-            average = self._average / self._average[-1]
             # While the margin still rises, its average in training lags behind, which is no distance to a bound.
-            self._gap = max(0.0, float(average[0] + entropy(average[1:-1])) - bound)
+            self._gap = max(0.0, float(_margin_of(self._average)) - bound)
         lost, self.reached = self.reached and bound < self.target, self.reached or bound >= self.target
         if lost:
             self._answer(
@@ -171,13 +183,19 @@ class CertificateGuard(AlignmentCallback):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "log_weight": self.controller.log_weight,
+            "log_weight": float(self._log_weight),
             "reached": self.reached,
             "gap": self._gap,
-            "average": self._average,
+            "average": None if self._average is None else self._average.cpu(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.controller.log_weight = state_dict["log_weight"]
-        self.weight_now = self.controller.weight
+        self._log_weight = torch.tensor(state_dict["log_weight"], dtype=torch.float64)
+        self._weight_now = self._log_weight.exp()
         self.reached, self._gap, self._average = state_dict["reached"], state_dict["gap"], state_dict["average"]
+
+
+def _margin_of(average: Tensor) -> Tensor:
+    """The training margin of running sums: score, probabilities and weight, shape ``(K + 2,)``."""
+    score, mean = average[0] / average[-1], average[1:-1] / average[-1]
+    return score + entropy(mean)

@@ -28,7 +28,7 @@ class ReconstructionImages(Callback):
     Logs ``images/reconstructions`` and ``images/samples`` to Weights & Biases, TensorBoard and MLflow; other loggers
     take no images, and then nothing is computed. The rows are the first of the first validation batch: the same in each
     epoch, unless the validation loader shuffles. Their codes are those of the module's own step, so that only the
-    decoder is called once more; no random stream is touched. :class:`certvae.VAE` adds this callback by itself.
+    decoder is called once more; no random stream is touched.
 
     Args:
         every_n_epochs: between pictures; the first and, with a given ``max_epochs``, the last epoch are always shown.
@@ -43,7 +43,7 @@ class ReconstructionImages(Callback):
         seed: of these draws, which are the same in each epoch.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``every_n_epochs`` is negative, or ``rows`` is below 1.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ReconstructionImages(Callback):
         self._shown: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage in ("fit", "validate") and self.every_n_epochs:
+        if stage in ("fit", "validate") and self.every_n_epochs and takes_images(trainer):
             self._shown = None
             self._capture.attach(pl_module)
             plot_against_epoch(trainer, (RECONSTRUCTIONS, SAMPLES))
@@ -145,13 +145,3 @@ def as_grid(images: Tensor, columns: int) -> np.ndarray:
     large = images.float().clamp(0, 1).repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
     grid = make_grid(large, nrow=columns, pad_value=1.0)
     return (255 * grid).round().byte().permute(1, 2, 0).cpu().numpy()
-
-
-def default_images(trainer: Trainer) -> list[Callback]:
-    """The callback that :class:`certvae.VAE` adds, if a logger takes images and the trainer has none of its own.
-
-    A decoder that is sharded over processes may not be called by itself, so it is left alone.
-    """
-    given = any(isinstance(item, ReconstructionImages) for item in trainer.callbacks)  # type: ignore[attr-defined]
-    sharded = trainer.strategy.restore_checkpoint_after_setup
-    return [] if given or sharded or not takes_images(trainer) else [ReconstructionImages()]

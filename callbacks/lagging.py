@@ -7,6 +7,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from certvae.theory.arguments import float64_device
+
 __all__ = ["LaggingInference"]
 
 
@@ -38,7 +40,7 @@ class LaggingInference(Callback):
         aggressive: whether the encoder still runs ahead.
 
     Raises:
-        ValueError: if an argument is out of its range, the module optimizes by hand, or ``monitor`` is not logged.
+        ValueError: if a number is below 1, the module optimizes by hand, or ``monitor`` is not logged.
     """
 
     def __init__(
@@ -57,7 +59,8 @@ class LaggingInference(Callback):
         self.monitor, self.encoder = monitor, encoder
         self.aggressive = True
         self._best, self._below = -math.inf, 0
-        self._taken, self._window, self._loss, self._loss_before = 0, 0, 0.0, math.inf
+        self._taken, self._window, self._loss_before = 0, 0, math.inf
+        self._loss: float | Tensor = 0.0  # a sum that stays on the device until it is compared
         self._decoder_next = self._stepped = False
         self._counts = [0, 0]
 
@@ -87,7 +90,8 @@ class LaggingInference(Callback):
         if not self.aggressive:
             return
         self._window += 1
-        self._loss += float(_loss(outputs))
+        loss = _loss(outputs).detach()
+        self._loss = loss.to(float64_device(loss.device), torch.float64) + self._loss
         if not self._stepped:  # gradients are being accumulated
             return
         self._stepped = False
@@ -104,7 +108,7 @@ class LaggingInference(Callback):
         self._decoder_next = False
 
     def _compare_losses(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        mean = torch.tensor(self._loss / self._window, device=pl_module.device)
+        mean = torch.as_tensor(self._loss / self._window, dtype=torch.float32, device=pl_module.device)
         # A collective: all processes look after the same steps, and must decide alike.
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._decoder_next = loss > self._loss_before
@@ -128,7 +132,8 @@ class LaggingInference(Callback):
         self.aggressive = self._below < self.patience
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name in _STATE}
+        kept = {name: value for name, value in vars(self).items() if name in _STATE}
+        return kept | {"_loss": float(self._loss)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in _STATE})

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from certvae.callbacks import CertificateCallback
+from certvae.callbacks import CertificateCallback, ReconstructionImages
 from certvae.datamodules import DigitsDataModule
 from tests.runs import digits_teacher, small_vae, trainer
 
@@ -25,8 +25,9 @@ class Collapse(Callback):
 
 
 def run(folder: Path, logger: Any, callbacks: list[Callback] | None = None, epochs: int = 2, **options: Any) -> Trainer:
-    """Fit a small VAE that is certified in its first epoch."""
+    """Fit a small VAE that is certified in its first epoch, and show pictures of it."""
     callbacks = [CertificateCallback(save_dir=folder)] if callbacks is None else callbacks
+    callbacks = [*callbacks, ReconstructionImages()]
     resume = options.pop("ckpt_path", None)
     runner = trainer(folder, max_epochs=epochs, logger=logger, callbacks=callbacks, **options)
     model = small_vae(digits_teacher(), alignment_weight=200.0, learning_rate=1e-2)

@@ -1,38 +1,16 @@
 """Taking the weights, and only the weights, out of a checkpoint."""
 
-import pickletools
-import re
 from pathlib import Path
 from typing import Any
-from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from torch import Tensor, nn
 
-from certvae.io.files import open_zip, regular_file
+from certvae.io.untrusted import check_torch_file, regular_file
 
 __all__ = ["CheckpointFileError", "WeightsMismatchError", "is_diverged", "load_weights", "read_checkpoint"]
 
 CHECKPOINT_LIMIT = 2**34  # bytes; 1.4 billion float32 parameters with Adam's two moments
-PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters with Adam's two moments
-
-_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
-_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
-# These copy what they are given, so only a few of them: schedulers, shapes.
-_COPYING = {"collections Counter", "__builtin__ set", "torch Size"}
-MOST_COPIES = 16
-# `weights_only` allows more names; of those, `bytearray` and `UntypedStorage` take gigabytes at a word.
-_NAMES = {
-    *_COPYING,
-    "collections OrderedDict",
-    "torch device",
-    "torch._utils _rebuild_parameter",
-    "torch._utils _rebuild_tensor_v2",
-    *(f"torch {name}" for name in _DTYPES.split()),
-    *(f"torch {name}Storage" for name in _STORAGES.split()),
-}
-_OWN = "if it is your own, keep only its `state_dict` in a new file"
-_VALUES = re.compile("NONE|NEWTRUE|NEWFALSE|LONG1|BIN(INT[12]?|FLOAT|UNICODE)|SHORT_BINSTRING")
 
 
 class CheckpointFileError(ValueError):
@@ -55,7 +33,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         OSError: if it may not be read.
     """
     try:
-        _check_file(regular_file(path, CHECKPOINT_LIMIT, "checkpoint"))
+        check_torch_file(regular_file(path, CHECKPOINT_LIMIT, "checkpoint"), CHECKPOINT_LIMIT)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -74,68 +52,6 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _is_dense(value: Any) -> bool:
     return isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu"
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what ``torch.load`` would read, but at a cost out of proportion to the file's size."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\3\4":
-            raise BadZipFile("it is not in the zip format of torch.save")
-    with open_zip(path, CHECKPOINT_LIMIT) as archive:
-        infos = archive.infolist()
-        if any(info.compress_type != ZIP_STORED for info in infos):
-            raise BadZipFile("a member is compressed, which torch.save never does")
-        # torch finds members by name without regard to case: 'data/ab' and 'data/aB' would each be read.
-        odd = [name for name in archive.namelist() if "/data/" in name and not re.fullmatch("[^/]+/data/[0-9]+", name)]
-        if odd:
-            raise BadZipFile(f"the member {odd[0][:100]!r} is none that torch.save writes")
-        _check_pickle(_pickle_of(archive))
-
-
-def _pickle_of(archive: ZipFile) -> bytes:
-    found = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
-    if len(found) != 1 or found[0].file_size > PICKLE_LIMIT:
-        raise BadZipFile(f"it must have one member data.pkl of at most {PICKLE_LIMIT:,} bytes")
-    return archive.open(found[0]).read(found[0].file_size)
-
-
-def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names more than tensors need, or whose parts could multiply when they are read.
-
-    Only hashing, and the few functions in ``_NAMES``, look into an object that was made before: so no tuple in a
-    tuple may be used twice (its hash can take for ever), and an ``OrderedDict`` must be made empty.
-
-    Raises:
-        ValueError: saying what was found.
-    """
-    memo: dict[Any, str] = {}
-    recent: list[str] = []  # kinds of what was put on the stack since the last mark
-    last, copies = "", 0
-    for code, arg, _ in pickletools.genops(pickled):
-        if code.name in ("BINPUT", "LONG_BINPUT"):
-            memo[arg] = last
-            continue
-        again = code.name in ("BINGET", "LONG_BINGET")
-        kind = memo.get(arg, "") if again else _kind(code.name, arg, recent)
-        copies += kind in _COPYING or code.name == "BUILD"
-        if again and kind == "TUPLE":
-            raise ValueError(f"it uses a long or nested tuple twice; {_OWN}")
-        if copies > MOST_COPIES or (last == "collections OrderedDict" and kind != "EMPTY_TUPLE"):
-            raise ValueError(f"it copies objects more than tensors need; {_OWN}")
-        if kind != "PROTO":
-            recent, last = [] if kind == "MARK" else [*recent[-8:], kind], kind
-
-
-def _kind(name: str, arg: Any, recent: list[str]) -> str:
-    """What an instruction puts on the stack: a name that is known, ``value``, ``flat`` (a short tuple of values)."""
-    if name == "GLOBAL" and arg not in _NAMES:
-        raise ValueError(f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; {_OWN}")
-    if name == "GLOBAL":
-        return str(arg)
-    if name.startswith("TUPLE"):
-        parts = recent if name == "TUPLE" else recent[-int(name[5:]) :]
-        return "flat" if len(parts) <= 8 and parts == ["value"] * len(parts) else "TUPLE"
-    return "value" if _VALUES.fullmatch(name) else name
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:

@@ -1,12 +1,14 @@
 """The random streams of a process, as plain values and tensors that a checkpoint can hold."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
-__all__ = ["random_state", "set_random_state"]
+__all__ = ["kept_random_state", "random_state", "set_random_state"]
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -30,6 +32,20 @@ def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") 
         torch.get_device_module(device).set_rng_state(state["device"][1].cpu())
     np.random.set_state(state["numpy"])  # noqa: NPY002
     random.setstate(state["python"])
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Leave every stream at the end as it was at the beginning, whatever is drawn in between.
+
+    Works as a decorator too. CUDA's stream is included once CUDA is in use.
+    """
+    device = "cuda" if torch.cuda.is_initialized() else "cpu"
+    state = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(state, device)
 
 
 def _plain(value: Any) -> Any:

@@ -48,7 +48,7 @@ class DeltaEncoder(_Constrained):
         rate: delta in nats of each dimension, in ``(0, 20]``.
 
     Raises:
-        ValueError: if ``rate`` is out of its range.
+        ValueError: if ``rate`` is not in (0, 20].
     """
 
     def __init__(self, encoder: nn.Module, rate: float = 0.15) -> None:

@@ -59,7 +59,7 @@ class VampPrior(Prior):
         std: of their start, positive.
 
     Raises:
-        ValueError: if an argument is out of its range, or the encoder does not say its ``image_shape``.
+        ValueError: if ``pseudo_inputs`` is below 1, ``std`` is not positive, or the encoder has no ``image_shape``.
     """
 
     def __init__(self, pseudo_inputs: int = 500, mean: float = 0.5, std: float = 0.1) -> None:

@@ -25,7 +25,7 @@ class LinearSchedule(Schedule):
         epochs: length of the line, positive; need not be whole.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``first`` or ``last`` is negative, or ``epochs`` is not positive.
     """
 
     def __init__(self, first: float = 0.1, last: float = 1.0, epochs: float = 10.0) -> None:
@@ -49,7 +49,8 @@ class CyclicalSchedule(Schedule):
         last: value at its end, at least 0.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``first`` or ``last`` is negative, ``epochs`` is not positive, ``cycles`` is below 1, or
+            ``rising`` is not in (0, 1].
     """
 
     def __init__(

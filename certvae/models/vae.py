@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from certvae.io.checkpoints import load_weights
 from certvae.models.likelihood import optimal_distortion
 from certvae.models.objectives import ELBO, Objective, Terms
 from certvae.models.priors import Prior, StandardNormal
+from certvae.models.training_record import TrainingRecord
 from certvae.reading.inputs import inputs_and_index
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import float64_device
@@ -25,7 +26,7 @@ EVALUATED = ("loss", "rate", "mean_squared_error")
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss was not finite."""
+    """The loss was not finite; raised before the next validation, checkpoint or end of the epoch."""
 
 
 class VacuousTeacherError(ValueError):
@@ -60,7 +61,8 @@ class VAE(LightningModule):
             it restores no hyper-parameter, so a rescue can turn the alignment on.
 
     Raises:
-        ValueError: if an argument is out of its range, or alignment is asked for without a teacher.
+        ValueError: if ``alignment_weight``, ``alignment_path`` or ``observation_std`` is not as above, or alignment is
+            asked for without a teacher.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class VAE(LightningModule):
             witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
         self.witness = witness
         self._sums = torch.zeros(len(EVALUATED) + 1)
+        self._start_record()
         self._progress = 0.0
         if init_weights_from is not None:
             load_weights(self, init_weights_from)
@@ -114,19 +117,13 @@ class VAE(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Pictures of reconstructions and samples, where a logger takes them: :class:`ReconstructionImages`."""
-        from certvae.callbacks.images import default_images
-
-        # They need what this class's own step returns.
-        return default_images(self.trainer) if type(self).validation_step is VAE.validation_step else []
-
     def setup(self, stage: str) -> None:
         if self.teacher is not None:
             data = getattr(self.trainer, "datamodule", None)
             self.teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
 
     def on_fit_start(self) -> None:
+        self._start_record()  # an epoch that goes on after a restart has no start
         if self.teacher is None or self.alignment_weight == 0:
             return
         self.teacher.to(float64_device(self.device))
@@ -138,6 +135,9 @@ class VAE(LightningModule):
                 "no student can beat a constant one. Search another teacher, or set `alignment_weight: 0`."
             )
 
+    def on_train_epoch_start(self) -> None:
+        self._start_record()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # An endless epoch has no fraction. Not in the step, which may be called without a trainer.
         self._progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
@@ -147,17 +147,45 @@ class VAE(LightningModule):
         posterior = self(images)
         latents = posterior.sample()
         terms = self._terms(images, posterior, latents, self.squared_error(images, latents), self._progress)
-        loss = self.objective(terms).mean()
+        loss, alignment = self.objective(terms).mean(), None
         if self.alignment_weight > 0:
             if batch_idx == 0 and self.teacher is not None:
                 self.teacher.check_values(images)
             codes = posterior.mean if self.alignment_path == "mean" else latents
             alignment = self.alignment(images, index, codes).mean()
-            self._log("train/alignment_loss", alignment, images)
             loss = loss + self.alignment_weight * alignment
-        self._log("train/loss", loss, images)
-        self._check_finite(loss, batch_idx)
+        self._record.add(batch_idx, images.shape[0], loss, alignment)
         return {"loss": loss, "posterior": posterior, "rate": terms.kl.sum(dim=1)}
+
+    def on_train_epoch_end(self) -> None:
+        self._check_finite()
+        sums = self.trainer.strategy.reduce(self._record.sums.to(self.device), reduce_op="sum")
+        for name, (rows, total) in zip(("loss", "alignment_loss"), sums.view(2, 2), strict=True):
+            if rows > 0:
+                self.log(f"train/{name}", total / rows)
+
+    def on_validation_start(self) -> None:
+        self._check_finite()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let no checkpoint have weights from after a loss that was not finite.
+
+        Raises:
+            TrainingDivergedError: if there was such a loss.
+        """
+        self._check_finite()
+
+    def _check_finite(self) -> None:
+        if self.trainer.state.fn != "fit":
+            return
+        # A collective: all processes raise, or none.
+        faults = torch.as_tensor(self.all_gather(self._record.fault.to(self.device))).view(-1, 2)
+        batch_idx, loss = faults[faults[:, 0].argmin()].tolist()
+        if math.isfinite(batch_idx):
+            raise TrainingDivergedError(
+                f"the loss is {loss} at epoch {self.current_epoch}, batch {batch_idx:.0f}. The last checkpoint is "
+                "from before this step. Lower `learning_rate`, or look at the data of this batch."
+            )
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         return self._evaluate(batch)
@@ -198,16 +226,19 @@ class VAE(LightningModule):
         self._log_means("test")
 
     def _start_sums(self) -> None:
-        self._sums = _widen(torch.zeros(len(EVALUATED) + 1, device=self.device).to(self.dtype))
+        self._sums = self._zeros(len(EVALUATED) + 1)
+
+    def _start_record(self) -> None:
+        self._record = TrainingRecord(self._zeros(1))
+
+    def _zeros(self, size: int) -> Tensor:
+        return _widen(torch.zeros(size, device=self.device).to(self.dtype))
 
     def _log_means(self, stage: str) -> None:
         # Here and not in the steps: what a step logs is reduced, and a process without rows takes no step.
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         for name, total in zip(EVALUATED, sums[1:], strict=True):
             self.log(f"{stage}/{name}", total / sums[0])
-
-    def _log(self, name: str, value: Tensor, images: Tensor) -> None:
-        self.log(name, value, on_step=False, on_epoch=True, batch_size=images.shape[0], sync_dist=True)
 
     def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
         r""":math:`|x - \hat x(z)|^2` of each row, a sum over its values, shape ``(B,)``."""
@@ -230,13 +261,6 @@ class VAE(LightningModule):
         assert self.witness is not None
         targets = self.teacher(images, index).to(codes.dtype).to(codes.device)
         return kl_divergence(targets, self.witness(codes).log_softmax(dim=1))
-
-    def _check_finite(self, loss: Tensor, batch_idx: int) -> None:
-        if not bool(loss.detach().isfinite()):
-            raise TrainingDivergedError(
-                f"the loss is {loss.item()} at epoch {self.current_epoch}, batch {batch_idx}. The last checkpoint is "
-                "from before this step. Lower `learning_rate`, or look at the data of this batch."
-            )
 
 
 def _widen(values: Tensor) -> Tensor:

@@ -3,10 +3,13 @@
 import math
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 __all__ = ["DualController"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class DualController:
     r"""Weight :math:`\lambda = \exp(u + p\, e)` with :math:`u \leftarrow u + r\, e`, for the relative deficit ``e``.
 
@@ -17,11 +20,11 @@ class DualController:
     https://arxiv.org/abs/2007.03964.
 
     Args:
-        rate: ``r``, step of ``log weight`` for a relative deficit of 1.
-        damping: ``p``.
-        low: smallest weight.
-        high: largest weight.
-        log_weight: ``u``.
+        rate: ``r``, step of ``log weight`` for a relative deficit of 1; positive.
+        damping: ``p``, at least 0.
+        low: smallest weight, positive.
+        high: largest weight, above ``low``.
+        log_weight: ``u`` at the start.
     """
 
     rate: float = 0.05
@@ -38,18 +41,15 @@ class DualController:
         if not 0 < self.low < self.high < math.inf:
             raise ValueError(f"`low` and `high` must be 0 < low < high, got {self.low} and {self.high}.")
 
-    def step(self, deficit: float) -> float:
-        """The next weight.
+    def step(self, log_weight: Tensor, deficit: Tensor) -> tuple[Tensor, Tensor]:
+        """The next ``u`` and the next weight, on the device of the arguments and without waiting for it.
 
         Args:
-            deficit: what is missing to the target as a share of the scale of the quantity; clipped to [-1, 1].
+            log_weight: ``u``, a scalar.
+            deficit: what is missing to the target as a share of the scale of the quantity, a scalar; clipped to
+                [-1, 1]. One that is not known (NaN) counts as 1.
         """
-        error = max(-1.0, min(1.0, deficit))
+        error = torch.nan_to_num(deficit, nan=1.0).clamp(-1.0, 1.0)
         low, high = math.log(self.low), math.log(self.high)
-        self.log_weight = max(low, min(high, self.log_weight + self.rate * error))
-        return math.exp(max(low, min(high, self.log_weight + self.damping * error)))
-
-    @property
-    def weight(self) -> float:
-        """The weight while nothing is missing."""
-        return math.exp(self.log_weight)
+        integral = (log_weight + self.rate * error).clamp(low, high)
+        return integral, (integral + self.damping * error).clamp(low, high).exp()

@@ -1,17 +1,19 @@
-"""What every teacher is: a fixed distribution over K components, with a card that says what it was made from."""
+"""What every teacher is: a fixed distribution over K components, given an input."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from certvae.io.random_state import kept_random_state
 from certvae.reading.inputs import InputSource, as_floats, index_of, inputs_and_index, select_inputs
-from certvae.theory.arguments import as_float64, as_fraction, as_number, as_whole_number
+from certvae.teachers.card import TeacherCard
+from certvae.teachers.files import write_teacher_file
+from certvae.theory.arguments import as_float64
 from certvae.theory.information import as_probabilities
 from certvae.theory.scores import ScoredRows
 from certvae.theory.sums import CertificateSums
@@ -21,91 +23,18 @@ __all__ = ["Teacher", "TeacherCard", "TeacherMismatchError", "index_of", "inputs
 
 T = TypeVar("T", bound="Teacher")
 VALUE_TOLERANCE = 0.01
-MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
-TEXT_LIMIT = 2000  # characters of the card's texts
 
 
 class TeacherMismatchError(ValueError):
     """The teacher was made for other data than it was given."""
 
 
-@dataclass(frozen=True)
-class TeacherCard:
-    """What a teacher file says about its teacher.
-
-    Attributes:
-        num_components: K.
-        temperature: divisor of the log-posteriors; higher is softer.
-        floor: every probability is at least ``floor / K``.
-        seed: seed of the search, if there was one.
-        image_shape: shape of one input, without the batch axis; None fits any.
-        value_range: smallest and largest value that an input may have; None fits any.
-        fingerprint: digest of the data set that the teacher was made from; None fits any.
-        information_train: teacher information on training rows, nats; None until measured.
-        information_held_out: teacher information on held-out rows, nats.
-        energy: mean energy of the inverse code at witness scale 1 with the average as prior, nats. Divide by the
-            square of the scale.
-        largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
-            linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
-        choice: one sentence on why the search chose this teacher.
-
-    Raises:
-        TypeError: if a value is not of its type.
-        ValueError: if it is out of its range.
-    """
-
-    num_components: int
-    temperature: float = 1.0
-    floor: float = 0.0
-    seed: int | None = None
-    image_shape: tuple[int, ...] | None = None
-    value_range: tuple[float, float] | None = None
-    fingerprint: str | None = None
-    information_train: float | None = None
-    information_held_out: float | None = None
-    energy: float | None = None
-    largest_eigenvalue: float | None = None
-    choice: str | None = None
-
-    def __post_init__(self) -> None:
-        as_whole_number(self.num_components, "num_components", 2, MAX_COMPONENTS)
-        if not 1e-6 <= as_number(self.temperature, "temperature") <= 1e6:
-            raise ValueError(f"`temperature` must be positive, from 1e-6 to 1e6, got {self.temperature}.")
-        as_fraction(self.floor, "floor")
-        if self.seed is not None:
-            as_whole_number(self.seed, "seed", -(2**63), 2**64)
-        for name in ("information_train", "information_held_out"):
-            _check_nats(getattr(self, name), name, math.log(self.num_components) + 1e-6)
-        for name in ("energy", "largest_eigenvalue"):
-            _check_nats(getattr(self, name), name, 1e12)
-        self._check_inputs()
-
-    def _check_inputs(self) -> None:
-        shape, values = self.image_shape, self.value_range
-        if shape is not None:
-            if not isinstance(shape, tuple) or not 1 <= len(shape) <= 8:
-                raise ValueError(f"`image_shape` must hold 1 to 8 sizes, got {shape!r}.")
-            for size in shape:
-                as_whole_number(size, "image_shape", 1)
-        if values is not None:
-            if not isinstance(values, tuple) or len(values) != 2:
-                raise ValueError(f"`value_range` must be the smallest and the largest value, got {values!r}.")
-            low, high = (as_number(value, "value_range") for value in values)
-            if not -1e12 <= low < high <= 1e12:
-                raise ValueError(f"`value_range` must be two growing values of at most 1e12, got {low}, {high}.")
-        for name in ("fingerprint", "choice"):
-            text = getattr(self, name)
-            if text is not None and not (isinstance(text, str) and text.isprintable() and len(text) <= TEXT_LIMIT):
-                raise ValueError(f"`{name}` must be printable text of at most {TEXT_LIMIT} characters.")
-
-
-def _check_nats(value: float | None, name: str, most: float) -> None:
-    if value is not None and not -1e-6 <= as_number(value, name) <= most:
-        raise ValueError(f"`{name}` must be at least 0 and at most {most:.4g}, got {value}.")
-
-
 class Teacher(nn.Module):
     """A fixed distribution over components given an input.
+
+    A teacher of your own is a subclass with a ``kind``, :meth:`forward` and :meth:`tensors`. Its files are loaded by
+    :func:`certvae.load_teacher` once the module that defines it is imported. :meth:`from_tensors` rebuilds it; the
+    default calls the class with the card, ``average=`` and each tensor by its name.
 
     Args:
         card: what the teacher is; see :class:`TeacherCard`.
@@ -113,9 +42,32 @@ class Teacher(nn.Module):
 
     Raises:
         ValueError: if ``average`` is not a distribution over the card's components.
+
+    Attributes:
+        kind: the name of the subclass in files. A subclass without one cannot be saved; one that inherits it is loaded
+            as the class that it inherits it from.
     """
 
-    kind: str
+    kind: str = ""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Register the subclass under its ``kind``.
+
+        Raises:
+            TypeError: if another class has that kind already.
+        """
+        super().__init_subclass__(**kwargs)
+        kind = vars(cls).get("kind")
+        if kind is None:
+            return
+        other = _KINDS.get(kind, cls)
+        # A notebook's cell that is run again defines the same class anew.
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise TypeError(
+                f"`kind = {kind!r}` of {cls.__qualname__} is that of {other.__module__}.{other.__qualname__} already; "
+                "give it another."
+            )
+        _KINDS[kind] = cls
 
     def __init__(self, card: TeacherCard, average: Tensor | None = None) -> None:
         super().__init__()
@@ -145,10 +97,12 @@ class Teacher(nn.Module):
         """The tensors that a file must hold to rebuild the teacher."""
 
     @classmethod
-    def from_tensors(
-        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None = None
-    ) -> "Teacher":
-        """Rebuild from what a file holds; ``network`` takes a :class:`certvae.teachers.NetworkTeacher`'s weights."""
+    def from_tensors(cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor]) -> "Teacher":
+        """Rebuild from what a file holds.
+
+        A subclass may take named parts in addition, which :func:`certvae.load_teacher` hands on: as
+        :class:`certvae.teachers.NetworkTeacher` takes ``network``.
+        """
         make: Callable[..., Teacher] = cls
         return make(card, average=average, **tensors)
 
@@ -162,10 +116,19 @@ class Teacher(nn.Module):
         return self.card.num_components
 
     def save(self, path: str | Path) -> Path:
-        """Write the teacher as a safetensors file with its card in the header, atomically."""
-        from certvae.teachers.files import save_teacher
+        """Write the teacher as a safetensors file with its card in the header, atomically.
 
-        return save_teacher(self, path)
+        Raises:
+            TypeError: if the class has no ``kind``.
+        """
+        if not self.kind:
+            raise TypeError(
+                f"{type(self).__name__} has no name for its files; give the class an attribute, as in `kind = 'mine'`."
+            )
+        tensors = dict(self.tensors())
+        if self.average is not None:
+            tensors["average"] = self.average
+        return write_teacher_file(path, self.kind, asdict(self.card), tensors)
 
     def measured_average(self) -> Tensor:
         """The teacher's mean over training rows.
@@ -181,8 +144,11 @@ class Teacher(nn.Module):
         return self.average
 
     @torch.no_grad()
+    @kept_random_state()
     def measure(self: T, batches: Iterable[Any], images: InputSource = 0) -> T:
         """Record the average, the information and the energy on training rows; returns the teacher itself.
+
+        The global random state is afterwards as it was before, although a loader that shuffles draws from it.
 
         Args:
             batches: batches of training rows, such as a dataloader; uint8 images are scaled to [0, 1].
@@ -190,7 +156,7 @@ class Teacher(nn.Module):
                 attribute, or a function of the batch.
 
         Raises:
-            TypeError: if ``batches`` are none.
+            TypeError: if ``batches`` cannot be iterated over.
             ValueError: if they hold no row.
         """
         totals = CertificateSums.unpack(
@@ -263,6 +229,23 @@ class Teacher(nn.Module):
                 f"the teacher was made for values in [{low:g}, {high:g}], got [{seen[0]:.3g}, {seen[1]:.3g}]. "
                 "Give the teacher the images before normalization."
             )
+
+
+_KINDS: dict[str, type[Teacher]] = {}
+
+
+def kind_named(kind: str) -> type[Teacher]:
+    """The class that is registered under a kind.
+
+    Raises:
+        LookupError: if there is none.
+    """
+    if kind not in _KINDS:
+        raise LookupError(
+            f"no teacher of kind {kind[:100]!r} is known, only {', '.join(sorted(_KINDS))}. If it is your own, import "
+            "the module that defines it first"
+        )
+    return _KINDS[kind]
 
 
 def check_average(card: TeacherCard, average: Tensor | None) -> None:

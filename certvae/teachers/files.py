@@ -1,19 +1,23 @@
-"""Teacher files: safetensors, with the card and a digest of the tensors in the header. Loading runs no code."""
+"""The format of teacher files: safetensors, with the card and a digest of the tensors in the header.
+
+Nothing here knows a kind of teacher, and reading runs no code.
+"""
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
-from certvae.io.files import parse_json, regular_file, sha256_tensors, write_atomic
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.io.files import sha256_tensors, write_atomic
+from certvae.io.untrusted import parse_json, regular_file
+from certvae.teachers.card import TeacherCard
 
-__all__ = ["TeacherFileError", "load_teacher", "save_teacher"]
+__all__ = ["TeacherFile", "TeacherFileError", "read_teacher_file", "write_teacher_file"]
 
 SCHEMA = "certvae.teacher/1"
 TEACHER_LIMIT = 2**34  # bytes; fixed targets for a million images of 4,000 components
@@ -24,31 +28,45 @@ class TeacherFileError(ValueError):
     """A file is not a teacher, is damaged, or does not hold what its header says."""
 
 
-def save_teacher(teacher: Teacher, path: str | Path) -> Path:
-    """Write a teacher; see :meth:`certvae.teachers.Teacher.save`."""
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in teacher.tensors().items()}
-    if teacher.average is not None:
-        tensors["average"] = teacher.average.cpu().contiguous()
-    header = {"schema": SCHEMA, "kind": teacher.kind, "card": asdict(teacher.card)}
-    header["sha256"] = _digest(header, tensors)
-    # One entry, because safetensors does not keep the order of several: equal teachers give equal bytes.
-    return write_atomic(path, save(tensors, metadata={"certvae": json.dumps(header)}))
+@dataclass(frozen=True)
+class TeacherFile:
+    """What a teacher file holds.
+
+    Attributes:
+        kind: name of the teacher's class.
+        card: what the teacher is.
+        average: its mean over training rows, shape ``(K,)``, if it was measured.
+        tensors: what the class is rebuilt from.
+    """
+
+    kind: str
+    card: TeacherCard
+    average: Tensor | None
+    tensors: dict[str, Tensor]
 
 
-def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
-    """Read a teacher file. No code in the file is run.
+def write_teacher_file(path: str | Path, kind: str, card: dict[str, Any], tensors: dict[str, Tensor]) -> Path:
+    """Write a teacher atomically; equal teachers give equal bytes.
 
     Args:
-        path: a safetensors file written by :meth:`certvae.teachers.Teacher.save`.
-        network: for a :class:`certvae.teachers.NetworkTeacher`, the module that takes the weights.
+        path: of the file.
+        kind: name of the teacher's class.
+        card: its card, plain values.
+        tensors: what it is rebuilt from, with ``average`` if it was measured.
+    """
+    kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    header = {"schema": SCHEMA, "kind": kind, "card": card}
+    header["sha256"] = _digest(header, kept)
+    # One entry, because safetensors does not keep the order of several.
+    return write_atomic(path, save(kept, metadata={"certvae": json.dumps(header)}))
 
-    Returns:
-        The teacher, on the CPU.
+
+def read_teacher_file(path: str | Path) -> TeacherFile:
+    """Read a teacher file, and check it against the digest that its header states.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        TeacherFileError: if the file is not a teacher, is damaged, holds what no teacher may hold, or needs
-            ``network``.
+        TeacherFileError: if the file is not a teacher, is damaged, or its card is one that no teacher can have.
         OSError: if it may not be read.
     """
     try:
@@ -65,8 +83,10 @@ def load_teacher(path: str | Path, network: nn.Module | None = None) -> Teacher:
     card = _read_card(header, path)
     if header.get("sha256") != _digest(header, tensors):
         raise TeacherFileError(f"{path} is damaged: its contents do not have the digest that its header states.")
-    average = tensors.pop("average", None)
-    return _build(header.get("kind", ""), card, average, tensors, network, path)
+    kind = header.get("kind")
+    if not isinstance(kind, str):
+        raise TeacherFileError(f"{path} is not a teacher file: `kind` must be text, got {short(kind)}.")
+    return TeacherFile(kind, card, tensors.pop("average", None), tensors)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -76,13 +96,14 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, RuntimeError, TypeError, OverflowError, LookupError) as error:
-        raise TeacherFileError(f"{path} is not a safetensors file or is cut short: {_line(error)}.") from None
+        raise TeacherFileError(f"{path} is not a safetensors file or is cut short: {one_line(error)}.") from None
     try:
         header = parse_json(metadata["certvae"])
         schema = header.get("schema")
     except (KeyError, ValueError, AttributeError) as error:
         raise TeacherFileError(
-            f"{path} is not a teacher file: its header has no entry 'certvae' with an object of JSON: {_line(error)}."
+            f"{path} is not a teacher file: its header has no entry 'certvae' with an object of JSON: "
+            f"{one_line(error)}."
         ) from None
     if schema != SCHEMA:
         raise TeacherFileError(f"{path} is not a teacher file: `schema` must be {SCHEMA!r}, got {short(schema)}.")
@@ -107,27 +128,11 @@ def _read_card(header: dict[str, Any], path: Path) -> TeacherCard:
         }
         return TeacherCard(**values)
     except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise TeacherFileError(f"{path} has a faulty card in its header: {_line(error)}.") from None
+        raise TeacherFileError(f"{path} has a faulty card in its header: {one_line(error)}.") from None
 
 
-def _build(
-    kind: str,
-    card: TeacherCard,
-    average: Tensor | None,
-    tensors: dict[str, Tensor],
-    network: nn.Module | None,
-    path: Path,
-) -> Teacher:
-    from certvae.teachers import GaussianMixtureTeacher, LabelTeacher, NetworkTeacher, TargetTable
-
-    kinds: tuple[type[Teacher], ...] = (GaussianMixtureTeacher, LabelTeacher, NetworkTeacher, TargetTable)
-    try:
-        return {cls.kind: cls for cls in kinds}[kind].from_tensors(card, average, tensors, network)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise TeacherFileError(f"{path} does not hold a teacher of kind {short(kind)}: {_line(error)}") from None
-
-
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error's message, cut short, to stand within another."""
     return str(error).replace("\n", " ")[:500].rstrip(".")
 
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from certvae.teachers.base import Teacher, TeacherCard, check_average
+from certvae.teachers.base import Teacher, check_average
+from certvae.teachers.card import TeacherCard
 from certvae.theory.arguments import float64_device
 
 __all__ = ["LabelTeacher"]
@@ -23,11 +24,11 @@ class LabelTeacher(Teacher):
     Args:
         num_classes: K.
         smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1); without any, no code of finite
-            energy answers what the teacher says.
+            energy predicts the labels.
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if it is out of its range.
+        ValueError: if ``num_classes`` is below 2, or ``smoothing`` is not in [0, 1).
     """
 
     kind = "labels"
@@ -36,9 +37,7 @@ class LabelTeacher(Teacher):
         super().__init__(TeacherCard(num_classes, floor=smoothing))
 
     @classmethod
-    def from_tensors(
-        cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor], network: nn.Module | None = None
-    ) -> "LabelTeacher":
+    def from_tensors(cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor]) -> "LabelTeacher":
         """Rebuild from a file's card.
 
         Raises:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.base import Teacher
+from certvae.teachers.card import TeacherCard
 from certvae.theory.arguments import float64_device
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]

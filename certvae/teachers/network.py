@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from certvae.io.checkpoints import is_diverged
-from certvae.teachers.base import Teacher, TeacherCard, check_average
+from certvae.teachers.base import Teacher, check_average
+from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import soften
 
 __all__ = ["NetworkTeacher"]
@@ -25,7 +26,7 @@ class NetworkTeacher(Teacher):
         card_fields: further fields of the :class:`certvae.teachers.TeacherCard`.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if the :class:`certvae.teachers.TeacherCard` refuses an argument.
     """
 
     kind = "network"

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from certvae.reading.inputs import InputSource, index_of, select_inputs
-from certvae.teachers.base import Teacher, TeacherCard
+from certvae.teachers.base import Teacher
+from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import FLOATS
 from certvae.theory.information import as_probabilities
 

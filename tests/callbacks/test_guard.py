@@ -110,9 +110,29 @@ def test_other_answers_than_rescue_leave_training_alone(tmp_path: Path) -> None:
     assert all((value == left[name]).all() for name, value in model.state_dict().items())
 
 
+class Controlled:
+    """A controller with its state, in plain numbers."""
+
+    def __init__(self, controller: DualController) -> None:
+        self.law, self._log_weight = controller, torch.tensor(controller.log_weight, dtype=torch.float64)
+
+    def step(self, deficit: float) -> float:
+        self._log_weight, weight = self.law.step(self._log_weight, torch.tensor(deficit, dtype=torch.float64))
+        return float(weight)
+
+    @property
+    def log_weight(self) -> float:
+        return float(self._log_weight)
+
+    @property
+    def weight(self) -> float:
+        """The weight while nothing is missing."""
+        return math.exp(self.log_weight)
+
+
 def test_the_controller_meets_a_constraint_at_the_least_weight_and_does_not_wind_up() -> None:
     """A quantity that saturates with the weight, ``w / (w + 50)``, is held at 0.5 by the weight 50."""
-    controller = DualController(high=1e3)
+    controller = Controlled(DualController(high=1e3))
     for _ in range(2000):  # unreachable: the weight waits at its bound
         controller.step(1.0)
     assert math.exp(controller.log_weight) == pytest.approx(1e3)
@@ -126,13 +146,13 @@ def test_the_controller_meets_a_constraint_at_the_least_weight_and_does_not_wind
 
 @pytest.mark.parametrize(("side", "bound"), [(1.0, 1e3), (-1.0, 1e-2)])
 def test_the_weight_leaves_its_bound_at_the_first_step_that_asks_for_it(side: float, bound: float) -> None:
-    controller = DualController(low=1e-2, high=1e3)
+    controller = Controlled(DualController(low=1e-2, high=1e3))
     for _ in range(10_000):
         controller.step(side)
     assert controller.step(side) == pytest.approx(bound)
     for deficit in (1e-3, 0.1, 1.0):
-        one = DualController(low=1e-2, high=1e3, log_weight=controller.log_weight)
-        change = (one.rate + one.damping) * deficit
+        one = Controlled(DualController(low=1e-2, high=1e3, log_weight=controller.log_weight))
+        change = (one.law.rate + one.law.damping) * deficit
         assert one.step(-side * deficit) == pytest.approx(bound * math.exp(-side * change), rel=1e-12)
 
 
@@ -140,10 +160,16 @@ def test_the_weight_leaves_its_bound_at_the_first_step_that_asks_for_it(side: fl
 def test_the_weight_stays_in_its_bounds_whatever_the_deficits(
     deficits: list[float], rate: float, damping: float
 ) -> None:
-    controller = DualController(rate, damping, low=0.5, high=20.0)
+    controller = Controlled(DualController(rate, damping, low=0.5, high=20.0))
     for deficit in deficits:
         assert 0.5 * (1 - 1e-12) <= controller.step(deficit) <= 20 * (1 + 1e-12)
         assert 0.5 * (1 - 1e-12) <= controller.weight <= 20 * (1 + 1e-12)
+
+
+def test_a_deficit_that_is_not_known_counts_as_a_whole_one() -> None:
+    unknown, whole = Controlled(DualController()), Controlled(DualController())
+    assert unknown.step(math.nan) == whole.step(1.0)
+    assert unknown.log_weight == whole.log_weight
 
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:

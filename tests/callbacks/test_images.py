@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent
 
-from certvae import VAE
 from certvae.callbacks import CertificateCallback
 from certvae.callbacks.images import ReconstructionImages, as_grid
 from certvae.datamodules import DigitsDataModule
 from certvae.models.priors import VampPrior
+from certvae.reading.latents import LatentCapture
+from tests.commands.test_cli import EXPERIMENTS
 from tests.plain_vae import ForeignVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
@@ -30,11 +32,11 @@ def data() -> DigitsDataModule:
     return DigitsDataModule(batch_size=64, subset=128)
 
 
-def fit(folder: Path, *callbacks: Any, model: Any = None, epochs: int = 1, **options: Any) -> Any:
+def fit(folder: Path, callback: Any = None, model: Any = None, epochs: int = 1, **options: Any) -> Any:
     """Train with TensorBoard; gives the model."""
-    model = model or small_vae()
+    model, callbacks = model or small_vae(), [callback or ReconstructionImages()]
     options = {"logger": TensorBoardLogger(folder, "tb", ""), **options}
-    trainer(folder, max_epochs=epochs, callbacks=list(callbacks), **options).fit(model, datamodule=data())
+    trainer(folder, max_epochs=epochs, callbacks=callbacks, **options).fit(model, datamodule=data())
     return model.eval()
 
 
@@ -94,26 +96,32 @@ def test_trained_weights_are_bit_equal_with_and_without_pictures(tmp_path: Path)
         assert torch.equal(value, other), name
 
 
-class OwnStep(VAE):
-    """Its step gives no posterior."""
+def test_a_logger_without_pictures_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hook is put in place, no image is decoded."""
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        super().validation_step(batch, batch_idx)
+    def refused(*_: Any) -> None:
+        raise AssertionError("work for a picture that nothing shows")
+
+    monkeypatch.setattr(LatentCapture, "attach", refused)
+    monkeypatch.setattr(ReconstructionImages, "_show", refused)
+    for logger in (CSVLogger(tmp_path), False):
+        fit(tmp_path, ReconstructionImages(1, latents="encoder"), epochs=2, logger=logger)
 
 
-def test_a_vae_adds_the_callback_where_a_logger_takes_images(tmp_path: Path) -> None:
-    def added(model: VAE, **options: Any) -> list[Any]:
-        runner = trainer(tmp_path, **options)
-        runner.fit(model, datamodule=data())
-        return [item for item in runner.callbacks if isinstance(item, ReconstructionImages)]
+def test_a_vae_shows_nothing_that_it_was_not_asked_for(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, "tb", ""))
+    runner.fit(small_vae(), datamodule=data())
+    assert pictures(tmp_path, SAMPLES) == []
 
-    board, own = TensorBoardLogger(tmp_path, "tb", ""), ReconstructionImages(1)
-    assert len(added(small_vae(), logger=board)) == 1
-    assert added(small_vae(), logger=board, callbacks=[own]) == [own]
-    assert added(small_vae(), logger=CSVLogger(tmp_path)) == []
-    assert added(small_vae(), logger=False) == []
-    model = small_vae()
-    assert added(OwnStep(model.encoder, model.decoder), logger=board) == []
+
+@pytest.mark.parametrize("name", ["digits", "cifar100", "tiny_imagenet"])
+def test_every_shipped_run_of_a_vae_names_the_pictures(name: str) -> None:
+    runs = [yaml.safe_load(path.read_text()) for path in (EXPERIMENTS / name).glob("*.yaml")]
+    runs = [run for run in runs if run["model"]["class_path"] == "certvae.VAE"]
+    assert len(runs) >= 3
+    for run in runs:
+        shown = [item["class_path"] for item in run["trainer"]["callbacks"]]
+        assert shown.count("certvae.callbacks.ReconstructionImages") == 1
 
 
 @torch.no_grad()
@@ -153,7 +161,7 @@ def test_a_decoder_is_needed(tmp_path: Path) -> None:
 
 
 def test_validate_alone_shows_pictures(tmp_path: Path) -> None:
-    callbacks = [CertificateCallback()]
+    callbacks = [CertificateCallback(), ReconstructionImages()]
     runner = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, "tb", ""), callbacks=callbacks)
     runner.validate(small_vae(digits_teacher()), datamodule=data(), verbose=False)
     assert len(pictures(tmp_path, RECONSTRUCTIONS)) == 1

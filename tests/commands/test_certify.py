@@ -20,7 +20,7 @@ from certvae.commands.verify import Refusal, VerificationError, verify
 from certvae.datamodules import DigitsDataModule
 from certvae.io.checkpoints import load_weights
 from certvae.monitoring.encoded_rows import evenly_spaced
-from tests.commands.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
+from tests.commands.test_cli import SHORT_SEARCH, WIDE_CRITERIA, shipped
 from tests.runs import trainer
 
 
@@ -46,7 +46,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("certify_checkpoint")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert main(["fit", "--config", shipped("digits", "search"), *SHORT_SEARCH, WIDE_BOUNDS]) == 0
+        assert main(["fit", "--config", shipped("digits", "search"), *SHORT_SEARCH, WIDE_CRITERIA]) == 0
         assert main(["fit", "--config", shipped("digits", "full"), "--trainer.max_epochs=8"]) == 0
     files = {
         "ckpt": folder / "runs/digits/full/checkpoints/last.ckpt",

@@ -16,7 +16,7 @@ SHORT_SEARCH = (
     "--model.components=[5]",
     "--model.initializations=1",
 )
-WIDE_BOUNDS = "--model.bounds={max_energy: 1e6, max_use: 1.0, min_use: 0.0, max_drift: 1e6}"
+WIDE_CRITERIA = "--model.criteria={max_energy: 1e6, max_use: 1.0, min_use: 0.0, max_drift: 1e6}"
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[
             options = data_options(dataset, folder)
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(folder)
-                assert main(["fit", "--config", shipped(dataset, "search"), *SHORT_SEARCH, WIDE_BOUNDS, *options]) == 0
+                assert (
+                    main(["fit", "--config", shipped(dataset, "search"), *SHORT_SEARCH, WIDE_CRITERIA, *options]) == 0
+                )
                 short = ("--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1")
                 assert main(["fit", "--config", shipped(dataset, "no_align"), *short, *options]) == 0
             made[dataset] = folder, options

@@ -1,14 +1,23 @@
 """Jobs of the alignment and the guard; see :mod:`tests.distributed.jobs`."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DistributedSampler
 
+from certvae import VAE
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, CertificateLostError
-from tests.distributed.jobs import Result, teacher, trained
+from certvae.models.networks import MLPDecoder, MLPEncoder
+from certvae.models.vae import TrainingDivergedError
+from tests.distributed.jobs import Result, rank, spread, teacher, trained
+from tests.plain_vae import plain_loader
+from tests.runs import SHAPE
 
 
 def aligned(folder: Path, world: int, **arguments: Any) -> Result:
@@ -44,6 +53,36 @@ def lost(folder: Path, world: int, answer: Any) -> Result:
     return {"epochs": result["epochs"]}
 
 
+class OwnVAE(VAE):
+    """Decodes the mean, so that no process draws numbers; its loss is NaN on one process if it is told so."""
+
+    diverges = False
+
+    def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
+        return super().squared_error(images, self(images).mean)
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        last = self.global_rank == self.trainer.world_size - 1
+        if self.diverges and last and self.current_epoch == 1 and batch_idx == 1:
+            batch = (batch[0] * math.nan, *batch[1:])
+        return super().training_step(batch, batch_idx)
+
+
+def own_vae(folder: Path, world: int, diverges: bool) -> Result:
+    """Means of the losses of the last epoch, or the error of a loss that is not finite."""
+    torch.manual_seed(0)
+    networks = MLPEncoder(SHAPE, 6, 32, 1), MLPDecoder(SHAPE, 6, 32, 1)
+    model = OwnVAE(*networks, teacher(), alignment_weight=2.0, observation_std=0.5).double()
+    model.diverges = diverges
+    run = spread(folder, world, max_epochs=3)
+    sampler: Any = DistributedSampler(range(96), world, rank(), shuffle=False)
+    try:
+        run.fit(model, plain_loader(96, 32 // world, sampler=sampler), plain_loader(96, 32 // world))
+    except TrainingDivergedError as error:
+        return {"error": str(error)}
+    return {name: float(run.callback_metrics[name]) for name in ("train/loss", "train/alignment_loss")}
+
+
 JOBS: dict[str, Callable[[Path, int], Any]] = {
     "aligned": aligned,
     "aligned_accumulated": partial(aligned, accumulate=2),
@@ -53,5 +92,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "guarded_bf16": partial(guarded, precision="bf16-mixed"),
     "lost_stop": partial(lost, answer="stop"),
     "lost_raise": partial(lost, answer="raise"),
+    "diverged": partial(own_vae, diverges=True),
+    "own_vae": partial(own_vae, diverges=False),
     "aligned_after_the_raise": aligned,
 }

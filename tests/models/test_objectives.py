@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from certvae.models.objectives import ELBO, Capacity, FreeBits, InfoVAE, Terms, maximum_mean_discrepancy
+from certvae.models import objectives
+from certvae.models.objectives import ELBO, Capacity, FreeBits, InfoVAE, Objective, Terms, maximum_mean_discrepancy
 from certvae.models.priors import StandardNormal
 from certvae.models.schedules import LinearSchedule
 from certvae.theory.posterior import Posterior
@@ -29,6 +30,69 @@ def terms(seed: int = 0, rows: int = 6, dim: int = 3, progress: float = 0.0, **c
         "progress": progress,
     }
     return Terms(**(values | changes))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "elbo": ELBO(),
+    "weighted elbo": ELBO(beta=3.0),
+    "annealed elbo": ELBO(LinearSchedule(0.1, 1.0, 10.0)),
+    "capacity": Capacity(LinearSchedule(0.0, 25.0, 10.0), gamma=7.0),
+    "free bits": FreeBits(0.25),
+    "info vae": InfoVAE(alpha=0.5, mmd_weight=10.0),
+}
+every_objective = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
+
+
+def loss_of(objective: Objective, given: Terms) -> Tensor:
+    """The loss with the same draws of the prior each time."""
+    torch.manual_seed(0)
+    return objective(given)
+
+
+@every_objective
+@given(seed=st.integers(0, 2**16), rows=st.integers(1, 9), progress=st.sampled_from([0.0, 3.7, math.inf]))
+def test_every_loss_is_a_finite_number_for_each_row(
+    objective: Objective, seed: int, rows: int, progress: float
+) -> None:
+    loss = loss_of(objective, terms(seed, rows=rows, progress=progress))
+    assert loss.shape == (rows,)
+    assert loss.dtype == torch.float64
+    assert bool(loss.isfinite().all())
+
+
+@every_objective
+@given(seed=st.integers(0, 2**16), shift=st.floats(-50, 50))
+def test_every_loss_has_the_distortion_with_weight_1(objective: Objective, seed: int, shift: float) -> None:
+    given = terms(seed)
+    moved = terms(seed, distortion=given.distortion + shift)
+    assert torch.allclose(loss_of(objective, moved) - loss_of(objective, given), torch.tensor(shift).double())
+
+
+@every_objective
+@given(seed=st.integers(0, 2**16))
+def test_no_loss_depends_on_the_order_of_the_rows(objective: Objective, seed: int) -> None:
+    given, order = terms(seed), torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+    posterior = Posterior(given.posterior.mean[order], given.posterior.log_variance[order])
+    parts = {name: getattr(given, name)[order] for name in ("distortion", "kl", "latents")}
+    shuffled = loss_of(objective, terms(seed, posterior=posterior, **parts))
+    assert torch.allclose(shuffled, loss_of(objective, given)[order], atol=1e-9)
+
+
+@every_objective
+@given(seed=st.integers(0, 2**16))
+def test_every_gradient_is_finite_also_where_the_code_is_the_prior(objective: Objective, seed: int) -> None:
+    mean, log_variance = torch.zeros(2, 6, 3, dtype=torch.float64, requires_grad=True).unbind()
+    posterior = Posterior(mean, log_variance)
+    noise = torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    latents = posterior.sample(noise)
+    given = terms(seed, posterior=posterior, latents=latents, kl=posterior.kl_to_standard_normal())
+    gradients = torch.autograd.grad(loss_of(objective, given).mean(), (mean, log_variance), allow_unused=True)
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+
+
+def test_every_objective_that_is_shipped_has_an_instance_here() -> None:
+    shipped = {value for value in vars(objectives).values() if isinstance(value, type) and issubclass(value, Objective)}
+    assert shipped - {Objective} == {type(objective) for objective in OBJECTIVES.values()}
 
 
 def test_elbo_adds_distortion_and_weighted_rate() -> None:

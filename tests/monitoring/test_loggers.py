@@ -71,5 +71,5 @@ def test_a_run_needs_no_wandb(tmp_path: Path, logger: bool, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "wandb", None)  # `import wandb` raises
     runner = run(tmp_path, [CSVLogger(tmp_path)] if logger else False)
     assert float(runner.callback_metrics["certificate/certified"]) == 1.0
-    assert [type(item).__name__ for item in runner.callbacks] == ["CertificateCallback"]
+    assert [type(item).__name__ for item in runner.callbacks] == ["CertificateCallback", "ReconstructionImages"]
     monkeypatch.undo()

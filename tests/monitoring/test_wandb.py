@@ -12,7 +12,7 @@ from pytorch_lightning import Callback
 from pytorch_lightning.loggers import WandbLogger
 
 from certvae import Certificate
-from certvae.callbacks import CertificateCallback, LastCheckpoint
+from certvae.callbacks import CertificateCallback, LastCheckpoint, ReconstructionImages
 from certvae.certificate.history import read_history
 from certvae.cli import main
 from certvae.io.files import sha256_file
@@ -111,7 +111,7 @@ def test_a_lost_certificate_is_one_alert(lost: tuple[Path, RunFile]) -> None:
     assert alert.level == "WARN"
 
 
-def test_pictures_come_at_their_epochs_with_nothing_asked_for(lost: tuple[Path, RunFile]) -> None:
+def test_pictures_come_at_their_epochs(lost: tuple[Path, RunFile]) -> None:
     """The curve after 1, 2, 4, 8, ... validations and at the end; reconstructions and samples first and last."""
     _, file = lost
     epochs = {"certificate/curve": [0, 1, 3, 3], "images/reconstructions": [0, 3], "images/samples": [0, 3]}
@@ -164,9 +164,8 @@ def test_two_callbacks_have_keys_of_their_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_certificate_without_a_fit_is_logged_too(tmp_path: Path, command: str) -> None:
-    runner = trainer(
-        tmp_path, logger=WandbLogger(save_dir=tmp_path), callbacks=[CertificateCallback(save_dir=tmp_path)]
-    )
+    callbacks = [CertificateCallback(save_dir=tmp_path), ReconstructionImages()]
+    runner = trainer(tmp_path, logger=WandbLogger(save_dir=tmp_path), callbacks=callbacks)
     getattr(runner, command)(small_vae(digits_teacher()), datamodule=data(), verbose=False)
     (file,), prefix = run_files(tmp_path), "" if command == "validate" else "test_"
     stage = "val" if command == "validate" else "test"
@@ -197,6 +196,7 @@ def test_each_phase_of_a_protocol_is_a_run_of_its_own(tmp_path: Path) -> None:
         margins = [(epoch, pytest.approx(certificate.margin)) for epoch, certificate in enumerate(history)]
         assert file.column("certificate/margin") == margins
         assert [epoch for epoch, _ in file.column("test_certificate/margin")] == [2]
+        assert [epoch for epoch, _ in file.column("images/samples")] == [0, 1]
 
 
 class Unreachable(WandbLogger):

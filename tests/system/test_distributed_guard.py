@@ -74,6 +74,15 @@ def test_the_guards_weight_moves_with_each_batch_also_where_several_make_a_step(
     assert difference(seen, expected) < TOLERANCE
 
 
+def test_losses_of_the_vae_are_means_over_the_rows_of_all_processes(one: Results, two: list[Results]) -> None:
+    assert common(two, "own_vae") == pytest.approx(one["own_vae"], rel=1e-6)
+
+
+def test_a_loss_of_one_process_that_is_not_finite_raises_on_all(one: Results, two: list[Results]) -> None:
+    assert common(two, "diverged") == one["diverged"]
+    assert one["diverged"]["error"].startswith("the loss is nan at epoch 1, batch 1. The last checkpoint")
+
+
 def test_a_lost_certificate_stops_all_processes(one: Results, two: list[Results]) -> None:
     assert common(two, "lost_stop") == one["lost_stop"] == {"epochs": 1}
 

@@ -37,11 +37,11 @@ def test_a_network_comes_back_into_a_module_of_its_kind(tmp_path: Path) -> None:
     path = teacher.save(tmp_path / "teacher.safetensors")
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 5))
     images = torch.rand(3, 1, 8, 8)
-    assert torch.equal(load_teacher(path, other)(images), teacher(images))
+    assert torch.equal(load_teacher(path, network=other)(images), teacher(images))
     with pytest.raises(ValueError, match="load_teacher\\(path, network=...\\)"):
         load_teacher(path)
     with pytest.raises(ValueError, match="does not take the file's weights"):
-        load_teacher(path, nn.Linear(3, 5))
+        load_teacher(path, network=nn.Linear(3, 5))
 
 
 def test_a_table_answers_by_index_what_its_teacher_answered(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
 """A teacher searched on somebody's table of numbers: vectors of any scale, in batches of any shape."""
 
+import random
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import LightningDataModule
@@ -16,6 +18,7 @@ from certvae.callbacks import CertificateCallback
 from certvae.teachers.search.module import TeacherSearchError
 from tests.plain_vae import ForeignVAE, measured
 from tests.runs import trainer
+from tests.teachers.test_laws import streams
 
 GENES, ROWS, TRAIN = 64, 500, 400
 
@@ -130,3 +133,19 @@ def test_the_search_without_a_trainer_finds_what_it_finds_with_one(tmp_path: Pat
     for teacher in (TeacherSearch((4,), **options).search(*rows), load_teacher(tmp_path / "teacher.safetensors")):
         assert teacher.card == with_trainer.card
         assert all(torch.equal(value, with_trainer.tensors()[name]) for name, value in teacher.tensors().items())
+
+
+def test_a_search_leaves_the_random_state_as_it_was(tmp_path: Path) -> None:
+    """Although its loader shuffles, k-means starts at random, and the user's function draws."""
+
+    def genes(batch: Any) -> Tensor:
+        torch.rand(1), random.random(), np.random.rand()  # noqa: NPY002
+        return batch[0]
+
+    rows = [(row,) for row in standardized()]
+    train = DataLoader(rows[:TRAIN], batch_size=64, shuffle=True)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8, "pca_passes": 2}
+    module = TeacherSearch((4,), **options, em_iterations=2, output_dir=str(tmp_path), images=genes)
+    before = streams()
+    module.search(train, DataLoader(rows[TRAIN:], batch_size=64))  # type: ignore[arg-type]
+    assert streams() == before

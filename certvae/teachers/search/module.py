@@ -9,9 +9,11 @@ from pytorch_lightning import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
+from certvae.io.random_state import kept_random_state
 from certvae.reading.inputs import InputSource, inputs_and_index
 from certvae.reading.rows import RowPositions, first_loader, is_truncated
-from certvae.teachers.base import TeacherCard, flat_float64
+from certvae.teachers.base import flat_float64
+from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.search.candidates import Candidate, measured_row
 from certvae.teachers.search.passes import Phase, SearchPasses
@@ -29,9 +31,9 @@ class TeacherSearch(LightningModule):
     Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``: some
     epochs for the principal components, one for the starting points, one for each EM iteration of all candidates
     together, and one to measure every candidate at every temperature on training and validation rows. Validation rows
-    are used to compare candidates, never to fit one. Of the teachers within the bounds, the one with the most held-out
-    information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it goes on
-    from the end of any pass to the same teacher, bit for bit.
+    are used to compare candidates, never to fit one. Of the teachers that meet the criteria, the one with the most
+    held-out information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it
+    goes on from the end of any pass to the same teacher, bit for bit.
 
     Args:
         components: numbers of components K to try.
@@ -45,7 +47,7 @@ class TeacherSearch(LightningModule):
         tolerance: EM ends when every candidate's gain is below this, nats a row.
         relative_variance_floor: added to each variance, as a share of the mean variance of a component.
         witness_scale: the scale of the witness for which energies are given.
-        bounds: what a teacher must keep to be chosen.
+        criteria: what a teacher must meet to be chosen; default: ``SelectionCriteria()``.
         sample_size: rows drawn for the k-means starts.
         output_dir: where ``teacher.safetensors`` and ``candidates.csv`` go; default: the run's directory.
         seed: of the search; default: the seed of the run.
@@ -55,7 +57,9 @@ class TeacherSearch(LightningModule):
         rows: the table of all candidates, when the search has ended.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``components`` holds a number below 2, ``covariances`` an unknown name or ``temperatures`` a
+            number that is not positive; if ``floor`` is not in (0, 1); if a number of starts, passes or iterations is
+            below 1.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class TeacherSearch(LightningModule):
         tolerance: float = 1e-3,
         relative_variance_floor: float = 1e-3,
         witness_scale: float = 2.0,
-        bounds: SelectionCriteria | None = None,
+        criteria: SelectionCriteria | None = None,
         sample_size: int = 4096,
         output_dir: str | None = None,
         seed: int | None = None,
@@ -79,7 +83,7 @@ class TeacherSearch(LightningModule):
     ) -> None:
         super().__init__()
         # A checkpoint with a function in it would not load without running code.
-        self.save_hyperparameters(ignore=["bounds", "images"])
+        self.save_hyperparameters(ignore=["criteria", "images"])
         self.automatic_optimization = False
         # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
         self.anchor = torch.nn.Parameter(torch.zeros(1))
@@ -97,7 +101,7 @@ class TeacherSearch(LightningModule):
             sample_size,
             seed=torch.initial_seed() % 2**31 if seed is None else seed,
         )
-        self.witness_scale, self.bounds = witness_scale, bounds or SelectionCriteria()
+        self.witness_scale, self.criteria = witness_scale, criteria or SelectionCriteria()
         self.output_dir, self.images = output_dir, images
         self.rows: list[CandidateRow] = []
         # In a list, so that the teacher is in no checkpoint: weights are loaded before the search goes on.
@@ -113,8 +117,12 @@ class TeacherSearch(LightningModule):
         """The chosen teacher, when the search has ended."""
         return self._chosen[0] if self._chosen else None
 
+    @kept_random_state()
     def search(self, train_dataloader: Any, val_dataloader: Any) -> GaussianMixtureTeacher:
-        """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class."""
+        """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class.
+
+        The global random state is afterwards as it was before.
+        """
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(max_epochs=-1, devices=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet)
         trainer.fit(self, train_dataloader, val_dataloader)
@@ -217,7 +225,7 @@ class TeacherSearch(LightningModule):
         """Go on with the search of a checkpoint.
 
         Raises:
-            TeacherSearchError: if there is none in it, it has other settings, or was saved in the middle of a pass.
+            TeacherSearchError: if it holds no search, one with other settings, or one saved in the middle of a pass.
         """
         state = checkpoint.get(_STATE)
         if state is None:
@@ -238,7 +246,7 @@ class TeacherSearch(LightningModule):
             measured_row(candidate, temperature, train, held_out, self.witness_scale)
             for (candidate, temperature), train, held_out in zip(passes.grid, *passes.measured, strict=True)
         ]
-        self.rows, best = choose(rows, self.bounds)
+        self.rows, best = choose(rows, self.criteria)
         self.trainer.should_stop = True
         directory = Path(self.output_dir or self.trainer.log_dir or self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
@@ -246,8 +254,8 @@ class TeacherSearch(LightningModule):
             Console().print(rich_table(self.rows))
         if best is None:
             raise TeacherSearchError(
-                f"none of {len(rows)} candidates keeps the bounds {self.bounds}; see {directory / 'candidates.csv'}. "
-                "Widen `bounds`, or try fewer components and higher temperatures."
+                f"none of {len(rows)} candidates meets the criteria {self.criteria}; see "
+                f"{directory / 'candidates.csv'}. Widen `criteria`, or try fewer components and higher temperatures."
             )
         teacher = self._teacher(*passes.grid[best], self.rows[best], passes.measured[0][best])
         self._chosen = [teacher]
@@ -271,7 +279,7 @@ class TeacherSearch(LightningModule):
             row.information_held_out,
             row.energy * self.witness_scale**2,
             float(pca.eigenvalues[0]),
-            explain(row, self.rows, self.bounds),
+            explain(row, self.rows, self.criteria),
         )
         average = sums[1 : candidate.components + 1] / sums[0]
         tensors = (pca.mean, pca.projection, mixture.log_weights, mixture.means, mixture.variances, average.cpu())

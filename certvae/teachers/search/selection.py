@@ -14,7 +14,7 @@ __all__ = ["CandidateRow", "SelectionCriteria", "choose", "rich_table", "write_t
 
 @dataclass(frozen=True)
 class SelectionCriteria:
-    """What a teacher must keep to be chosen.
+    """What a teacher must meet to be chosen.
 
     Args:
         max_energy: most energy of the inverse code at the search's witness scale, nats.
@@ -23,7 +23,7 @@ class SelectionCriteria:
         max_drift: most ``KL(held-out average || training average)``, nats.
 
     Raises:
-        ValueError: if a bound is out of its range.
+        ValueError: if an energy or a drift is not positive, or a use is not in [0, 1].
     """
 
     max_energy: float = 10.0
@@ -57,27 +57,27 @@ class CandidateRow:
     on_front: bool = False
     chosen: bool = False
 
-    def fits(self, bounds: SelectionCriteria) -> bool:
-        """Whether every bound is kept."""
+    def meets(self, criteria: SelectionCriteria) -> bool:
+        """Whether every criterion is met."""
         return (
-            self.energy <= bounds.max_energy
-            and self.smallest_use >= bounds.min_use / self.components
-            and self.largest_use <= bounds.max_use
-            and self.drift <= bounds.max_drift
+            self.energy <= criteria.max_energy
+            and self.smallest_use >= criteria.min_use / self.components
+            and self.largest_use <= criteria.max_use
+            and self.drift <= criteria.max_drift
         )
 
 
-def choose(rows: Sequence[CandidateRow], bounds: SelectionCriteria) -> tuple[list[CandidateRow], int | None]:
-    """Mark bounds, front and choice: the most held-out information within the bounds.
+def choose(rows: Sequence[CandidateRow], criteria: SelectionCriteria) -> tuple[list[CandidateRow], int | None]:
+    """Mark what meets the criteria, the front and the choice: of those that meet them, the most held-out information.
 
     Args:
         rows: the candidates.
-        bounds: what must be kept.
+        criteria: what must be met.
 
     Returns:
-        The marked rows and the position of the chosen one; None if no candidate keeps the bounds.
+        The marked rows and the position of the chosen one; None if no candidate meets the criteria.
     """
-    marked = [replace(row, within_bounds=row.fits(bounds), on_front=_on_front(row, rows)) for row in rows]
+    marked = [replace(row, within_bounds=row.meets(criteria), on_front=_on_front(row, rows)) for row in rows]
     eligible = [i for i, row in enumerate(marked) if row.within_bounds and math.isfinite(row.information_held_out)]
     if not eligible:
         return marked, None
@@ -93,14 +93,14 @@ def _on_front(row: CandidateRow, rows: Sequence[CandidateRow]) -> bool:
     )
 
 
-def explain(row: CandidateRow, rows: Sequence[CandidateRow], bounds: SelectionCriteria) -> str:
+def explain(row: CandidateRow, rows: Sequence[CandidateRow], criteria: SelectionCriteria) -> str:
     """One sentence on why this candidate was chosen."""
     eligible = sum(other.within_bounds for other in rows)
     return (
         f"Chosen: {row.components} {row.covariance} components at temperature {row.temperature:g}, with the most "
         f"held-out information ({row.information_held_out:.3f} nats) of the {eligible} of {len(rows)} candidates that "
-        f"keep energy <= {bounds.max_energy:g}, smallest use >= {bounds.min_use:g}/K, largest use <= "
-        f"{bounds.max_use:g} and drift <= {bounds.max_drift:g}."
+        f"keep energy <= {criteria.max_energy:g}, smallest use >= {criteria.min_use:g}/K, largest use <= "
+        f"{criteria.max_use:g} and drift <= {criteria.max_drift:g}."
     )
 
 

@@ -11,7 +11,7 @@ __all__ = ["SearchSettings", "TeacherSearchError"]
 
 
 class TeacherSearchError(RuntimeError):
-    """No candidate keeps the bounds, the search was cut short, or it cannot go on from a checkpoint."""
+    """No candidate meets the criteria, the search was cut short, or it cannot go on from a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SearchSettings:
     """What decides the passes of a search; see :class:`certvae.TeacherSearch`.
 
     Raises:
-        ValueError: if a setting is out of its range.
+        ValueError: naming the setting, what is allowed, and what came.
     """
 
     components: Sequence[int]

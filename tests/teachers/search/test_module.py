@@ -161,10 +161,10 @@ def test_held_out_rows_are_never_used_to_fit(tmp_path: Path) -> None:
             return arrays._replace(images=images)
 
     options: dict[str, Any] = {"components": (4,), "temperatures": (3.0,), "initializations": 1, "em_iterations": 5}
-    bounds = SelectionCriteria(max_energy=1e6, max_use=1.0, min_use=0.0, max_drift=1e6)
+    criteria = SelectionCriteria(max_energy=1e6, max_use=1.0, min_use=0.0, max_drift=1e6)
     teachers = []
     for name, data in (("a", DigitsDataModule()), ("b", OtherHeldOut())):
-        module = TeacherSearch(**options, pca_dim=8, seed=0, bounds=bounds, output_dir=str(tmp_path / name))
+        module = TeacherSearch(**options, pca_dim=8, seed=0, criteria=criteria, output_dir=str(tmp_path / name))
         torch.manual_seed(0)  # the order of the training rows
         quiet(tmp_path).fit(module, datamodule=data)
         assert module.teacher is not None
@@ -197,9 +197,9 @@ def test_the_choice_keeps_every_bound_and_marks_the_front() -> None:
     assert choose(rows[3:], SelectionCriteria())[1] is None
 
 
-def test_no_teacher_within_the_bounds_says_so_and_leaves_the_table(tmp_path: Path) -> None:
-    with pytest.raises(TeacherSearchError, match="none of 4 candidates keeps the bounds"):
-        search(tmp_path, bounds=SelectionCriteria(max_energy=1e-3))
+def test_where_no_teacher_meets_the_criteria_it_says_so_and_leaves_the_table(tmp_path: Path) -> None:
+    with pytest.raises(TeacherSearchError, match="none of 4 candidates meets the criteria"):
+        search(tmp_path, criteria=SelectionCriteria(max_energy=1e-3))
     assert (tmp_path / "candidates.csv").is_file()
     assert not (tmp_path / "teacher.safetensors").exists()
 
@@ -236,7 +236,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
         TeacherSearch(**arguments)
 
 
-def test_bad_bounds_are_refused() -> None:
+def test_bad_criteria_are_refused() -> None:
     with pytest.raises(ValueError, match="`max_energy` and `max_drift` must be positive"):
         SelectionCriteria(max_energy=0)
     with pytest.raises(ValueError, match=r"`min_use` and `max_use` must lie in \[0, 1\]"):

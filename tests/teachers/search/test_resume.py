@@ -16,7 +16,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.teachers.search.module import TeacherSearchError
 from certvae.teachers.search.selection import SelectionCriteria
 from certvae.theory.row_sample import RowSample
-from tests.commands.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
+from tests.commands.test_cli import SHORT_SEARCH, WIDE_CRITERIA, shipped
 from tests.runs import digits_teacher, small_vae, trainer
 
 PASSES = 2 + 1 + 3 + 1
@@ -108,9 +108,9 @@ def test_a_search_that_was_done_writes_its_teacher_again_without_a_pass(tmp_path
     assert any(row.chosen for row in again.rows)
 
 
-def test_bounds_that_none_keeps_may_be_widened_for_the_last_pass_only(tmp_path: Path, expected: bytes) -> None:
-    with pytest.raises(TeacherSearchError, match="none of 4 candidates keeps the bounds"):
-        search(tmp_path, bounds=SelectionCriteria(max_energy=1e-3))
+def test_criteria_that_none_meets_may_be_widened_for_the_last_pass_only(tmp_path: Path, expected: bytes) -> None:
+    with pytest.raises(TeacherSearchError, match="none of 4 candidates meets the criteria"):
+        search(tmp_path, criteria=SelectionCriteria(max_energy=1e-3))
     search(tmp_path, "last")
     assert (tmp_path / "teacher.safetensors").read_bytes() == expected
 
@@ -189,9 +189,9 @@ def test_shipped_searches_can_be_resumed(tmp_path: Path, monkeypatch: pytest.Mon
         "--trainer.enable_progress_bar=false",
         "--data.subset=300",
     ]
-    assert main([*command, *SHORT_SEARCH, WIDE_BOUNDS]) == 0
+    assert main([*command, *SHORT_SEARCH, WIDE_CRITERIA]) == 0
     teacher = Path("runs/digits/search/teacher.safetensors")
     content = teacher.read_bytes()
     teacher.unlink()
-    assert main([*command, *SHORT_SEARCH, WIDE_BOUNDS, "--ckpt_path=last"]) == 0
+    assert main([*command, *SHORT_SEARCH, WIDE_CRITERIA, "--ckpt_path=last"]) == 0
     assert teacher.read_bytes() == content

@@ -1,0 +1,230 @@
+"""Files that a stranger may have made: read within limits, and refused with one clear error."""
+
+import io
+import json
+import math
+import pickletools
+import re
+import stat
+from pathlib import Path, PurePosixPath
+from typing import Any
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
+
+__all__ = ["check_torch_file", "open_zip", "parse_json", "read_limited", "regular_file"]
+
+JSON_DEPTH = 32  # ours are 5 deep; copying, comparing and writing recurse, so 1,000 would already be too deep for them
+ZIP_DIRECTORY = 2**25  # bytes; the 120,000 members of Tiny-ImageNet take a third, and each costs ten times its bytes
+PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters with Adam's two moments
+
+_DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
+_STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
+# These copy what they are given, so only a few of them: schedulers, shapes.
+_COPYING = {"collections Counter", "__builtin__ set", "torch Size"}
+MOST_COPIES = 16
+# `weights_only` allows more names; of those, `bytearray` and `UntypedStorage` take gigabytes at a word.
+_NAMES = {
+    *_COPYING,
+    "collections OrderedDict",
+    "torch device",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+    *(f"torch {name}" for name in _DTYPES.split()),
+    *(f"torch {name}Storage" for name in _STORAGES.split()),
+}
+_OWN = "if it is your own, keep only its `state_dict` in a new file"
+_VALUES = re.compile("NONE|NEWTRUE|NEWFALSE|LONG1|BIN(INT[12]?|FLOAT|UNICODE)|SHORT_BINSTRING")
+
+
+def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
+    """The path, if it is a regular file of at most ``limit`` bytes.
+
+    Raises:
+        FileNotFoundError: if there is none, or it is a folder, a pipe or a device.
+        ValueError: if it is larger.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what_is_there = "something else than a regular file is there" if path.exists() else "there is no such file"
+        raise FileNotFoundError(f"no {what} at {path}: {what_is_there}.")
+    if path.stat().st_size > limit:
+        raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a {what} may have at most {limit:,}.")
+    return path
+
+
+def read_limited(path: str | Path, limit: int, what: str = "file") -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is larger.
+        OSError: if it may not be read.
+    """
+    with open(regular_file(path, limit, what), "rb") as file:
+        return file.read(limit)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Values of strict JSON in UTF-8: finite numbers, every key of an object once, at most ``JSON_DEPTH`` levels.
+
+    Raises:
+        json.JSONDecodeError: if it is not JSON, or cut short.
+        ValueError: if it is JSON that is not strict.
+    """
+    try:
+        text = text.decode() if isinstance(text, bytes) else text
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {JSON_DEPTH} levels") from None
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    if level:
+        raise ValueError(f"it is nested deeper than {JSON_DEPTH} levels")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key stands twice in an object")
+    return values
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return value
+
+
+class _DirectoryLimit(io.FileIO):
+    """A file of which no more than a directory's limit is read at once; ``ZipFile`` reads its directory at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > ZIP_DIRECTORY:
+            raise BadZipFile(f"its directory has more than {ZIP_DIRECTORY:,} bytes")
+        return super().read(size) or b""
+
+    def __del__(self) -> None:
+        self.close()  # a ZipFile leaves open what it was given
+
+
+def open_zip(path: str | Path, limit: int) -> ZipFile:
+    """Open a zip whose members are plain files and folders, each once, and no two share bytes.
+
+    Nothing is ever extracted. Read a member by ``archive.open(info).read(info.file_size)``, which unpacks no more than
+    that, whatever the member really holds.
+
+    Args:
+        path: a regular file.
+        limit: most bytes of all members together, unpacked.
+
+    Raises:
+        BadZipFile: if it is no zip, is damaged, or a member is not as said.
+        OSError: if it may not be read.
+    """
+    file = _DirectoryLimit(path)
+    try:
+        archive = ZipFile(file)
+    except Exception as error:  # zipfile raises half a dozen types for a damaged directory
+        raise BadZipFile(str(error) or type(error).__name__) from None
+    infos = archive.infolist()
+    for info in infos:
+        _check_member(info)
+    if len({info.filename.casefold() for info in infos}) < len(infos):
+        raise BadZipFile("two of its members have one name")
+    if sum(info.compress_size for info in infos) > Path(path).stat().st_size:
+        raise BadZipFile("its members overlap")
+    if sum(info.file_size for info in infos) > limit:
+        raise BadZipFile(f"its members have more than {limit:,} bytes, unpacked")
+    return archive
+
+
+def _check_member(info: ZipInfo) -> None:
+    name, kind = PurePosixPath(info.filename), stat.S_IFMT(info.external_attr >> 16)
+    stored = info.compress_type == ZIP_STORED
+    for fault, holds in (
+        ("is outside its folder", name.is_absolute() or ".." in name.parts or "\\" in info.filename),
+        ("is a link or a device", kind not in (0, stat.S_IFREG, stat.S_IFDIR)),
+        ("is encrypted", bool(info.flag_bits & 1)),
+        ("is neither stored nor deflated", not stored and info.compress_type != ZIP_DEFLATED),
+        ("is stored in another size than its own", stored and info.compress_size != info.file_size),
+    ):
+        if holds:
+            raise BadZipFile(f"its member {info.filename[:100]!r} {fault}")
+
+
+def check_torch_file(path: Path, limit: int) -> None:
+    """Refuse a file that ``torch.load`` would read at a cost out of proportion to the file's size.
+
+    Args:
+        path: a regular file.
+        limit: most bytes of its members together.
+
+    Raises:
+        BadZipFile: if it is not a zip as ``torch.save`` writes it.
+        ValueError: if its pickle names more than plain values and tensors need.
+    """
+    with open(path, "rb") as file:
+        if file.read(4) != b"PK\3\4":
+            raise BadZipFile("it is not in the zip format of torch.save")
+    with open_zip(path, limit) as archive:
+        infos = archive.infolist()
+        if any(info.compress_type != ZIP_STORED for info in infos):
+            raise BadZipFile("a member is compressed, which torch.save never does")
+        # torch finds members by name without regard to case: 'data/ab' and 'data/aB' would each be read.
+        odd = [name for name in archive.namelist() if "/data/" in name and not re.fullmatch("[^/]+/data/[0-9]+", name)]
+        if odd:
+            raise BadZipFile(f"the member {odd[0][:100]!r} is none that torch.save writes")
+        _check_pickle(_pickle_of(archive))
+
+
+def _pickle_of(archive: ZipFile) -> bytes:
+    found = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+    if len(found) != 1 or found[0].file_size > PICKLE_LIMIT:
+        raise BadZipFile(f"it must have one member data.pkl of at most {PICKLE_LIMIT:,} bytes")
+    return archive.open(found[0]).read(found[0].file_size)
+
+
+def _check_pickle(pickled: bytes) -> None:
+    """Refuse a pickle that names more than tensors need, or whose parts could multiply when they are read.
+
+    Only hashing, and the few functions in ``_NAMES``, look into an object that was made before: so no tuple in a
+    tuple may be used twice (its hash can take for ever), and an ``OrderedDict`` must be made empty.
+
+    Raises:
+        ValueError: saying what was found.
+    """
+    memo: dict[Any, str] = {}
+    recent: list[str] = []  # kinds of what was put on the stack since the last mark
+    last, copies = "", 0
+    for code, arg, _ in pickletools.genops(pickled):
+        if code.name in ("BINPUT", "LONG_BINPUT"):
+            memo[arg] = last
+            continue
+        again = code.name in ("BINGET", "LONG_BINGET")
+        kind = memo.get(arg, "") if again else _kind(code.name, arg, recent)
+        copies += kind in _COPYING or code.name == "BUILD"
+        if again and kind == "TUPLE":
+            raise ValueError(f"it uses a long or nested tuple twice; {_OWN}")
+        if copies > MOST_COPIES or (last == "collections OrderedDict" and kind != "EMPTY_TUPLE"):
+            raise ValueError(f"it copies objects more than tensors need; {_OWN}")
+        if kind != "PROTO":
+            recent, last = [] if kind == "MARK" else [*recent[-8:], kind], kind
+
+
+def _kind(name: str, arg: Any, recent: list[str]) -> str:
+    """What an instruction puts on the stack: a name that is known, ``value``, ``flat`` (a short tuple of values)."""
+    if name == "GLOBAL" and arg not in _NAMES:
+        raise ValueError(f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; {_OWN}")
+    if name == "GLOBAL":
+        return str(arg)
+    if name.startswith("TUPLE"):
+        parts = recent if name == "TUPLE" else recent[-int(name[5:]) :]
+        return "flat" if len(parts) <= 8 and parts == ["value"] * len(parts) else "TUPLE"
+    return "value" if _VALUES.fullmatch(name) else name
