@@ -15,7 +15,8 @@ from PIL import Image
 from certvae import Certificate
 from certvae.certificate.history import read_history
 from certvae.cli import main
-from certvae.commands.protocol import PHASES, Protocol, ProtocolError, run_protocol
+from certvae.commands.protocol import PHASES, Protocol, run_protocol
+from certvae.commands.runs import RunError
 from tests.commands.test_cli import EXPERIMENTS
 from tests.runs import digits_teacher
 
@@ -59,7 +60,7 @@ def test_the_figure_is_drawn(demo: Path) -> None:
 def test_every_phase_leaves_its_yaml_checkpoint_metrics_and_certificate(demo: Path) -> None:
     for phase in PHASES:
         folder = demo / "seed0" / phase
-        for name in ("run.yaml", "checkpoints/last.ckpt", "metrics.csv", "certificate_test.json", "phase.json"):
+        for name in ("run.yaml", "checkpoints/last.ckpt", "metrics.csv", "certificate_test.json", "run.json"):
             assert (folder / name).is_file(), name
         assert len(read_history(folder / "certificates_val.jsonl")) == 40
 
@@ -73,7 +74,7 @@ def test_a_second_run_keeps_what_is_done(demo: Path, capsys: pytest.CaptureFixtu
 
 def test_a_folder_with_other_settings_is_refused(demo: Path) -> None:
     protocol = Protocol.read(DIGITS, output_dir=str(demo), max_epochs=3)
-    with pytest.raises(ProtocolError, match="holds a run with other settings"):
+    with pytest.raises(RunError, match="holds a run with other settings"):
         run_protocol(protocol)
 
 
@@ -101,7 +102,7 @@ def test_another_teacher_for_a_finished_run_is_refused(demo: Path, tmp_path: Pat
     options = {"teachers": (teacher,), "max_epochs": 1, "output_dir": str(tmp_path / "runs"), "targets": "table"}
     run_protocol(Protocol.read(DIGITS, **options))
     digits_teacher(10).save(teacher)
-    with pytest.raises(ProtocolError, match="holds a run with other settings"):
+    with pytest.raises(RunError, match="holds a run with other settings"):
         run_protocol(Protocol.read(DIGITS, **options))
 
 

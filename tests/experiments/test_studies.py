@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from certvae.certificate.history import read_history
+from certvae.commands import tables
+from certvae.commands.run_config import set_value
+from certvae.commands.runs import RunError
+from certvae.commands.tables import markdown
 from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
-from experiments import tables
 from experiments.path import study as path_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
 from experiments.study import Study, study_parser
-from experiments.tables import markdown
-from experiments.values import set_value
 from experiments.view import study as view_study
 
 EPOCHS = ["--quick", "--max_epochs", "12"]
@@ -97,12 +98,12 @@ def test_a_killed_study_goes_on_with_the_run_that_is_not_done(stress: Any) -> No
 
 
 def test_other_settings_are_refused_and_not_mixed(stress: Any) -> None:
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(RunError, match="holds a run with other settings"):
         stress_study.main(["--quick", "--max_epochs", "3", "--kl_weights", "32", "--output_dir", str(stress[0])])
 
 
 def test_a_search_of_other_rows_is_refused(stress: Any) -> None:
-    with pytest.raises(ValueError, match="search holds a run with other settings"):
+    with pytest.raises(RunError, match="search holds a run with other settings"):
         stress_study.main([*EPOCHS, "--subset", "500", "--kl_weights", "32", "--output_dir", str(stress[0])])
 
 
@@ -113,7 +114,7 @@ def test_runs_of_another_teacher_are_refused(stress: Any) -> None:
         other = load_teacher(teacher)
         other.card = replace(other.card, seed=7)
         other.save(teacher)
-        with pytest.raises(ValueError, match="kl32_aligned holds a run with other settings"):
+        with pytest.raises(RunError, match="kl32_aligned holds a run with other settings"):
             stress_study.main([*EPOCHS, "--kl_weights", "32", "--output_dir", str(stress[0])])
     finally:
         teacher.write_bytes(before)
