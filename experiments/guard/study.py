@@ -24,6 +24,16 @@ __all__ = ["claims", "main"]
 
 WEIGHTS = {"cifar100": (40.0, 80.0, 160.0, 320.0, 640.0), "digits": (40.0,)}
 TARGET = 0.5  # nats, of the guard in both YAMLs
+NUMBERS = (
+    "epochs",
+    "margin_lower",
+    "margin",
+    "mean_squared_error",
+    "rate",
+    "last_weight",
+    "first_at_target",
+    "stays",
+)
 SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
 COLUMNS = {
     "seed": "{seed}",
