@@ -83,7 +83,7 @@ def test_a_killed_protocol_goes_on_and_loses_no_epoch(tmp_path: Path) -> None:
     arguments = ["protocol", DIGITS, "--output_dir", str(tmp_path), "--max_epochs", "30"]
     process = subprocess.Popen([sys.executable, "-m", "certvae.cli", *arguments], stdout=subprocess.DEVNULL)
     history = tmp_path / "seed0" / "full" / "certificates_val.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # a busy machine takes long to get there
     while not (history.is_file() and history.read_text().count("schema") >= 5) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
