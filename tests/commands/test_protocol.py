@@ -51,6 +51,17 @@ def test_the_summary_has_every_field_of_every_certificate(demo: Path) -> None:
     assert len(lines) == 1 + 3
 
 
+def test_the_summary_says_which_phases_are_as_expected_and_where_it_was_made(demo: Path) -> None:
+    text = (demo / "summary.md").read_text()
+    assert [line for line in text.splitlines() if line.startswith("- ")] == [
+        "- holds: full is certified in every seed.",
+        "- holds: no_align is not certified in every seed.",
+        "- holds: rescue is certified in every seed.",
+    ]
+    assert f"Made by `certvae protocol {DIGITS} --seeds 0`, trained at commit " in text
+    assert str(demo) not in text
+
+
 def test_the_figure_is_drawn(demo: Path) -> None:
     with Image.open(demo / "margin.png") as image:
         assert image.size[0] > 800

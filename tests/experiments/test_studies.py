@@ -16,6 +16,7 @@ from certvae.commands.runs import RunError
 from certvae.commands.tables import markdown
 from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
+from experiments.guard import study as guard_study
 from experiments.path import study as path_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
@@ -216,6 +217,21 @@ def test_a_study_in_a_folder_without_git_still_says_where_it_ran(
     monkeypatch.setattr(tables, "HERE", tmp_path)
     given = Namespace(quick=True, seeds=None, output_dir=tmp_path, data_dir="data", results=False)
     assert "commit unknown (no git checkout), " in Study("stress", given)._origin()
+
+
+def test_the_guard_reaches_its_target_and_stays_there(output: Any) -> None:
+    folder = output("guard")
+    runs = ["guard", "no_align", "guard_rescue"]
+    lines = guard_study.main([*EPOCHS, "--only", *runs, "--output_dir", str(folder), "--strict"])
+    assert [line["run"] for line in lines] == runs
+    assert list(lines[0]) == ["seed", "run", *guard_study.NUMBERS]
+    guarded, collapsed, rescued = lines
+    assert guarded["last_weight"] > 0
+    assert guarded["stays"]
+    assert rescued["stays"]
+    assert collapsed["first_at_target"] is collapsed["last_weight"] is None
+    with pytest.raises(SystemExit):
+        guard_study.main(["--quick", "--only", "nothing", "--output_dir", str(folder)])
 
 
 # The protocol, certified as one would certify it.
