@@ -26,7 +26,7 @@ from certvae.teachers import TargetTable, load_teacher
 
 __all__ = ["PHASES", "Protocol", "main", "run_protocol"]
 
-OPTIONS = ("seeds", "max_epochs")  # that a summary names; the others say where files are
+OPTIONS = ("seeds", "teachers", "max_epochs")  # that a summary names; the others say where data and results are
 
 
 @dataclass(frozen=True)
