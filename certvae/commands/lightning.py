@@ -30,6 +30,7 @@ RENAMED = {
     "certvae.search_table.SearchBounds": "certvae.teachers.search.SelectionCriteria",
     "certificate_fraction": "test_fraction",
     "initialisations": "initializations",
+    "bounds": "criteria",  # of a TeacherSearch
 }
 
 
