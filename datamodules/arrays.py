@@ -71,22 +71,19 @@ class ImageDataModule(LightningDataModule):
     """Batches ``(images, label, index)`` from arrays in memory.
 
     Images are uint8 until they are on the device, then float32 in [0, 1]. ``index`` is the row's position in the
-    whole set, unique over all splits. The official training rows are all for training. The official test rows are
-    divided with a fixed seed: one part, ``val``, is watched during training; the other, ``test``, is kept for the
-    certificate that one publishes, so that neither training nor model selection has touched it.
+    whole set, unique over all splits. All official training rows are for training. The official test rows are
+    divided with a fixed seed. One part, ``val``, is watched during training. The other, ``test``, is kept for the
+    published certificate: neither training nor model selection has used it.
 
     Under a trainer of ``lightning.pytorch``, the other import name, give it their base as well:
     ``class Data(DigitsDataModule, lightning.pytorch.LightningDataModule): ...``.
 
     Args:
         batch_size: rows a batch.
-        test_fraction: share of the held-out rows that goes to ``test``, in ``[0, 1)``.
-        subset: for quick runs, at most this many rows of each split, drawn with the fixed seed.
-        split_seed: of the division, at least 0.
+        test_fraction: share of the held-out rows that goes to ``test``, at least 0 and below 1. The rest is ``val``.
+        subset: for quick runs, at most this many rows of each split, at least 1, drawn with ``split_seed``.
+        split_seed: of the division into ``val`` and ``test``, at least 0.
         num_workers: worker processes, at least 0; 0 is fastest for arrays in memory.
-
-    Raises:
-        ValueError: if an argument is out of its range.
     """
 
     def __init__(
@@ -177,8 +174,8 @@ class ImageDataModule(LightningDataModule):
         rows = self.splits[split]
         if len(rows) == 0:
             raise DataError(
-                f"the split {split!r} is empty with test_fraction={self.test_fraction}; "
-                "give it a share of the held-out rows."
+                f"the split {split!r} is empty with test_fraction={self.test_fraction}; change `test_fraction` so "
+                "that some held-out rows go to it."
             )
         return RowDataset(*self._tensors, rows)
 

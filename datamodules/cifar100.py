@@ -31,13 +31,13 @@ class CIFAR100DataModule(ImageDataModule):
     def prepare_data(self) -> None:
         """Download where asked for, and check the files.
 
-        Nothing is unpacked but the official archive, and only once it has its md5.
+        Only the official archive is unpacked, and only if it has the official md5.
 
         Raises:
             DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
         """
         if self.download and self._problems():
-            self._check_targets()
+            self._refuse_links()
             try:
                 # CIFAR100(download=True) would not look at meta before it decides that nothing is to be fetched.
                 download_and_extract_archive(
@@ -45,9 +45,9 @@ class CIFAR100DataModule(ImageDataModule):
                 )
             except (OSError, RuntimeError) as error:
                 raise DataError(f"CIFAR-100 could not be downloaded ({error}). {self._how_to_fix()}") from None
-        faults = self._problems()
-        if faults:
-            raise DataError(f"CIFAR-100: {'; '.join(faults)}. {self._how_to_fix()}")
+        problems = self._problems()
+        if problems:
+            raise DataError(f"CIFAR-100: {'; '.join(problems)}. {self._how_to_fix()}")
 
     def load(self) -> ImageArrays:
         # torchvision unpickles these files; the digests checked here make sure that they are the official ones.
@@ -57,26 +57,30 @@ class CIFAR100DataModule(ImageDataModule):
         labels = np.concatenate([np.asarray(part.targets, dtype=np.int64) for part in parts])
         return ImageArrays(np.ascontiguousarray(images), labels, len(parts[0].data), tuple(parts[0].classes))
 
-    def _check_targets(self) -> None:
+    def _refuse_links(self) -> None:
+        """Refuse a download that would write through a link, or over something that is no regular file."""
         folder = Path(self.data_dir) / CIFAR100.base_folder
         archive = Path(self.data_dir) / CIFAR100.filename
         for path in (archive, folder, *folder.glob("*")):
             whole = path == archive and path.is_file() and check_md5(path, CIFAR100.tgz_md5)  # is only read
             plain = not path.is_symlink() and (path == folder or path.is_file() or not path.exists())
             if not (plain or whole):
-                raise DataError(f"CIFAR-100: the download would write to {path}, which is no regular file; remove it.")
+                raise DataError(
+                    f"CIFAR-100: the download would write to {path}, which is not a regular file; remove it."
+                )
 
     def _problems(self) -> list[str]:
+        """One phrase for each file that is missing or not the official one."""
         folder = Path(self.data_dir) / CIFAR100.base_folder
         files = [*CIFAR100.train_list, *CIFAR100.test_list, [CIFAR100.meta["filename"], CIFAR100.meta["md5"]]]
-        faults = []
+        problems = []
         for name, md5 in files:
             path = folder / name
             if not path.is_file():
-                faults.append(f"{path} is missing")
+                problems.append(f"{path} is missing")
             elif path.stat().st_size > FILE_LIMIT or not check_md5(path, md5):
-                faults.append(f"{path} ({path.stat().st_size} bytes) does not have the official md5 {md5}")
-        return faults
+                problems.append(f"{path} ({path.stat().st_size} bytes) does not have the official md5 {md5}")
+        return problems
 
     def _how_to_fix(self) -> str:
         return (

@@ -75,7 +75,7 @@ class TinyImageNetDataModule(ImageDataModule):
             DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
         """
         if self.download and not self._folder.is_dir() and (self.check_zip or not self._zip.is_file()):
-            self._check_target()
+            self._refuse_link()
             try:  # does nothing if the zip has the md5, and replaces one that an earlier download left unfinished
                 download_url(URL, self.data_dir, self._zip.name, MD5)
             except (OSError, RuntimeError) as error:
@@ -92,11 +92,14 @@ class TinyImageNetDataModule(ImageDataModule):
         labels = np.asarray([*train_labels, *held_out_labels], dtype=np.int64)
         return ImageArrays(images, labels, len(train), tuple(words.get(wnid, wnid) for wnid in wnids))
 
-    def _check_target(self) -> None:
+    def _refuse_link(self) -> None:
+        """Refuse a download that would write through a link, or over something that is no regular file."""
         path = self._zip
         whole = path.is_file() and check_md5(path, MD5)  # is only read
         if not whole and (path.is_symlink() or (path.exists() and not path.is_file())):
-            raise DataError(f"Tiny-ImageNet: the download would write to {path}, which is no regular file; remove it.")
+            raise DataError(
+                f"Tiny-ImageNet: the download would write to {path}, which is not a regular file; remove it."
+            )
 
     def _source(self) -> "_Source":
         if self._folder.is_dir():
@@ -198,7 +201,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         return None
     try:
         if not path.is_file():
-            raise ValueError("it is no regular file")
+            raise ValueError("it is not a regular file")
         if path.stat().st_size > CACHE_LIMIT:
             raise ValueError("it is too large")
         # As a map, because it takes no memory before it is known to have the right shape.
@@ -236,7 +239,7 @@ def _validation_files(source: _Source, wnids: list[str]) -> tuple[list[str], lis
         name = f"val/images/{file}"
         if "/" in file or file == "..":
             raise DataError(
-                f"{source.label}: val/val_annotations.txt names {file[:100]!r}, which is no file of its own."
+                f"{source.label}: val/val_annotations.txt names {file[:100]!r}, which is not the name of a file."
             )
         if name not in present:
             continue

@@ -1,34 +1,30 @@
-"""What studies share: runs made of a base YAML and changes, their certificates on kept rows, tables and figures.
+"""What studies share: their options, a teacher and data for each seed, and runs that are certified on kept rows.
 
-A study is started as a module from the root of a checkout, such as ``python -m experiments.stress.study``.
+A study is started as a module from the root of a checkout, such as ``python -m experiments.stress.study``. Its runs are
+those of :mod:`certvae.commands.runs`, its table, claims and figures those of :mod:`certvae.commands.tables`.
 """
 
 import argparse
-import json
-import logging
 import shutil
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from matplotlib.figure import Figure
 from pytorch_lightning.cli import LightningCLI
 from torch import Tensor
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.figures import save_figure
+from certvae.commands import runs
 from certvae.commands.certify import CertifyOptions, certify_checkpoint
-from certvae.commands.lightning import run_lightning
+from certvae.commands.run_config import complete, move_paths, part_of
+from certvae.commands.tables import Line, Results, commit, origin
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
-from certvae.io.files import csv_text, sha256_file, write_atomic
 from certvae.teachers import Teacher, load_teacher
-from experiments.tables import Line, commit, markdown, origin
-from experiments.values import part_of, set_value
+from certvae.terminal import quiet
 
 __all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
 
@@ -44,22 +40,22 @@ class Run:
     """A finished run.
 
     Attributes:
+        folder: of the run.
         certificate: on the rows kept for it, with the calibrated witness fitted on training rows.
         mean_squared_error: of a pixel, reconstructed from a draw of the code.
         constant_squared_error: of a pixel, of the best constant image.
         energy: ``E|mu|^2 / 2`` in nats, over the coordinates that the simplex witness reads.
         seconds: of the last start, with everything.
         more: what the study itself measured.
-        commit: of the code that trained it.
     """
 
+    folder: Path
     certificate: Certificate
     mean_squared_error: float
     constant_squared_error: float
     energy: float
     seconds: float
     more: dict[str, Any]
-    commit: str
 
     def line(self) -> Line:
         """What a table says of every run."""
@@ -134,23 +130,23 @@ class Study:
         self.folder: Path = given.output_dir or Path("runs") / self.home
         self.seconds = 0.0
         self.commits: set[str] = set()
-        _quiet()
+        self._teachers: dict[int, Teacher] = {}
+        quiet()
 
     def teacher(self, seed: int) -> Teacher:
         """The teacher of a seed, searched unless it is there."""
-        folder = self.folder / f"seed{seed}" / "search"
-        path = folder / "teacher.safetensors"
-        settings = self._write(self._base("search"), folder, seed, {})
-        if not path.is_file():
-            _fit(settings, folder)
-        return load_teacher(path)
+        if seed not in self._teachers:
+            path = self._teacher_path(seed)
+            self._execute(self._run("search", seed, self.values("search"), {}, product=path))
+            self._teachers[seed] = load_teacher(path)
+        return self._teachers[seed]
 
     def run(
         self,
         seed: int,
         name: str,
         changes: Mapping[str, Any],
-        base: dict[str, Any] | None = None,
+        base: Mapping[str, Any] | None = None,
         measure: Measure | None = None,
     ) -> Run:
         """Fit a YAML with changes, going on where an earlier call stopped, and certify on the kept rows.
@@ -163,29 +159,30 @@ class Study:
             measure: what else to measure of the fitted model, kept with the run.
 
         Raises:
-            ValueError: if the folder holds a run with other settings.
+            RunError: if the folder holds a run with other settings.
         """
-        folder, teacher = self.folder / f"seed{seed}" / name, self.teacher(seed)
-        source = folder.parent / "search" / "teacher.safetensors"
+        self.teacher(seed)
+        path = self._teacher_path(seed)
         epochs = {} if self.given.max_epochs is None else {"trainer.max_epochs": self.given.max_epochs}
-        changes = {"model.teacher": str(source), **epochs, **changes}
-        head = f"# teacher: SHA-256 {sha256_file(source)}\n"
-        path = self._write(base or self._base("full"), folder, seed, changes, head)
-        done = folder / "run.json"
-        if not done.is_file():
-            started = time.perf_counter()
-            cli = _fit(path, folder)
-            certify_checkpoint(folder / "checkpoints" / "last.ckpt", source, path, OPTIONS).save(
-                folder / "certificate.json"
-            )
-            kept = errors_on_kept_rows(cli.model, cli.datamodule, teacher.num_components)
-            found = {**kept, "more": {} if measure is None else measure(cli)}
-            values = {**found, "seconds": round(time.perf_counter() - started, 2), "commit": commit()}
-            write_atomic(done, json.dumps(values, indent=2) + "\n")
-        run = Run(Certificate.load(folder / "certificate.json"), **json.loads(done.read_text()))
-        self.seconds += run.seconds
-        self.commits.add(run.commit)
-        return run
+        changes = {"model.teacher": str(path), **epochs, **changes}
+        run = self._run(name, seed, base or self.values("full"), changes, teacher=path)
+        record = self._execute(run, partial(_finish, run=run, measure=measure))
+        self.count([run])
+        kept = {key: value for key, value in record.items() if key not in ("commit", "epochs_run")}
+        return Run(run.folder, Certificate.load(run.folder / "certificate.json"), **kept)
+
+    def count(self, finished: Iterable[runs.Run]) -> None:
+        """Add runs to the time and the commits that the table names."""
+        for run in finished:
+            self.seconds += run.record["seconds"]
+            self.commits.add(run.record["commit"])
+
+    def _teacher_path(self, seed: int) -> Path:
+        return self.place(seed, "search") / "teacher.safetensors"
+
+    def _execute(self, run: runs.Run, finish: Measure | None = None) -> dict[str, Any]:
+        with runs.interruptible(self.folder):
+            return runs.execute(run, finish)
 
     def batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Images in [0, 1] and their indices, the rows of a split in order."""
@@ -197,49 +194,30 @@ class Study:
 
     def base(self, name: str) -> Any:
         """A value of the base ``full.yaml`` by its name on the command line, such as ``model.encoder``."""
-        part, last = part_of(self._base("full"), name)
+        part, last = part_of(self.values("full"), name)
         return part[last]
 
-    def _base(self, name: str) -> dict[str, Any]:
+    def values(self, name: str) -> dict[str, Any]:
+        """The data set's YAML ``<name>.yaml``."""
         return dict(yaml.safe_load((EXPERIMENTS / self.dataset / f"{name}.yaml").read_text()))
 
-    def _write(
-        self, values: dict[str, Any], folder: Path, seed: int, changes: Mapping[str, Any], head: str = ""
-    ) -> Path:
-        """Write the complete YAML of a run, below ``head``; another one that is there is refused."""
-        home = values["trainer"]["default_root_dir"]
-        values = json.loads(json.dumps(values).replace(home, json.dumps(str(folder))[1:-1]))
-        label = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": f"seed {seed} {folder.name:<16}"}}
-        values["trainer"]["callbacks"].append(label)
+    def place(self, seed: int, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / f"seed{seed}" / name
+
+    def _run(
+        self, name: str, seed: int, values: Mapping[str, Any], changes: Mapping[str, Any], **files: Path
+    ) -> runs.Run:
+        """A complete run in the study's folder, on the study's data."""
+        folder, label = self.place(seed, name), f"seed {seed} {name:<16}"
+        moved = move_paths(values, values["trainer"]["default_root_dir"], str(folder))
         data = {} if self.dataset == "digits" else {"data.data_dir": self.given.data_dir}
         rows = {} if self.given.subset is None else {"data.subset": self.given.subset}
-        general = {"seed_everything": seed, "trainer.enable_progress_bar": False, **data, **rows}
-        for key, value in {**general, **changes}.items():
-            set_value(values, key, value)
-        content, path = head + yaml.safe_dump(values, sort_keys=False), folder / "run.yaml"
-        if path.is_file() and path.read_text() != content:
-            raise ValueError(
-                f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
-                "`--output_dir`, or delete that folder to run it anew."
-            )
-        return write_atomic(path, content)
+        config = complete(moved, seed=seed, label=label, changes={**data, **rows, **changes})
+        return runs.Run(folder, config, label, **files)
 
-    def report(
-        self,
-        lines: Sequence[Line],
-        columns: Mapping[str, str],
-        figure: Figure,
-        claims: Mapping[str, bool],
-        more: Mapping[str, Figure] | None = None,
-    ) -> Path:
-        """Write ``<results>.csv``, ``.md`` and ``.png``; with ``--results``, copy them there.
-
-        Args:
-            lines: one for each run, all with the same keys.
-            columns: headings of the Markdown table, and the format of their cells; see :func:`markdown`.
-            figure: the study in one figure.
-            claims: what the study is to show, and whether these lines do.
-            more: other figures, by the names of their files.
+    def report(self, results: Results) -> Path:
+        """Write table, claims and figures to the study's folder; with ``--results``, copy them to the committed ones.
 
         Returns:
             The Markdown file.
@@ -247,39 +225,30 @@ class Study:
         Raises:
             SystemExit: with ``--strict``, after everything is written, if a claim does not hold.
         """
-        paths = [self.folder / f"{self.results}.{kind}" for kind in ("csv", "md", "png")]
-        write_atomic(paths[0], csv_text(lines[0], lines))
-        found = "".join(f"- {'holds' if holds else '**does not hold**'}: {claim}.\n" for claim, holds in claims.items())
-        write_atomic(paths[1], f"{markdown(lines, columns)}\n{found}\n{self._origin()}")
-        save_figure(figure, paths[2])
-        paths += [save_figure(other, self.folder / f"{name}.png") for name, other in (more or {}).items()]
+        paths = results.write(self.folder, self.results, self._origin())
         if self.given.results:
             (RESULTS / self.home).mkdir(parents=True, exist_ok=True)
             for path in paths:
                 shutil.copyfile(path, RESULTS / self.home / path.name)
         print(paths[1].read_text())
-        if self.given.strict and not all(claims.values()):
+        if self.given.strict and not all(results.claims.values()):
             raise SystemExit(f"{paths[1]}: not everything that the study claims holds.")
         return paths[1]
 
     def _origin(self) -> str:
         options = {key: value for key, value in vars(self.given).items() if key not in PLACES}
-        commits = (
-            f"trained at commit {', '.join(sorted(self.commits))}" if self.commits else f"table at commit {commit()}"
-        )
-        return origin(f"experiments.{self.name}.study", options, commits, self.seconds)
+        commits = ", ".join(sorted(self.commits))
+        made_at = f"trained at commit {commits}" if commits else f"table at commit {commit()}"
+        return origin(["python", "-m", f"experiments.{self.name}.study"], options, made_at, self.seconds)
 
 
-def _quiet() -> None:
-    """Lightning's hints do not apply to these runs, and it would give them for each."""
-    for name in ("pytorch_lightning", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", "(?s).*(LightningCLI's args parameter|does not have many workers).*")
-
-
-def _fit(path: Path, folder: Path) -> LightningCLI:
-    resume = ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
-    return run_lightning(["fit", "--config", str(path), *resume])
+def _finish(cli: LightningCLI, *, run: runs.Run, measure: Measure | None) -> dict[str, Any]:
+    """Certify a fitted run on the kept rows, and measure it."""
+    assert run.teacher is not None
+    certificate = certify_checkpoint(run.checkpoint, run.teacher, run.config, OPTIONS)
+    certificate.save(run.folder / "certificate.json")
+    found = errors_on_kept_rows(cli.model, cli.datamodule, certificate.num_components)
+    return {**found, "more": {} if measure is None else measure(cli)}
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -84,15 +83,14 @@ def _merge(values: dict[str, Any], items: Iterable[Any]) -> None:
 
 
 def run_files(folder: Path) -> list[RunFile]:
-    """The offline runs in a folder, oldest first, once they are written to their ends."""
+    """The offline runs in a folder, oldest first, once the process that writes them has ended."""
     import wandb
 
     wandb.finish()
+    wandb.teardown()  # waits for wandb's process, which may still write when `finish` returns
     paths = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    deadline = time.monotonic() + 60
-    while not all(any(record.HasField("exit") for record in records(path)) for path in paths):
-        assert time.monotonic() < deadline, f"wandb did not end the runs in {folder}"
-        time.sleep(0.05)
+    for path in paths:
+        assert any(record.HasField("exit") for record in records(path)), f"wandb did not end the run in {path}"
     return [RunFile(path) for path in paths]
 
 

@@ -3,11 +3,12 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
@@ -16,6 +17,21 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from certvae.io.files import write_atomic
 
 __all__ = ["main", "run_lightning"]
+
+# What YAMLs of earlier versions say, and what it is now: classes, modules (with a dot at the end), and arguments.
+RENAMED = {
+    "certvae.constraints.": "certvae.models.",
+    "certvae.networks.": "certvae.models.",
+    "certvae.objectives.": "certvae.models.",
+    "certvae.priors.": "certvae.models.",
+    "certvae.schedules.": "certvae.models.",
+    "certvae.vae.": "certvae.models.",
+    "certvae.search.TeacherSearch": "certvae.TeacherSearch",
+    "certvae.search_table.SearchBounds": "certvae.teachers.search.SelectionCriteria",
+    "certificate_fraction": "test_fraction",
+    "initialisations": "initializations",
+    "bounds": "criteria",  # of a TeacherSearch
+}
 
 
 class _SaveConfig(SaveConfigCallback):
@@ -48,7 +64,11 @@ def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool 
     Args:
         args: arguments, or a configuration as a dict; default: those of the process.
         run: whether to run the subcommand, or only to build trainer, model and data.
+
+    Raises:
+        ValueError: if a YAML has names of an earlier version.
     """
+    _refuse_old_names(sys.argv[1:] if args is None else args)
     return _CommandLine(
         LightningModule,
         LightningDataModule,
@@ -59,6 +79,50 @@ def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool 
         args=list(args) if isinstance(args, tuple) else args,  # type: ignore[arg-type]
         run=run,
     )
+
+
+def _refuse_old_names(args: Sequence[str] | Mapping[str, Any]) -> None:
+    """Say which names of a configuration, or of the YAMLs among the arguments, became which."""
+    for place, values in {"the run's YAML": args}.items() if isinstance(args, Mapping) else _yamls(args):
+        found = dict(sorted(pair for part in _parts(values) for pair in _old_names(part)))
+        if found:
+            changes = ", ".join(f"`{new}` instead of `{old}`" for old, new in found.items())
+            raise ValueError(f"{place} has names of an earlier version of certvae: write {changes}.")
+
+
+def _yamls(args: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The YAMLs that arguments such as ``--config=run.yaml`` name, and their values."""
+    for path in (argument.rpartition("=")[2] for argument in args):
+        if path.endswith((".yaml", ".yml")) and Path(path).is_file():
+            try:
+                yield path, yaml.safe_load(Path(path).read_text())
+            except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError):
+                continue  # the parser says what is wrong with it
+
+
+def _parts(values: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping within values, once."""
+    left, seen = [values], set()
+    while left:
+        node = left.pop()
+        if id(node) in seen:  # an alias of the YAML
+            continue
+        seen.add(id(node))
+        if isinstance(node, Mapping):
+            yield dict(node)
+            left.extend(node.values())
+        elif isinstance(node, list):
+            left.extend(node)
+
+
+def _old_names(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Old and new names of a class and of the arguments of ours."""
+    path, arguments = str(part.get("class_path")), part.get("init_args")
+    for old, new in RENAMED.items():
+        if path == old or (old.endswith(".") and path.startswith(old)):
+            yield path, new + path[len(old) :]
+        elif path.startswith("certvae.") and isinstance(arguments, Mapping) and old in arguments:
+            yield old, new
 
 
 def main(args: Sequence[str] | None = None) -> int:

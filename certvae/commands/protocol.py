@@ -6,30 +6,27 @@ be run again by itself with ``certvae fit --config``.
 
 import argparse
 import hashlib
-import json
-import signal
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
-from certvae.certificate.certificate import Certificate
+from certvae.commands.lightning import run_lightning
+from certvae.commands.run_config import complete, move_paths
+from certvae.commands.runs import Run, certify_held_out_rows, execute, interruptible
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
+from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import TargetTable, load_teacher
 
-__all__ = ["PHASES", "Protocol", "ProtocolError", "main", "run_protocol"]
+__all__ = ["PHASES", "Protocol", "main", "run_protocol"]
 
-
-class ProtocolError(RuntimeError):
-    """The protocol cannot go on."""
+OPTIONS = ("seeds", "teachers", "max_epochs")  # that a summary names; the others say where data and results are
 
 
 @dataclass(frozen=True)
@@ -41,6 +38,7 @@ class Protocol:
         phases: path of the YAML of ``search`` and of each phase; ``ablate`` may be left out.
         seeds: one search and the phases for each.
         output_dir: where everything goes, ``seed<n>/<phase>`` for each phase.
+        file: the YAML itself.
         moved_from: the folder that the YAMLs name; paths below it are moved to ``output_dir/seed<n>``.
         targets: ``"mixture"``: the searched teacher answers; ``"table"``: fixed targets for each index.
         teachers: given teacher files, one for each seed, instead of a search.
@@ -53,6 +51,7 @@ class Protocol:
     phases: dict[str, Path]
     seeds: tuple[int, ...]
     output_dir: Path
+    file: Path
     moved_from: str
     targets: str = "mixture"
     teachers: tuple[Path, ...] = ()
@@ -93,7 +92,7 @@ class Protocol:
         known = {"dataset", "phases", "targets", "seeds", "output_dir"}
         if not isinstance(values, dict) or set(values) - known or {"dataset", "phases", "output_dir"} - set(values):
             raise ValueError(f"{path} must hold dataset, phases, output_dir and may hold targets, seeds.")
-        values["moved_from"] = str(values["output_dir"])
+        values["file"], values["moved_from"] = path, str(values["output_dir"])
         values["phases"] = {name: path.parent / file for name, file in values["phases"].items()}
         values.update({key: value for key, value in changes.items() if value is not None})
         values["output_dir"], values["seeds"] = Path(values["output_dir"]), tuple(values.get("seeds", (0,)))
@@ -103,25 +102,28 @@ class Protocol:
         """Where a seed's phases go."""
         return self.output_dir / f"seed{seed}"
 
-    def config(self, phase: str, seed: int) -> dict[str, Any]:
-        """The complete configuration of a phase, as it is written into its folder."""
-        config = yaml.safe_load(self.phases[phase].read_text())
-        config = _move_paths(config, self.moved_from, str(self.seed_dir(seed)))
-        config["seed_everything"] = seed
-        trainer = config["trainer"]
-        trainer["enable_progress_bar"] = False
+    def run(self, phase: str, seed: int) -> Run:
+        """The run of a phase, complete; its YAML is written when it is executed."""
+        folder, searched = self.seed_dir(seed) / phase, self.searched_path(seed)
         label = f"{self.dataset} seed {seed} {phase:<8}"
-        status = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": label}}
-        trainer["callbacks"] = [*trainer.get("callbacks", []), status]
-        arguments = config["data"].setdefault("init_args", {})
-        if self.data_dir is not None and "data_dir" in arguments:
-            arguments["data_dir"] = self.data_dir
-        if phase != "search":
-            trainer["max_epochs"] = self.max_epochs or trainer["max_epochs"]
-            config["model"]["init_args"]["teacher"] = str(self.teacher_path(seed))
-            if self.wandb:
-                trainer["logger"] = [trainer["logger"], self._wandb_logger(phase, seed)]
-        return config
+        values = move_paths(yaml.safe_load(self.phases[phase].read_text()), self.moved_from, str(self.seed_dir(seed)))
+        config = complete(values, seed=seed, label=label, changes=self._changes(values, phase, seed))
+        if phase == "search":
+            return Run(folder, config, label, product=searched)
+        return Run(folder, config, label, teacher=searched)
+
+    def _changes(self, values: dict[str, Any], phase: str, seed: int) -> dict[str, Any]:
+        """What the protocol and its options change in the YAML of a phase, by names on the command line."""
+        changes: dict[str, Any] = {}
+        if self.data_dir is not None and "data_dir" in values["data"].get("init_args", {}):
+            changes["data.data_dir"] = self.data_dir
+        if phase == "search":
+            return changes
+        if self.max_epochs is not None:
+            changes["trainer.max_epochs"] = self.max_epochs
+        if self.wandb:
+            changes["trainer.logger"] = [values["trainer"]["logger"], self._wandb_logger(phase, seed)]
+        return {**changes, "model.teacher": str(self.teacher_path(seed))}
 
     def _wandb_logger(self, phase: str, seed: int) -> dict[str, Any]:
         folder = self.seed_dir(seed) / phase
@@ -143,106 +145,42 @@ class Protocol:
         return self.searched_path(seed)
 
 
-def _move_paths(value: Any, old: str, new: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _move_paths(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_move_paths(item, old, new) for item in value]
-    if isinstance(value, str) and (value == old or value.startswith(old + "/")):
-        return new + value[len(old) :]
-    return value
-
-
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
-    """Run what is not done yet, and write ``summary.json``, ``summary.csv`` and ``margin.png``.
+    """Run what is not done yet, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
 
     Returns:
         The summary.
 
     Raises:
-        ProtocolError: if a folder holds a run with other settings, or a phase was interrupted.
+        RunError: if a folder holds a run with other settings, or a phase was interrupted.
     """
-    with _interruptible(protocol.output_dir):
-        for seed in protocol.seeds:
-            if not protocol.teachers:
-                _run_phase(protocol, "search", seed)
-            if protocol.targets == "table":
-                _write_targets(protocol, seed)
-            for phase in protocol.names:
-                _run_phase(protocol, phase, seed)
-        return summarize(protocol.dataset, protocol.output_dir, protocol.seeds, protocol.teacher_path, protocol.names)
+    with interruptible(protocol.output_dir):
+        records = [record for seed in protocol.seeds for record in _run_seed(protocol, seed)]
+        options = {name: getattr(protocol, name) for name in OPTIONS}
+        commits = f"trained at commit {', '.join(sorted({record['commit'] for record in records}))}"
+        command = ["certvae", "protocol", str(protocol.file)]
+        made = origin(command, options, commits, sum(record["seconds"] for record in records))
+        folders = {seed: protocol.seed_dir(seed) for seed in protocol.seeds}
+        teachers = {seed: protocol.teacher_path(seed) for seed in protocol.seeds}
+        return summarize(protocol.dataset, protocol.output_dir, folders, teachers, protocol.names, made)
 
 
-@contextmanager
-def _interruptible(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM, wherever they come, into a `ProtocolError`."""
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as stop:
-        # Lightning turns Ctrl-C into `sys.exit(1)`; other exits are the parser's.
-        if isinstance(stop, SystemExit) and stop.code != 1:
-            raise
-        raise ProtocolError(f"{folder} was interrupted; run the same command again to go on.") from None
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
-
-
-def _run_phase(protocol: Protocol, phase: str, seed: int) -> None:
-    folder = protocol.seed_dir(seed) / phase
-    config = protocol.config(phase, seed)
-    content = yaml.safe_dump(config, sort_keys=False)
-    if phase != "search":
-        content = f"# teacher: SHA-256 {sha256_file(protocol.searched_path(seed))}\n{content}"
-    _check_same_run(folder, content)
-    done = folder / "phase.json"
-    if done.is_file() and (phase != "search" or protocol.searched_path(seed).is_file()):
-        print(f"{protocol.dataset} seed {seed} {phase}: done before, kept.")
-        return
-    path = write_atomic(folder / "run.yaml", content)
-    started = time.perf_counter()
-    epochs = _fit(path, folder, certificate=phase != "search")
-    seconds = time.perf_counter() - started
-    values = {"seconds": round(seconds, 2), "epochs_run": epochs}
-    write_atomic(done, json.dumps(values, indent=2) + "\n")
-
-
-def _check_same_run(folder: Path, content: str) -> None:
-    path = folder / "run.yaml"
-    ran = folder.is_dir() and any(item != path for item in folder.iterdir())
-    if ran and path.is_file() and path.read_text() != content:
-        raise ProtocolError(
-            f"{folder} holds a run with other settings than now asked for (compare {path}). Give another "
-            "`--output_dir`, or delete that folder to run it anew."
-        )
-
-
-def _fit(path: Path, folder: Path, certificate: bool) -> int:
-    """Fit, going on from the last checkpoint if there is one, then certify on the kept rows; returns epochs run now."""
-    from certvae.commands.lightning import run_lightning
-    from certvae.monitoring.loggers import end_runs
-
-    resume = ["--ckpt_path", "last"] if any((folder / "checkpoints").glob("*.ckpt")) else []
-    cli = run_lightning(["fit", "--config", str(path), *resume])
-    epochs = cli.trainer.current_epoch - getattr(cli.trainer.checkpoint_callback, "resumed_at", 0)
-    if certificate:
-        cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-        Certificate.load(folder / "certificate_test.json")
-    end_runs(cli.trainer)
-    return epochs
+def _run_seed(protocol: Protocol, seed: int) -> list[dict[str, Any]]:
+    """Run the search and the phases of a seed; returns their records."""
+    records = [] if protocol.teachers else [execute(protocol.run("search", seed))]
+    if protocol.targets == "table":
+        _write_targets(protocol, seed)
+    runs = [protocol.run(phase, seed) for phase in protocol.names]
+    return [*records, *(execute(run, partial(certify_held_out_rows, folder=run.folder)) for run in runs)]
 
 
 def _write_targets(protocol: Protocol, seed: int) -> None:
     """Turn a teacher into fixed targets for every row of the data."""
-    from certvae.commands.lightning import run_lightning
-
     path, source = protocol.teacher_path(seed), sha256_file(protocol.searched_path(seed))
     made_from = path.with_suffix(".source")
     if path.is_file() and made_from.is_file() and made_from.read_text().strip() == source:
         return
-    config = {key: value for key, value in protocol.config("full", seed).items() if key == "data"}
+    config = {"data": protocol.run("full", seed).values["data"]}
     plain = write_atomic(protocol.seed_dir(seed) / "search" / "data.yaml", yaml.safe_dump(config))
     data = run_lightning(["--config", str(plain), "--model=certvae.TeacherSearch"], run=False).datamodule
     teacher = load_teacher(protocol.searched_path(seed))
@@ -274,4 +212,4 @@ def main(args: Sequence[str] | None = None) -> None:
     protocol = Protocol.read(given.file, **changes)
     summary = run_protocol(protocol)
     Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
-    print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, margin.png")
+    print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, summary.md, margin.png")

@@ -1,7 +1,7 @@
-"""The summary of a protocol: a JSON file, a CSV file, a figure and a table for the terminal."""
+"""What a protocol declares: its phases, and the table, claims and figure of its summary."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,51 +10,79 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.figures import protocol_figure, save_figure
+from certvae.certificate.figures import protocol_figure
 from certvae.certificate.history import read_history
-from certvae.io.files import csv_text, sha256_file, write_atomic
+from certvae.commands.tables import Line, Results, terminal_table
+from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import load_teacher
 
-__all__ = ["OPTIONAL_PHASES", "PHASES", "margin_figure", "summarize", "summary_table"]
+__all__ = ["OPTIONAL_PHASES", "PHASES", "claims", "margin_figure", "summarize", "summary_table"]
 
 PHASES = ("full", "no_align", "rescue")
 OPTIONAL_PHASES = ("ablate",)
+CERTIFIED = {"full": True, "no_align": False, "rescue": True, "ablate": False}  # what a protocol is to show
+COLUMNS = {
+    "seed": "{seed}",
+    "phase": "{phase}",
+    "status": "{status}",
+    "margin": "{margin:.3f}",
+    ">=": "{margin_lower:.3f}",
+    "I_T": "{teacher_information:.3f}",
+    "channel": "{channel_margin:.3f}",
+    "rate": "{rate:.3f}",
+    "I_S": "{witness_information:.3f}",
+    "s/ep": "{seconds_per_epoch:.1f}",
+}
 
 
 def summarize(
     dataset: str,
     output_dir: Path,
-    seeds: Sequence[int],
-    teacher_path: Callable[[int], Path],
-    phases: Sequence[str] = PHASES,
+    folders: Mapping[int, Path],
+    teachers: Mapping[int, Path],
+    phases: Sequence[str],
+    made: str,
 ) -> dict[str, Any]:
-    """Collect what the phases left, and write ``summary.json``, ``summary.csv`` and ``margin.png``.
+    """Collect what the phases left, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
 
     Args:
         dataset: name for the table and the figure.
         output_dir: folder of the protocol.
-        seeds: seeds that are complete.
-        teacher_path: teacher file of a seed.
+        folders: of each seed's phases.
+        teachers: teacher file of each seed.
         phases: what each seed has run.
+        made: the last paragraph of the Markdown file; see :func:`certvae.commands.tables.origin`.
 
     Returns:
         ``{"dataset", "seeds": {seed: {"teacher": {...}, "phases": {phase: {...}}}}}``.
     """
-    folders = {str(seed): output_dir / f"seed{seed}" for seed in seeds}
     summary = {
         "dataset": dataset,
         "seeds": {
-            str(seed): {"teacher": _teacher(teacher_path(seed)), "phases": _phases(folders[str(seed)], phases)}
-            for seed in seeds
+            str(seed): {"teacher": _teacher(teachers[seed]), "phases": _phases(folder, phases)}
+            for seed, folder in folders.items()
         },
     }
     write_atomic(output_dir / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    write_atomic(output_dir / "summary.csv", _csv(summary))
-    save_figure(margin_figure(dataset, folders, phases), output_dir / "margin.png")
+    lines = _lines(summary)
+    figures = {"margin": margin_figure(dataset, folders, phases)}
+    Results(lines, COLUMNS, claims(lines), figures).write(output_dir, "summary", made)
     return summary
 
 
-def margin_figure(dataset: str, folders: Mapping[str, Path], phases: Sequence[str]) -> Figure:
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """Which phases are to be certified, and whether they are."""
+    statuses = {name: {line["status"] for line in lines if line["phase"] == name} for name in CERTIFIED}
+    return {
+        f"{name} is {'' if certified else 'not '}certified in every seed": (
+            statuses[name] == {"CERTIFIED" if certified else "NOT_CERTIFIED"}
+        )
+        for name, certified in CERTIFIED.items()
+        if statuses[name]
+    }
+
+
+def margin_figure(dataset: str, folders: Mapping[int, Path], phases: Sequence[str]) -> Figure:
     """Margin against epoch of the rows that are watched.
 
     Args:
@@ -63,10 +91,16 @@ def margin_figure(dataset: str, folders: Mapping[str, Path], phases: Sequence[st
         phases: what each seed has run.
     """
     histories = {
-        seed: {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in phases}
+        str(seed): {phase: read_history(folder / phase / "certificates_val.jsonl") for phase in phases}
         for seed, folder in folders.items()
     }
     return protocol_figure(histories, f"{dataset}: certified, collapsed, rescued")
+
+
+def summary_table(summary: dict[str, Any]) -> Table:
+    """The certificates of every seed and phase as a table for the terminal."""
+    title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
+    return terminal_table(title, _lines(summary), COLUMNS)
 
 
 def _teacher(path: Path) -> dict[str, Any]:
@@ -77,49 +111,20 @@ def _phases(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     phases = {}
     for phase in names:
         certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
-        run = json.loads((folder / phase / "phase.json").read_text())
+        run = json.loads((folder / phase / "run.json").read_text())
         seconds, epochs = run["seconds"], run["epochs_run"]  # of the last start, if the phase was interrupted
         timing = {"seconds": seconds, "seconds_per_epoch": round(seconds / epochs, 2) if epochs else None}
         phases[phase] = {**certificate, **timing}
     return phases
 
 
-def _csv(summary: dict[str, Any]) -> str:
-    rows = [
-        {"dataset": summary["dataset"], "seed": seed, "phase": phase, **_scalars(values)}
+def _lines(summary: dict[str, Any]) -> list[Line]:
+    return [
+        {"dataset": summary["dataset"], "seed": int(seed), "phase": phase, **_scalars(values)}
         for seed, parts in summary["seeds"].items()
         for phase, values in parts["phases"].items()
     ]
-    return csv_text(rows[0], rows)
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not isinstance(value, dict) and key != "schema"}
-
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """The certificates of every seed and phase as a rich table."""
-    title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
-    table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left")
-    for name in ("seed", "phase", "status", "margin", ">=", "I_T", "channel", "rate", "I_S", "s/ep"):
-        table.add_column(name, justify="left" if name in ("phase", "status") else "right", no_wrap=True)
-    colors = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
-    for seed, parts in summary["seeds"].items():
-        for phase, values in parts["phases"].items():
-            status = values["status"]
-            numbers = (
-                "margin",
-                "margin_lower",
-                "teacher_information",
-                "channel_margin",
-                "rate",
-                "witness_information",
-            )
-            cells = [_number(values[name]) for name in numbers]
-            colored = f"[{colors.get(status, 'yellow')}]{status}[/]"
-            table.add_row(seed, phase, colored, *cells, _number(values["seconds_per_epoch"], digits=1))
-    return table
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"

@@ -26,10 +26,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from certvae.commands.tables import Line, Results
 from certvae.theory.aggregate_posterior import aggregate_information
 from certvae.theory.posterior import Posterior
 from experiments.study import Study, study_parser
-from experiments.tables import Line
 
 __all__ = ["BASELINES", "compose", "main"]
 
@@ -224,7 +224,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         for name, file, changes in runs
     ]
     lines.sort(key=lambda line: [name for name, _, _ in runs].index(line["baseline"]))
-    study.report(lines, COLUMNS, draw(lines), claims(lines))
+    study.report(Results(lines, COLUMNS, claims(lines), {"baselines": draw(lines)}))
     return lines
 
 

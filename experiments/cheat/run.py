@@ -19,9 +19,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 
 from certvae.callbacks import AlignmentCallback, CertificateCallback
-from certvae.commands.lightning import run_lightning
+from certvae.commands.run_config import complete, move_paths
+from certvae.commands.runs import Run, execute, interruptible
 from certvae.datamodules import CIFAR100DataModule
-from certvae.io.files import write_atomic
+from certvae.io.files import csv_text, write_atomic
 from certvae.models.networks import ConvDecoder, ConvEncoder
 from certvae.theory.posterior import Posterior
 
@@ -75,15 +76,14 @@ class SkipVAE(LightningModule):
 
 def search(given: argparse.Namespace) -> Path:
     """The teacher's file; searched if it is not there."""
-    folder = given.output_dir / "search"
-    path = given.teacher or folder / "teacher.safetensors"
-    if not path.is_file():
-        values = yaml.safe_load(SEARCH.read_text().replace("runs/cifar100/search", str(folder)))
-        values["trainer"]["enable_progress_bar"] = False
-        values["data"]["init_args"].update(
-            {"data_dir": given.data_dir} | ({"subset": given.subset} if given.subset else {})
-        )
-        run_lightning(["fit", "--config", str(write_atomic(folder / "run.yaml", yaml.safe_dump(values)))])
+    if given.teacher is not None:
+        return Path(given.teacher)
+    folder, label = given.output_dir / "search", "search"
+    changes = {"data.data_dir": given.data_dir} | ({"data.subset": given.subset} if given.subset else {})
+    values = move_paths(yaml.safe_load(SEARCH.read_text()), "runs/cifar100/search", str(folder))
+    path = folder / "teacher.safetensors"
+    with interruptible(given.output_dir):
+        execute(Run(folder, complete(values, seed=0, label=label, changes=changes), label, product=path))
     return path
 
 
@@ -120,6 +120,10 @@ def run(name: str, callbacks: list[Callback], teacher: Path, given: argparse.Nam
     return {**line, "run": name, "mean_squared_error": error, "best_constant_error": best_constant_error(data)}
 
 
+def _cell(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def main() -> None:
     """Run both, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,13 +140,8 @@ def main() -> None:
         run("cheat", [], teacher, given),
         run("cheat_aligned", [AlignmentCallback(teacher, "encoder", weight=20.0)], teacher, given),
     ]
-    values = [
-        [f"{line[name]:.4f}" if isinstance(line[name], float) else str(line[name]) for name in COLUMNS]
-        for line in lines
-    ]
-    text = "\n".join(",".join(row) for row in [list(COLUMNS), *values])
-    write_atomic(given.output_dir / "cheat.csv", text + "\n")
-    print(text)
+    text = csv_text(COLUMNS, [{name: _cell(line[name]) for name in COLUMNS} for line in lines])
+    print(write_atomic(given.output_dir / "cheat.csv", text).read_text())
 
 
 if __name__ == "__main__":

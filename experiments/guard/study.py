@@ -1,34 +1,30 @@
-"""What the guard costs: its weight against fixed weights, on the whole CIFAR-100, and a rescue by the guard alone.
+"""What the guard costs: its weight against fixed weights, and a rescue by the guard alone.
 
-    python experiments/guard/study.py --data_dir data --output_dir runs/guard
+    python -m experiments.guard.study --data_dir data
+    python -m experiments.guard.study --quick
 
-For each seed: a teacher search; a run with the guard; five runs with fixed weights; a collapsed run (weight 0); and a
-run with the guard from the collapsed weights. Every run has the networks, the KL weight and the number of epochs of
-experiments/cifar100/guard.yaml. What is done is kept; the table and the figure are made of what is there.
+For each seed: a teacher search, and a run with the guard. For the first seed also five runs with fixed weights; a
+collapsed run (weight 0); and a run with the guard from the collapsed weights. Every run has the networks, the KL weight
+and the number of epochs of ``experiments/<data set>/guard.yaml``.
 """
 
-import argparse
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import yaml
 from matplotlib.figure import Figure
 
-from certvae.certificate.certificate import Certificate
-from certvae.certificate.figures import save_figure
 from certvae.certificate.history import read_history
-from certvae.commands.lightning import run_lightning
-from certvae.io.files import write_atomic
+from certvae.commands.tables import Line, Results
+from experiments.study import Study, study_parser
 
-CONFIGS = Path(__file__).parent.parent / "cifar100"
-WEIGHTS = (40.0, 80.0, 160.0, 320.0, 640.0)
-SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
-COLUMNS = (
-    "seed",
-    "run",
+__all__ = ["claims", "main"]
+
+WEIGHTS = {"cifar100": (40.0, 80.0, 160.0, 320.0, 640.0), "digits": (4.0,)}
+TARGET = 0.5  # nats, of the guard in both YAMLs
+NUMBERS = (
     "epochs",
     "margin_lower",
     "margin",
@@ -38,91 +34,80 @@ COLUMNS = (
     "first_at_target",
     "stays",
 )
+SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
+COLUMNS = {
+    "seed": "{seed}",
+    "run": "{run}",
+    "epochs": "{epochs}",
+    "margin, at least": "{margin_lower:+.3f}",
+    "margin": "{margin:+.3f}",
+    "squared error": "{mean_squared_error:.4f}",
+    "rate": "{rate:.3f}",
+    "last weight": "{last_weight:.1f}",
+    "first at target": "{first_at_target}",
+    "stays": "{stays}",
+}
 
 
-def settings(quick: bool) -> Iterator[tuple[str, float, str | None]]:
-    """Name, fixed weight and the run whose weights are taken, in the order in which they run; 0 with a guard."""
+def settings(study: Study, seed: int) -> Iterator[tuple[str, float, str | None]]:
+    """Name, fixed weight (0 beside a guard) and the run whose weights are taken, in the order in which they run."""
     yield "guard", 0.0, None
-    yield "no_align", 0.0, None
-    yield "guard_rescue", 0.0, "no_align"
-    for weight in WEIGHTS[2:3] if quick else WEIGHTS:
-        yield f"fixed_{weight:g}", weight, None
+    if seed == study.seeds[0]:
+        yield "no_align", 0.0, None
+        yield "guard_rescue", 0.0, "no_align"
+        yield from ((f"fixed_{weight:g}", weight, None) for weight in WEIGHTS[study.dataset])
 
 
-def configure(folder: Path, seed: int, name: str, weight: float, source: str | None, given: argparse.Namespace) -> Path:
-    """Write the complete YAML of a run."""
-    values = yaml.safe_load((CONFIGS / "guard.yaml").read_text().replace("runs/cifar100/guard", str(folder)))
-    values["seed_everything"] = seed
-    values["data"]["init_args"].update({"data_dir": given.data_dir} | ({"subset": 4000} if given.quick else {}))
-    arguments = values["model"]["init_args"]
-    arguments["teacher"] = str(folder.parent / "search" / "teacher.safetensors")
-    arguments["alignment_weight"] = weight
-    if source is not None:
-        arguments["init_weights_from"] = str(folder.parent / source / "checkpoints" / "last.ckpt")
-    if not name.startswith("guard"):
+def base(study: Study, guarded: bool) -> dict[str, Any]:
+    """The data set's ``guard.yaml``, or the same without the guard."""
+    values = study.values("guard")
+    if not guarded:
         trainer = values["trainer"]
         trainer["callbacks"] = [item for item in trainer["callbacks"] if not item["class_path"].endswith("Guard")]
-    values["trainer"]["enable_progress_bar"] = False
-    label = {"class_path": "certvae.callbacks.StatusLine", "init_args": {"label": f"seed {seed} {name}"}}
-    values["trainer"]["callbacks"].append(label)
-    return write_atomic(folder / "run.yaml", yaml.safe_dump(values, sort_keys=False))
+    return values
 
 
-def search(folder: Path, seed: int, given: argparse.Namespace) -> None:
-    """Search the seed's teacher, unless it is there."""
-    if (folder / "teacher.safetensors").is_file():
-        return
-    values = yaml.safe_load((CONFIGS / "search.yaml").read_text().replace("runs/cifar100/search", str(folder)))
-    values["seed_everything"] = seed
-    values["trainer"]["enable_progress_bar"] = False
-    values["data"]["init_args"].update({"data_dir": given.data_dir} | ({"subset": 4000} if given.quick else {}))
-    run_lightning(["fit", "--config", str(write_atomic(folder / "run.yaml", yaml.safe_dump(values)))])
+def measure(study: Study, seed: int, name: str, weight: float, source: str | None) -> Line:
+    """Run one setting, and its line of the table."""
+    changes: dict[str, Any] = {"model.alignment_weight": weight}
+    if source is not None:
+        changes["model.init_weights_from"] = str(study.place(seed, source) / "checkpoints" / "last.ckpt")
+    run = study.run(seed, name, changes, base=base(study, name.startswith("guard")))
+    return {"seed": seed, "run": name, **settled(run.folder)}
 
 
-def run(folder: Path, path: Path) -> None:
-    """Fit, going on where an earlier call stopped, and certify on the kept rows."""
-    if (folder / "certificate_test.json").is_file():
-        return
-    cli = run_lightning(["fit", "--config", str(path), "--ckpt_path", "last"])
-    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
-
-
-def measured(folder: Path, seed: int, name: str, target: float) -> dict[str, Any]:
-    """One line of the table; margins and error are means over the last validations, which differ by chance."""
+def settled(folder: Path) -> Line:
+    """What the validations of a run came to; margins and error are means over the last ones, which differ by chance."""
     history = read_history(folder / "certificates_val.jsonl")
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    errors = [row["val/mean_squared_error"] for row in rows if row.get("val/mean_squared_error")]
-    weights = [row["certificate/guard_weight"] for row in rows if row.get("certificate/guard_weight")]
-    at_target = [certificate.margin_lower >= target for certificate in history]
-    last: Certificate = history[-1]
-    bounds, margins = ([getattr(item, name) for item in history] for name in ("margin_lower", "margin"))
+    errors, weights = (logged(rows, key) for key in ("val/mean_squared_error", "certificate/guard_weight"))
+    at_target = [certificate.margin_lower >= TARGET for certificate in history]
     first = at_target.index(True) + 1 if any(at_target) else None
     return {
-        "seed": seed,
-        "run": name,
         "epochs": len(history),
-        "margin_lower": round(_settled(bounds), 4),
-        "margin": round(_settled(margins), 4),
-        "mean_squared_error": round(_settled([float(error) for error in errors]), 5),
-        "rate": round(last.rate or 0.0, 3),
-        "last_weight": round(float(weights[-1]), 1) if weights else None,
+        "margin_lower": round(fmean(item.margin_lower for item in history[-SETTLED:]), 4),
+        "margin": round(fmean(item.margin for item in history[-SETTLED:]), 4),
+        "mean_squared_error": round(fmean(errors[-SETTLED:]), 5),
+        "rate": round(history[-1].rate or 0.0, 3),
+        "last_weight": round(weights[-1], 1) if weights else None,
         "first_at_target": first,
         "stays": first is not None and all(at_target[first - 1 :]),
     }
 
 
-def _settled(values: list[float]) -> float:
-    return fmean(values[-SETTLED:])
+def logged(rows: Sequence[Mapping[str, str]], key: str) -> list[float]:
+    """The values of a key, in order."""
+    return [float(row[key]) for row in rows if row.get(key)]
 
 
-def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
+def draw(lines: Sequence[Line], study: Study) -> Figure:
     """Left: the bound against epochs; right: reconstruction error against the bound."""
     drawn = Figure(figsize=(10, 4.2), layout="constrained")
     left, right = drawn.subplots(1, 2)
     colors = {"guard": "#0072B2", "guard_rescue": "#009E73", "no_align": "#D55E00"}
     for line in lines:
-        name, path = line["run"], folder / f"seed{line['seed']}" / line["run"] / "certificates_val.jsonl"
+        name, path = line["run"], study.place(line["seed"], line["run"]) / "certificates_val.jsonl"
         bounds = [certificate.margin_lower for certificate in read_history(path)]
         color = colors.get(name, "0.7")
         label = name if line["seed"] == lines[0]["seed"] and name in colors else None
@@ -131,8 +116,8 @@ def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
         if name.startswith("fixed") and line["seed"] == lines[0]["seed"]:
             place = (line["margin_lower"], line["mean_squared_error"])
             right.annotate(name.removeprefix("fixed_"), place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-    left.axhline(target, color="black", linewidth=1, linestyle="--")
-    right.axvline(target, color="black", linewidth=1, linestyle="--")
+    left.axhline(TARGET, color="black", linewidth=1, linestyle="--")
+    right.axvline(TARGET, color="black", linewidth=1, linestyle="--")
     left.set(
         xlabel="epoch",
         ylabel="lower bound of the margin (nats)",
@@ -147,37 +132,38 @@ def figure(lines: list[dict[str, Any]], folder: Path, target: float) -> Figure:
     return drawn
 
 
-def report(folder: Path, seeds: list[int], quick: bool) -> None:
-    """Table and figure of the runs that are complete."""
-    target = yaml.safe_load((CONFIGS / "guard.yaml").read_text())["trainer"]["callbacks"][1]["init_args"]["target"]
-    places = [(seed, name, folder / f"seed{seed}" / name) for seed in seeds for name, _, _ in settings(quick)]
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show."""
+    guarded = [line for line in lines if line["run"].startswith("guard")]
+    collapsed = [line for line in lines if line["run"] == "no_align"]
+    shown = {
+        f"the guard brings the bound to its target of {TARGET:g} nats and keeps it there, in every seed and from the "
+        "collapsed weights": all(line["stays"] and line["margin_lower"] >= TARGET for line in guarded),
+    }
+    if collapsed:
+        shown["without alignment the bound stays below the target"] = not any(
+            line["margin_lower"] >= TARGET for line in collapsed
+        )
+    return shown
+
+
+def main(args: Sequence[str] | None = None) -> list[Line]:
+    """Run what is not done yet, write table and figure, and return the table's lines."""
+    parser = study_parser("guard", __doc__)
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="names of the runs, such as guard no_align fixed_160")
+    given = parser.parse_args(args)
+    study = Study("guard", given)
     lines = [
-        measured(place, seed, name, target)
-        for seed, name, place in places
-        if (place / "certificate_test.json").is_file()
+        measure(study, seed, *setting)
+        for seed in study.seeds
+        for setting in settings(study, seed)
+        if given.only is None or setting[0] in given.only
     ]
-    text = "\n".join([",".join(COLUMNS), *(",".join(str(line[name]) for name in COLUMNS) for line in lines)])
-    write_atomic(folder / "guard.csv", text + "\n")
-    print(text)
-    save_figure(figure(lines, folder, target), folder / "guard.png")
-
-
-def main() -> None:
-    """Run what is not done yet."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_dir", default="data")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/guard"))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", help="names of the runs, such as guard no_align fixed_160")
-    parser.add_argument("--quick", action="store_true", help="4,000 images of each split and one fixed weight")
-    given = parser.parse_args()
-    for seed in given.seeds:
-        search(given.output_dir / f"seed{seed}" / "search", seed, given)
-        for name, weight, source in settings(given.quick):
-            if given.only is None or name in given.only:
-                folder = given.output_dir / f"seed{seed}" / name
-                run(folder, configure(folder, seed, name, weight, source, given))
-        report(given.output_dir, given.seeds, given.quick)
+    if not lines:
+        names = ", ".join(name for name, *_ in settings(study, study.seeds[0]))
+        parser.error(f"--only must name one of {names}; got {' '.join(given.only)}")
+    study.report(Results(lines, COLUMNS, claims(lines), {"guard": draw(lines, study)}))
+    return lines
 
 
 if __name__ == "__main__":

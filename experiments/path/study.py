@@ -22,9 +22,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from certvae.commands.tables import Line, Results
 from experiments.path.theory import Point, frontier, most_margin, path
 from experiments.study import Study, study_parser
-from experiments.tables import Line
 
 __all__ = ["main"]
 
@@ -192,7 +192,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     for seed in study.seeds:
         theories[seed] = Theory(study, seed)
         lines += [measure(study, seed, theories[seed], setting) for setting in settings]
-    study.report(lines, COLUMNS, draw(lines, theories[study.seeds[0]]), claims(lines))
+    study.report(Results(lines, COLUMNS, claims(lines), {"path": draw(lines, theories[study.seeds[0]])}))
     return lines
 
 

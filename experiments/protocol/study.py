@@ -23,10 +23,10 @@ from certvae.certificate.certificate import Certificate
 from certvae.commands.certify import build, certify_checkpoint
 from certvae.commands.protocol import Protocol, run_protocol
 from certvae.commands.summary import margin_figure
+from certvae.commands.tables import Line, Results
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, write_atomic
 from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, numbers, study_parser
-from experiments.tables import Line
 
 __all__ = ["main"]
 
@@ -107,16 +107,11 @@ def measure(protocol: Protocol, seed: int, phase: str) -> Line:
         "calibrated_channel_margin_lower": normal.calibrated_channel_margin_lower,
         "bernstein_calibrated_lower": bernstein.calibrated_channel_margin_lower,
         **errors(folder, teacher, normal.num_components),
-        "seconds": seconds(folder),
+        "seconds": protocol.run(phase, seed).record["seconds"],
     }
     rounded = {name: round(float(value), 5) for name, value in values.items() if value is not None}
     more = {"bernstein_status": str(bernstein.status), "num_samples": normal.num_samples}
     return {"seed": seed, "phase": phase, **numbers(normal), **rounded, **more, "num_components": normal.num_components}
-
-
-def seconds(folder: Path) -> float:
-    """Of a phase's last start."""
-    return float(json.loads((folder / "phase.json").read_text())["seconds"])
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
@@ -158,11 +153,13 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     )
     run_protocol(protocol)
     lines = [measure(protocol, seed, phase) for seed in study.seeds for phase in protocol.names]
-    folders = {str(seed): protocol.seed_dir(seed) for seed in study.seeds}
-    study.seconds = sum(seconds(folder / name) for folder in folders.values() for name in ("search", *protocol.names))
-    figure = margin_figure(dataset, folders, protocol.names)
-    samples = {"samples": draw_samples(protocol, study.seeds[0])}
-    study.report(lines, COLUMNS, figure, claims(lines), samples)
+    folders = {seed: protocol.seed_dir(seed) for seed in study.seeds}
+    figures = {
+        dataset: margin_figure(dataset, folders, protocol.names),
+        "samples": draw_samples(protocol, study.seeds[0]),
+    }
+    study.count(protocol.run(phase, seed) for seed in study.seeds for phase in ("search", *protocol.names))
+    study.report(Results(lines, COLUMNS, claims(lines), figures))
     return lines
 
 

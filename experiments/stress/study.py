@@ -16,9 +16,9 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from certvae.commands.tables import Line, Results
 from certvae.teachers import TeacherCard
 from experiments.study import Study, study_parser
-from experiments.tables import Line
 
 __all__ = ["main", "observation_std"]
 
@@ -135,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     for seed in study.seeds:
         for kl_weight in given.kl_weights or KL_WEIGHTS:
             lines += [measure(study, seed, kl_weight, aligned) for aligned in (True, False)]
-    study.report(lines, COLUMNS, draw(lines), claims(lines))
+    study.report(Results(lines, COLUMNS, claims(lines), {"stress": draw(lines)}))
     return lines
 
 

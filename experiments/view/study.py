@@ -21,9 +21,9 @@ from torch import Tensor
 
 from certvae import certify
 from certvae.certificate.certificate import Certificate
+from certvae.commands.tables import Line, Results
 from certvae.theory.calibration import fit_calibration
 from experiments.study import Study, study_parser
-from experiments.tables import Line
 from experiments.view.bounds import covariance_of, noise_information
 from experiments.view.views import Views
 
@@ -175,7 +175,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     for seed in study.seeds:
         mine = [measure(study, seed, kind, strength, covariance) for kind, strength in [(None, 0.0), *wanted]]
         lines += [{**line, "cost": round(mine[0]["margin"] - line["margin"], 5)} for line in mine]
-    study.report(lines, COLUMNS, draw(lines), claims(lines))
+    study.report(Results(lines, COLUMNS, claims(lines), {"view": draw(lines)}))
     return lines
 
 

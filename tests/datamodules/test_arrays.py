@@ -70,9 +70,7 @@ def test_splits_are_disjoint_and_cover_all_rows(train: int, held_out: int, fract
 
 
 @given(st.integers(0, 300), FRACTIONS, SEEDS)
-def test_certificate_fraction_is_the_share_of_test_among_held_out_rows(
-    held_out: int, fraction: float, seed: int
-) -> None:
+def test_test_fraction_is_the_share_of_test_among_held_out_rows(held_out: int, fraction: float, seed: int) -> None:
     data = MadeUpDataModule(10, held_out, test_fraction=fraction, split_seed=seed)
     assert abs(len(data.splits["test"]) - fraction * held_out) <= 0.5
 

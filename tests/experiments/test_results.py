@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from experiments.baselines import study as baselines
+from experiments.guard import study as guard
 from experiments.path import study as path
 from experiments.protocol import study as protocol
 from experiments.stress import study as stress
@@ -32,7 +33,7 @@ def value(text: str) -> Any:
             return kind(text)
         except ValueError:
             pass
-    return {"True": True, "False": False}.get(text, text)
+    return {"True": True, "False": False, "None": None, "": None}.get(text, text)
 
 
 def committed(study: str) -> list[dict[str, Any]]:
@@ -48,6 +49,12 @@ def test_a_committed_table_says_of_its_claims_what_its_rows_say(study: str) -> N
     assert [line for line in text.splitlines() if line.startswith("- ")] == said
     assert f"Made by `python -m experiments.{STUDIES[study].__name__.split('.')[1]}.study" in text
     assert "-dirty" not in text
+
+
+def test_the_committed_table_of_the_guard_says_what_the_study_claims() -> None:
+    lines = committed("guard")
+    assert list(lines[0]) == ["seed", "run", *guard.NUMBERS]
+    assert all(guard.claims(lines).values())
 
 
 def of_seeds(lines: list[dict[str, Any]], phase: str) -> str:

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from certvae.certificate.history import read_history
+from certvae.commands import tables
+from certvae.commands.run_config import set_value
+from certvae.commands.runs import RunError
+from certvae.commands.tables import markdown
 from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
-from experiments import tables
+from experiments.guard import study as guard_study
 from experiments.path import study as path_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
 from experiments.study import Study, study_parser
-from experiments.tables import markdown
-from experiments.values import set_value
 from experiments.view import study as view_study
 
 EPOCHS = ["--quick", "--max_epochs", "12"]
@@ -97,12 +99,12 @@ def test_a_killed_study_goes_on_with_the_run_that_is_not_done(stress: Any) -> No
 
 
 def test_other_settings_are_refused_and_not_mixed(stress: Any) -> None:
-    with pytest.raises(ValueError, match="holds a run with other settings"):
+    with pytest.raises(RunError, match="holds a run with other settings"):
         stress_study.main(["--quick", "--max_epochs", "3", "--kl_weights", "32", "--output_dir", str(stress[0])])
 
 
 def test_a_search_of_other_rows_is_refused(stress: Any) -> None:
-    with pytest.raises(ValueError, match="search holds a run with other settings"):
+    with pytest.raises(RunError, match="search holds a run with other settings"):
         stress_study.main([*EPOCHS, "--subset", "500", "--kl_weights", "32", "--output_dir", str(stress[0])])
 
 
@@ -113,7 +115,7 @@ def test_runs_of_another_teacher_are_refused(stress: Any) -> None:
         other = load_teacher(teacher)
         other.card = replace(other.card, seed=7)
         other.save(teacher)
-        with pytest.raises(ValueError, match="kl32_aligned holds a run with other settings"):
+        with pytest.raises(RunError, match="kl32_aligned holds a run with other settings"):
             stress_study.main([*EPOCHS, "--kl_weights", "32", "--output_dir", str(stress[0])])
     finally:
         teacher.write_bytes(before)
@@ -215,6 +217,21 @@ def test_a_study_in_a_folder_without_git_still_says_where_it_ran(
     monkeypatch.setattr(tables, "HERE", tmp_path)
     given = Namespace(quick=True, seeds=None, output_dir=tmp_path, data_dir="data", results=False)
     assert "commit unknown (no git checkout), " in Study("stress", given)._origin()
+
+
+def test_the_guard_reaches_its_target_and_stays_there(output: Any) -> None:
+    folder = output("guard")
+    runs = ["guard", "no_align", "guard_rescue"]
+    lines = guard_study.main([*EPOCHS, "--only", *runs, "--output_dir", str(folder), "--strict"])
+    assert [line["run"] for line in lines] == runs
+    assert list(lines[0]) == ["seed", "run", *guard_study.NUMBERS]
+    guarded, collapsed, rescued = lines
+    assert guarded["last_weight"] > 0
+    assert guarded["stays"]
+    assert rescued["stays"]
+    assert collapsed["first_at_target"] is collapsed["last_weight"] is None
+    with pytest.raises(SystemExit):
+        guard_study.main(["--quick", "--only", "nothing", "--output_dir", str(folder)])
 
 
 # The protocol, certified as one would certify it.

@@ -1,0 +1,156 @@
+"""A series of runs that can be stopped and started again: the engine of ``certvae protocol`` and of the studies.
+
+Each run is a folder. It gets ``run.yaml``, with which ``certvae fit --config`` repeats the run by itself; checkpoints,
+from which an interrupted run goes on; and ``run.json`` once it is done.
+"""
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning.cli import LightningCLI
+
+from certvae.certificate.certificate import Certificate
+from certvae.commands.lightning import run_lightning
+from certvae.commands.tables import commit
+from certvae.io.files import sha256_file, write_atomic
+from certvae.monitoring.loggers import end_runs
+
+__all__ = ["Run", "RunError", "certify_held_out_rows", "execute", "interruptible"]
+
+
+class RunError(RuntimeError):
+    """A series of runs cannot go on: it was interrupted, or a folder holds a run with other settings."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fit in a folder of its own.
+
+    Attributes:
+        folder: where everything goes.
+        values: the complete configuration.
+        label: what the run is called on the terminal.
+        teacher: the file that the run learns from. Its digest is part of the settings; None for a teacher search.
+        product: a file that the run makes. The run is done only while this file is there.
+    """
+
+    folder: Path
+    values: dict[str, Any]
+    label: str
+    teacher: Path | None = None
+    product: Path | None = None
+
+    @property
+    def config(self) -> Path:
+        """The YAML of the run."""
+        return self.folder / "run.yaml"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last checkpoint."""
+        return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether an earlier call has finished the run."""
+        return (self.folder / "run.json").is_file() and (self.product is None or self.product.is_file())
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a finished run took and what was measured of it; see :func:`execute`."""
+        return dict(json.loads((self.folder / "run.json").read_text()))
+
+    def write_config(self) -> None:
+        """Write ``run.yaml``.
+
+        Raises:
+            RunError: if the folder holds a run with other settings.
+        """
+        head = "" if self.teacher is None else f"# teacher: SHA-256 {sha256_file(self.teacher)}\n"
+        content = head + yaml.safe_dump(self.values, sort_keys=False)
+        there = self.config.read_text() if self.config.is_file() else None
+        if there == content:
+            return
+        if there is not None and any(item != self.config for item in self.folder.iterdir()):
+            raise RunError(
+                f"{self.folder} holds a run with other settings than now asked for (compare {self.config}). Give "
+                "another `--output_dir`, or delete that folder to run it anew."
+            )
+        write_atomic(self.config, content)
+
+
+def execute(run: Run, finish: Callable[[LightningCLI], dict[str, Any]] | None = None) -> dict[str, Any]:
+    """Fit a run unless it is done, going on from its last checkpoint if there is one.
+
+    Args:
+        run: the run.
+        finish: called with the fitted model, its trainer and its data; returns what to keep in the record.
+
+    Returns:
+        The run's record: ``seconds`` and ``epochs_run`` of its last start, ``commit`` of the code, and what ``finish``
+        returned.
+
+    Raises:
+        RunError: if the folder holds a run with other settings.
+    """
+    run.write_config()
+    if run.is_done:
+        print(f"{run.label.rstrip()}: done before, kept.")
+        return run.record
+    started = time.perf_counter()
+    resume = ["--ckpt_path", "last"] if any(run.checkpoint.parent.glob("*.ckpt")) else []
+    cli = run_lightning(["fit", "--config", str(run.config), *resume])
+    epochs = cli.trainer.current_epoch - getattr(cli.trainer.checkpoint_callback, "resumed_at", 0)
+    found = {} if finish is None else finish(cli)
+    end_runs(cli.trainer)
+    seconds = round(time.perf_counter() - started, 2)
+    record = {"seconds": seconds, "epochs_run": epochs, "commit": commit(), **found}
+    write_atomic(run.folder / "run.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def certify_held_out_rows(cli: LightningCLI, folder: Path) -> dict[str, Any]:
+    """Let the run's ``CertificateCallback`` certify on the test rows; for :func:`execute`.
+
+    Args:
+        cli: the fitted run.
+        folder: the ``save_dir`` of the callback.
+
+    Returns:
+        Nothing to keep: the certificate is in ``certificate_test.json``.
+
+    Raises:
+        FileNotFoundError: if the callback left no certificate.
+    """
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
+    Certificate.load(folder / "certificate_test.json")
+    return {}
+
+
+@contextmanager
+def interruptible(folder: Path) -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM, wherever they come, into a :class:`RunError` that says how to go on.
+
+    Args:
+        folder: of the series, for the message.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Lightning turns Ctrl-C into `sys.exit(1)`; other exits are the parser's.
+        if isinstance(stop, SystemExit) and stop.code != 1:
+            raise
+        raise RunError(f"{folder} was interrupted; run the same command again to go on.") from None
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,0 +1,144 @@
+"""What a series of runs came to: a table as CSV, Markdown and terminal text, figures, claims, and where it was made."""
+
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from string import Formatter
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from certvae.certificate.figures import save_figure
+from certvae.io.files import csv_text, write_atomic
+
+__all__ = ["Line", "Results", "commit", "markdown", "origin", "terminal_table"]
+
+HERE = Path(__file__).parent
+COLORS = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a series of runs.
+
+    Attributes:
+        lines: values of each row of the table, all with the same keys.
+        columns: heading of each column and the format string of its cells, with the names of values.
+        claims: what the series is to show, and whether these lines do.
+        figures: by the names of their files, without suffix.
+    """
+
+    lines: Sequence[Line]
+    columns: Mapping[str, str]
+    claims: Mapping[str, bool]
+    figures: Mapping[str, Figure]
+
+    def write(self, folder: Path, name: str, made: str) -> list[Path]:
+        """Write ``<name>.csv``, ``<name>.md`` and the figures as PNG.
+
+        Args:
+            folder: where the files go.
+            name: of the table's files.
+            made: the last paragraph of the Markdown file; see :func:`origin`.
+
+        Returns:
+            The files: CSV, Markdown, and the figures.
+        """
+        verdicts = {True: "holds", False: "**does not hold**"}
+        found = "".join(f"- {verdicts[holds]}: {claim}.\n" for claim, holds in self.claims.items())
+        return [
+            write_atomic(folder / f"{name}.csv", csv_text(self.lines[0], self.lines)),
+            write_atomic(folder / f"{name}.md", f"{markdown(self.lines, self.columns)}\n{found}\n{made}"),
+            *(save_figure(figure, folder / f"{title}.png") for title, figure in self.figures.items()),
+        ]
+
+
+class _Cells(Formatter):
+    """Formats a cell; a value that is None is a dash."""
+
+    def format_field(self, value: Any, format_spec: str) -> Any:
+        return "-" if value is None else super().format_field(value, format_spec)
+
+
+def _cells(line: Line, columns: Mapping[str, str]) -> list[str]:
+    return [_Cells().vformat(text, (), line) for text in columns.values()]
+
+
+def markdown(lines: Sequence[Line], columns: Mapping[str, str]) -> str:
+    """A Markdown table; arguments as in :class:`Results`."""
+    rows = [_cells(line, columns) for line in lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [columns, ["---"] * len(columns), *rows])
+
+
+def terminal_table(title: str, lines: Sequence[Line], columns: Mapping[str, str]) -> Table:
+    """A table for the terminal, with numbers to the right and verdicts in color.
+
+    Args:
+        title: printed above.
+        lines: as in :class:`Results`.
+        columns: as in :class:`Results`.
+    """
+    table = Table(title=title, box=None, padding=(0, 1, 0, 0), title_justify="left")
+    words = {text for text in columns.values() if isinstance(lines[0].get(text.strip("{}")), str)}
+    for name, text in columns.items():
+        table.add_column(name, justify="left" if text in words else "right", no_wrap=True)
+    for line in lines:
+        color = COLORS.get(line.get("status", ""), "yellow")
+        marked = [f"[{color}]{cell}[/]" if cell == line.get("status") else cell for cell in _cells(line, columns)]
+        table.add_row(*marked)
+    return table
+
+
+def origin(command: Sequence[str], options: Mapping[str, Any], commits: str, seconds: float) -> str:
+    """Command, commit, day, machine and time of a series of runs, as Markdown.
+
+    Args:
+        command: the words before the options.
+        options: by name; those that are empty or False are left out.
+        commits: a phrase, such as ``"trained at commit 1234567"``.
+        seconds: of all runs.
+    """
+    words = [word for key, value in options.items() if value for word in (f"--{key}", *_words(value))]
+    return (
+        f"Made by `{shlex.join([*command, *words])}`, {commits}, {datetime.now(UTC).date()}, on {_machine()}; "
+        f"{seconds:.0f} s for the runs in all.\n"
+    )
+
+
+def _words(value: Any) -> list[str]:
+    if value is True:
+        return []
+    items = value if isinstance(value, list | tuple) else [value]
+    return [f"{item:g}" if isinstance(item, float) else str(item) for item in items]
+
+
+def commit() -> str:
+    """The commit of the checkout that this code is part of, with ``-dirty`` if something was changed."""
+    tracked = _git(
+        "ls-files", "--error-unmatch", Path(__file__).name
+    )  # else it is the repository around an installation
+    found = _git("describe", "--always", "--dirty", "--abbrev=10") if tracked else None
+    return found or "unknown (no git checkout)"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _machine() -> str:
+    accelerator = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    versions = f"torch {torch.__version__}, Lightning {version('pytorch-lightning')}"
+    return f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}){accelerator}, {versions}"
