@@ -106,10 +106,10 @@ class AlignmentCallback(Callback):
         weight = self.weight(trainer.current_epoch) if callable(self.weight) else self.weight
         return _check_weight(weight)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._sums = torch.zeros(2, dtype=torch.float64, device=float64_device(pl_module.device))
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._term is None:
             return
         # Once an epoch: Lightning's own sums of what a step logs take longer than the term.
@@ -122,13 +122,13 @@ class AlignmentCallback(Callback):
             self._term.detach()
         self._term = None
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stop()
         if self.reader is not None:
             self.reader.capture.detach()

@@ -106,7 +106,7 @@ class CertificateCallback(Callback):
         self._run_log = CertificateLog(name, safety_margin)
 
     @property
-    def state_key(self) -> str:  # noqa: D102
+    def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -149,12 +149,12 @@ class CertificateCallback(Callback):
                 "above 0."
             )
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looks += not trainer.sanity_checking
         look = self.looks if self.spending and self.looks else None
         self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches, look)
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
     def _start(
@@ -172,14 +172,14 @@ class CertificateCallback(Callback):
             self.seed,
         )
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.reader.capture.listen(dataloader_idx == self._loader_position)
 
     on_test_batch_start = on_validation_batch_start
 
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -195,7 +195,7 @@ class CertificateCallback(Callback):
 
     on_test_batch_end = on_validation_batch_end
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             self.reader.capture.listen(False)
             return
@@ -211,7 +211,7 @@ class CertificateCallback(Callback):
         if self.best_margin is None or certificate.margin > self.best_margin:
             self.best_margin = certificate.margin
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.certificate is not None:
             self._run_log.finish(trainer, self.certificate, "val")
         else:
@@ -219,7 +219,7 @@ class CertificateCallback(Callback):
                 "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
             )
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._run_log.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
@@ -267,13 +267,13 @@ class CertificateCallback(Callback):
             "torch": torch.__version__,
         }
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.reader.capture.detach()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.reader.capture.detach()
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {
             "first_certified_epoch": self.first_certified_epoch,
             "best_margin": self.best_margin,
@@ -281,7 +281,7 @@ class CertificateCallback(Callback):
             "curve": self._run_log.curve.state(),
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.first_certified_epoch = state_dict["first_certified_epoch"]
         self.best_margin = state_dict["best_margin"]
         self.looks = max(self.looks, state_dict["looks"])  # a look that was taken stays taken

@@ -108,21 +108,21 @@ class CollapseDiagnostics(Callback):
         if stage in ("fit", "validate"):
             self.capture.attach(pl_module)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._positions = self._sums = None
         if trainer.sanity_checking:
             return
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
         self._positions, self._sample = RowPositions(loader, trainer), RowSample(self.block, self.seed)
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self.capture.listen(self._positions is not None and dataloader_idx == self._loader_position)
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -183,8 +183,8 @@ class CollapseDiagnostics(Callback):
     def _log(self, pl_module: LightningModule, name: str, value: Tensor) -> None:
         pl_module.log(f"diagnostics/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.capture.detach()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.capture.detach()

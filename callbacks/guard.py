@@ -84,7 +84,7 @@ class CertificateGuard(AlignmentCallback):
         self._gap = 0.0
 
     @property
-    def state_key(self) -> str:  # noqa: D102
+    def state_key(self) -> str:
         return self._generate_state_key(certificate=self.certificate)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -170,7 +170,7 @@ class CertificateGuard(AlignmentCallback):
         else:
             rank_zero_info(f"{loss}; the guard's weight is {self.weight_now:.3g}.")
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {
             "log_weight": self.controller.log_weight,
             "reached": self.reached,
@@ -178,7 +178,7 @@ class CertificateGuard(AlignmentCallback):
             "average": self._average,
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.controller.log_weight = state_dict["log_weight"]
         self.weight_now = self.controller.weight
         self.reached, self._gap, self._average = state_dict["reached"], state_dict["gap"], state_dict["average"]

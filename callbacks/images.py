@@ -66,25 +66,25 @@ class ReconstructionImages(Callback):
         self._due = False
         self._shown: int | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage in ("fit", "validate") and self.every_n_epochs:
             self._shown = None
             self._capture.attach(pl_module)
             plot_against_epoch(trainer, (RECONSTRUCTIONS, SAMPLES))
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         every, epoch = self.every_n_epochs, trainer.current_epoch
         self._due = bool(every) and not trainer.sanity_checking and takes_images(trainer)
         if trainer.state.fn == "fit" and self._due:
             self._due = (epoch % every == 0 or epoch + 1 == trainer.max_epochs) and epoch != self._shown
             self._shown = epoch
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         self._capture.listen(self._due)
 
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -124,10 +124,10 @@ class ReconstructionImages(Callback):
             decoded = pl_module.get_submodule(self.decoder)(codes.to(pl_module.dtype))
         return decoded.mean if isinstance(decoded, Distribution) else decoded
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._capture.detach()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._capture.detach()
 
 

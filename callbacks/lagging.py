@@ -61,17 +61,17 @@ class LaggingInference(Callback):
         self._decoder_next = self._stepped = False
         self._counts = [0, 0]
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"{type(pl_module).__name__} sets `automatic_optimization = False`; LaggingInference decides which "
                 "part the trainer's own optimizer step moves. Use automatic optimization."
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._counts = [0, 0]
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:  # noqa: D102
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         if not self.aggressive:
             return
         encoder = set(pl_module.get_submodule(self.encoder).parameters())
@@ -81,7 +81,7 @@ class LaggingInference(Callback):
         self._counts[self._decoder_next] += 1
         self._stepped = True
 
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if not self.aggressive:
@@ -110,11 +110,11 @@ class LaggingInference(Callback):
         self._decoder_next = loss > self._loss_before
         self._window, self._loss, self._loss_before = 0, 0.0, loss
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name, count in zip(("encoder_steps", "decoder_steps"), self._counts, strict=True):
             pl_module.log(f"lagging/{name}", float(count), sync_dist=True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or not self.aggressive or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
@@ -127,10 +127,10 @@ class LaggingInference(Callback):
         self._best = max(self._best, value)
         self.aggressive = self._below < self.patience
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name in _STATE}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update({name: state_dict[name] for name in _STATE})
 
 

@@ -67,7 +67,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._begun = False
         self._streams: list[dict[str, Any]] | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage == "fit" and trainer.is_global_zero and not _is_dev_run(trainer):
             try:
@@ -95,16 +95,14 @@ class LastCheckpoint(ModelCheckpoint):
                 _replace(self.last, self.last.with_name("last.ckpt.damaged"))
         return set() if whole is None else {str(whole)}
 
-    def on_load_checkpoint(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.training:
             return
         self._streams, self.resumed_at = checkpoint.get(_STATE), checkpoint["epoch"] + 1
         if trainer.strategy.restore_checkpoint_after_setup:  # then `on_fit_start` was already
             self._restore_streams(trainer)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore_streams(trainer)
 
     def _restore_streams(self, trainer: Trainer) -> None:
@@ -119,22 +117,20 @@ class LastCheckpoint(ModelCheckpoint):
         if trainer.global_rank < len(streams):
             set_random_state(streams[trainer.global_rank], trainer.strategy.root_device)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         resumed = trainer.ckpt_path
         # Checkpoints of an earlier run in this folder are nothing to fall back to.
         self._begun = resumed is not None and Path(resumed).resolve().parent == self.last.parent
 
-    def on_save_checkpoint(  # noqa: D102
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         streams: list[Any] = [random_state(trainer.strategy.root_device)]
         if trainer.world_size > 1:
             own, streams = streams[0], [None] * trainer.world_size
             torch.distributed.all_gather_object(streams, own)
         checkpoint[_STATE] = streams
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if _is_dev_run(trainer):
             return
         self.best_model_path = self.last_model_path = str(self.last)

@@ -73,7 +73,7 @@ class ProbeCallback(Callback):
         self._device = torch.device("cpu")
 
     @property
-    def state_key(self) -> str:  # noqa: D102
+    def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -89,10 +89,10 @@ class ProbeCallback(Callback):
         self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)
         self._reader.setup(trainer, pl_module)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._move(pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":
             self._move(pl_module)
 
@@ -102,13 +102,13 @@ class ProbeCallback(Callback):
         self._probe.load(self._loaded or self._probe.state(), self._device)
         self._loaded = {}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         assert self._reader is not None
         self._reader.capture.listen()
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents` or `images` may draw numbers: the run must not depend on it
-    def on_train_batch_end(  # noqa: D102
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         reader = self._reader
@@ -121,7 +121,7 @@ class ProbeCallback(Callback):
         reader.capture.listen(False)
         self._probe.fit(codes, reader.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
         assert self._reader is not None
@@ -139,13 +139,13 @@ class ProbeCallback(Callback):
         batches = trainer.num_val_batches[self._loader_position]
         self._evaluation = Evaluation(self._reader, metric, trainer, pl_module, loader, batches, 0, 0)
 
-    def on_validation_batch_start(  # noqa: D102
+    def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if self._evaluation is not None:
             self._evaluation.reader.capture.listen(dataloader_idx == self._loader_position)
 
-    def on_validation_batch_end(  # noqa: D102
+    def on_validation_batch_end(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
@@ -157,7 +157,7 @@ class ProbeCallback(Callback):
         if self._evaluation is not None and dataloader_idx == self._loader_position:
             self._evaluation.update(pl_module, batch, outputs)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._evaluation is None:
             return
         scored, self._evaluation = self._evaluation.finish(trainer), None
@@ -166,18 +166,18 @@ class ProbeCallback(Callback):
             value = torch.tensor(figure, dtype=torch.float64, device=self._device)
             pl_module.log(f"{self.name}/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: D102
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._evaluation = None
         if self._reader is not None:
             self._reader.capture.detach()
 
-    def state_dict(self) -> dict[str, Any]:  # noqa: D102
+    def state_dict(self) -> dict[str, Any]:
         return self._loaded or self._probe.state()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
 
 

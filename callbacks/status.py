@@ -33,7 +33,7 @@ class StatusLine(Callback):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (trainer.is_global_zero and sys.stdout.isatty()) or _has_bar(trainer):
             return
         columns = (
@@ -48,11 +48,11 @@ class StatusLine(Callback):
         self._task = self._progress.add_task(self.label, total=total, completed=int(done), text="")
         self._progress.start()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:  # noqa: D102
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs, epoch = _epochs(trainer, pl_module), trainer.current_epoch + 1
         text = f"epoch {epoch}{f'/{epochs}' if epochs else ''}{_verdicts(trainer)}"
         if self._progress is not None and self._task is not None:
@@ -66,10 +66,10 @@ class StatusLine(Callback):
             self._progress.stop()
         self._progress = None
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: D102
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
 
 

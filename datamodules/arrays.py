@@ -163,7 +163,7 @@ class ImageDataModule(LightningDataModule):
         """SHA-256 of all images and labels; the same for every subset and split."""
         return sha256_array(self.arrays.images, self.arrays.labels)
 
-    def setup(self, stage: str) -> None:  # noqa: D102
+    def setup(self, stage: str) -> None:
         self._tensors = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
 
     def dataset(self, split: str) -> RowDataset:
@@ -193,16 +193,16 @@ class ImageDataModule(LightningDataModule):
             collate_fn=_as_is,
         )
 
-    def train_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+    def train_dataloader(self) -> DataLoader[Any]:
         return self.loader("train", shuffle=True)
 
-    def val_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+    def val_dataloader(self) -> DataLoader[Any]:
         return self.loader("val")
 
-    def test_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+    def test_dataloader(self) -> DataLoader[Any]:
         return self.loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:  # noqa: D102
+    def predict_dataloader(self) -> DataLoader[Any]:
         return self.loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

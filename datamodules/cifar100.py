@@ -49,7 +49,7 @@ class CIFAR100DataModule(ImageDataModule):
         if faults:
             raise DataError(f"CIFAR-100: {'; '.join(faults)}. {self._how_to_fix()}")
 
-    def load(self) -> ImageArrays:  # noqa: D102
+    def load(self) -> ImageArrays:
         # torchvision unpickles these files; the digests checked here make sure that they are the official ones.
         self.prepare_data()
         parts = [CIFAR100(self.data_dir, train=train) for train in (True, False)]

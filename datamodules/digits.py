@@ -17,7 +17,7 @@ class DigitsDataModule(ImageDataModule):
 
     held_out = 600
 
-    def load(self) -> ImageArrays:  # noqa: D102
+    def load(self) -> ImageArrays:
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         images = np.round(digits.images[order, None] * (255 / 16)).astype(np.uint8)

@@ -81,7 +81,7 @@ class TinyImageNetDataModule(ImageDataModule):
                 raise DataError(f"Tiny-ImageNet could not be downloaded ({error}). {self._how_to_fix()}") from None
         _ = self.arrays
 
-    def load(self) -> ImageArrays:  # noqa: D102
+    def load(self) -> ImageArrays:
         source = self._source()
         wnids = _classes(source)
         words = dict(line.split("\t", 1) for line in source.text("words.txt").splitlines() if "\t" in line)

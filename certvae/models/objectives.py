@@ -64,7 +64,7 @@ class ELBO(Objective):
         super().__init__()
         self.beta = _weight(beta, "beta")
 
-    def forward(self, terms: Terms) -> Tensor:  # noqa: D102
+    def forward(self, terms: Terms) -> Tensor:
         return terms.distortion + value_at(self.beta, terms.progress) * terms.kl.sum(dim=1)
 
 
@@ -86,7 +86,7 @@ class Capacity(Objective):
         super().__init__()
         self.capacity, self.gamma = _weight(capacity, "capacity"), _weight(gamma, "gamma")
 
-    def forward(self, terms: Terms) -> Tensor:  # noqa: D102
+    def forward(self, terms: Terms) -> Tensor:
         rate = terms.kl.sum(dim=1).mean()
         return terms.distortion + self.gamma * (rate - value_at(self.capacity, terms.progress)).abs()
 
@@ -108,7 +108,7 @@ class FreeBits(Objective):
         super().__init__()
         self.floor = _weight(floor, "floor")
 
-    def forward(self, terms: Terms) -> Tensor:  # noqa: D102
+    def forward(self, terms: Terms) -> Tensor:
         if terms.kl.shape[1] != terms.latents.shape[1]:
             raise ValueError(
                 f"FreeBits needs the divergence of each of {terms.latents.shape[1]} latent dimensions, and "
@@ -139,7 +139,7 @@ class InfoVAE(Objective):
             raise ValueError(f"`mmd_weight` must be positive, got {mmd_weight}.")
         self.alpha, self.mmd_weight = alpha, mmd_weight
 
-    def forward(self, terms: Terms) -> Tensor:  # noqa: D102
+    def forward(self, terms: Terms) -> Tensor:
         discrepancy = maximum_mean_discrepancy(terms.latents, terms.prior.draws_like(terms.latents))
         return terms.distortion + (1 - self.alpha) * terms.kl.sum(dim=1) + self.mmd_weight * discrepancy
 

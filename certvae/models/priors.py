@@ -37,10 +37,10 @@ class Prior(nn.Module):
 class StandardNormal(Prior):
     """``N(0, I)``, with the divergence in closed form (Kingma and Welling, 2014, appendix B)."""
 
-    def kl(self, posterior: Posterior, latents: Tensor) -> Tensor:  # noqa: D102
+    def kl(self, posterior: Posterior, latents: Tensor) -> Tensor:
         return posterior.kl_to_standard_normal()
 
-    def draws_like(self, latents: Tensor) -> Tensor:  # noqa: D102
+    def draws_like(self, latents: Tensor) -> Tensor:
         return torch.randn_like(latents)
 
 
@@ -72,7 +72,7 @@ class VampPrior(Prior):
         # In a list, so that the encoder's parameters are not registered, saved and optimized twice.
         self._encoder: list[nn.Module] = []
 
-    def bind(self, encoder: nn.Module) -> None:  # noqa: D102
+    def bind(self, encoder: nn.Module) -> None:
         shape = getattr(encoder, "image_shape", None)
         if shape is None:
             raise ValueError(
@@ -92,10 +92,10 @@ class VampPrior(Prior):
         densities = self.components().log_density(latents[:, None])
         return densities.logsumexp(dim=1) - math.log(self.num_pseudo_inputs)
 
-    def kl(self, posterior: Posterior, latents: Tensor) -> Tensor:  # noqa: D102
+    def kl(self, posterior: Posterior, latents: Tensor) -> Tensor:
         return (posterior.log_density(latents) - self.log_density(latents))[:, None]
 
-    def draws_like(self, latents: Tensor) -> Tensor:  # noqa: D102
+    def draws_like(self, latents: Tensor) -> Tensor:
         chosen = torch.randint(self.num_pseudo_inputs, (len(latents),), device=latents.device)
         mean, log_variance = self.components()
         return Posterior(mean[chosen], log_variance[chosen]).sample().to(latents)

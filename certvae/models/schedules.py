@@ -32,7 +32,7 @@ class LinearSchedule(Schedule):
         _check(first, last, epochs)
         self.first, self.last, self.epochs = first, last, epochs
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float) -> float:
         return self.first + (self.last - self.first) * min(1.0, progress / self.epochs)
 
 
@@ -62,7 +62,7 @@ class CyclicalSchedule(Schedule):
             raise ValueError(f"`rising` must be above 0 and at most 1, got {rising}.")
         self.epochs, self.cycles, self.rising, self.first, self.last = epochs, cycles, rising, first, last
 
-    def __call__(self, progress: float) -> float:  # noqa: D102
+    def __call__(self, progress: float) -> float:
         if progress >= self.epochs:
             return self.last
         position = progress * self.cycles / self.epochs % 1.0

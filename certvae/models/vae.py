@@ -111,7 +111,7 @@ class VAE(LightningModule):
         mean, log_variance = self.encoder(images.to(self.dtype))
         return Posterior(_widen(mean), _widen(log_variance))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
     def configure_callbacks(self) -> list[Callback]:
@@ -121,12 +121,12 @@ class VAE(LightningModule):
         # They need what this class's own step returns.
         return default_images(self.trainer) if type(self).validation_step is VAE.validation_step else []
 
-    def setup(self, stage: str) -> None:  # noqa: D102
+    def setup(self, stage: str) -> None:
         if self.teacher is not None:
             data = getattr(self.trainer, "datamodule", None)
             self.teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
 
-    def on_fit_start(self) -> None:  # noqa: D102
+    def on_fit_start(self) -> None:
         if self.teacher is None or self.alignment_weight == 0:
             return
         self.teacher.to(float64_device(self.device))
@@ -138,11 +138,11 @@ class VAE(LightningModule):
                 "no student can beat a constant one. Search another teacher, or set `alignment_weight: 0`."
             )
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # An endless epoch has no fraction. Not in the step, which may be called without a trainer.
         self._progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:  # noqa: D102
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         images, index = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
@@ -159,13 +159,13 @@ class VAE(LightningModule):
         self._check_finite(loss, batch_idx)
         return {"loss": loss, "posterior": posterior, "rate": terms.kl.sum(dim=1)}
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         return self._evaluate(batch)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:  # noqa: D102
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         return self._evaluate(batch)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Posterior:  # noqa: D102
+    def predict_step(self, batch: Any, batch_idx: int) -> Posterior:
         return self(inputs_and_index(batch)[0])
 
     def _evaluate(self, batch: Any) -> dict[str, Any]:
@@ -185,16 +185,16 @@ class VAE(LightningModule):
         distortion = self.distortion(squared_error, images[0].numel())
         return Terms(distortion, self.prior.kl(posterior, latents), posterior, latents, self.prior, progress)
 
-    def on_validation_epoch_start(self) -> None:  # noqa: D102
+    def on_validation_epoch_start(self) -> None:
         self._start_sums()
 
-    def on_test_epoch_start(self) -> None:  # noqa: D102
+    def on_test_epoch_start(self) -> None:
         self._start_sums()
 
-    def on_validation_epoch_end(self) -> None:  # noqa: D102
+    def on_validation_epoch_end(self) -> None:
         self._log_means("val")
 
-    def on_test_epoch_end(self) -> None:  # noqa: D102
+    def on_test_epoch_end(self) -> None:
         self._log_means("test")
 
     def _start_sums(self) -> None:

@@ -81,11 +81,11 @@ class LabelTeacher(Teacher):
                 "a label out, or give the right `num_classes`."
             )
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         self.check_values(images)
         labels = images.to(float64_device(images.device)).long()
         hard = nn.functional.one_hot(labels, self.num_components).to(torch.float64)
         return (1 - self.card.floor) * hard + self.card.floor / self.num_components
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return {}

@@ -92,12 +92,12 @@ class GaussianMixtureTeacher(Teacher):
             raise ValueError(f"`images` must have {self.center.shape[0]} values a row, got {flat.shape[1]}.")
         return (flat - self.center) @ self.projection
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             log_joint = gaussian_log_joint(self.features(images), self.log_weights, self.means, self.variances)
             return soften(log_joint, self.card.temperature, self.card.floor)
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return dict(self.named_buffers())
 
 

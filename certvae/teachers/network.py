@@ -73,7 +73,7 @@ class NetworkTeacher(Teacher):
         super().train(False)
         return self
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             like = next(self.network.parameters(), images)
             logits = self.network(images.to(like if images.is_floating_point() else like.device))
@@ -83,7 +83,7 @@ class NetworkTeacher(Teacher):
             )
         return soften(logits.float(), self.card.temperature, self.card.floor)
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return {f"network.{key}": value for key, value in self.network.state_dict().items()}
 
 

@@ -62,7 +62,7 @@ class TargetTable(Teacher):
         _check_index(index, targets[index], probs)
         return cls(replace(teacher.card), targets, teacher.average)
 
-    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:  # noqa: D102
+    def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         if index is None:
             raise ValueError("a target table needs the rows' index; give batches (images, label, index).")
         outside = (index < 0) | (index >= self.targets.shape[0])
@@ -74,7 +74,7 @@ class TargetTable(Teacher):
             raise ValueError(f"index {int(missing)} has no target; make the table from every split that is used.")
         return rows.to(images.device)
 
-    def tensors(self) -> dict[str, Tensor]:  # noqa: D102
+    def tensors(self) -> dict[str, Tensor]:
         return {"targets": self.targets}
 
 

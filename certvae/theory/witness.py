@@ -212,7 +212,7 @@ class SimplexWitness(nn.Module):
             self._cache[key] = (basis, log_prior)
         return self._cache[key]
 
-    def extra_repr(self) -> str:  # noqa: D102
+    def extra_repr(self) -> str:
         return f"num_components={self.num_components}, latent_dim={self.latent_dim}, scale={self.scale:g}"
 
 

@@ -61,15 +61,15 @@ class SkipVAE(LightningModule):
         error = (self.merge(shown).float() - images).square().flatten(start_dim=1).sum(dim=1)
         return error, posterior.kl_to_standard_normal().sum(dim=1)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: D102
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         error, rate = self.terms(batch[0])
         return (error / 2 + rate).mean()
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         error = self.terms(batch[0])[0].double().mean() / batch[0][0].numel()
         self.log("val/mean_squared_error", error, batch_size=len(batch[0]))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:  # noqa: D102
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=1e-3)
 
 

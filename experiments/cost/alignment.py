@@ -41,14 +41,14 @@ class Alternating(Callback):
         self.ticks: list[Seconds] = []
         self._aligned: Any = None
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._aligned = vars(pl_module).get("training_step")
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._place(pl_module, aligned=batch_idx % 4 in (1, 2))
         self.ticks.append((time.perf_counter(), time.process_time()))
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: D102
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._place(pl_module, aligned=True)
 
     def _place(self, pl_module: LightningModule, aligned: bool) -> None:

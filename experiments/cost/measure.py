@@ -32,13 +32,13 @@ class TimedCallback(CertificateCallback):
 
     seconds = 0.0
 
-    def on_validation_epoch_start(self, *args: Any) -> None:  # noqa: D102
+    def on_validation_epoch_start(self, *args: Any) -> None:
         self._timed(super().on_validation_epoch_start, *args)
 
-    def on_validation_batch_end(self, *args: Any) -> None:  # noqa: D102
+    def on_validation_batch_end(self, *args: Any) -> None:
         self._timed(super().on_validation_batch_end, *args)
 
-    def on_validation_epoch_end(self, *args: Any) -> None:  # noqa: D102
+    def on_validation_epoch_end(self, *args: Any) -> None:
         self._timed(super().on_validation_epoch_end, *args)
 
     def _timed(self, hook: Callable[..., None], *args: Any) -> None:

@@ -133,10 +133,10 @@ class TeacherSearch(LightningModule):
     def _is_dev_run(self) -> bool:
         return bool(getattr(self.trainer, "fast_dev_run", False))
 
-    def configure_optimizers(self) -> list[Any]:  # noqa: D102
+    def configure_optimizers(self) -> list[Any]:
         return []
 
-    def on_fit_start(self) -> None:  # noqa: D102
+    def on_fit_start(self) -> None:
         limit = self.trainer.max_epochs
         if self.trainer.check_val_every_n_epoch != 1:
             raise ValueError(f"`check_val_every_n_epoch` must be 1, got {self.trainer.check_val_every_n_epoch}.")
@@ -159,17 +159,17 @@ class TeacherSearch(LightningModule):
             )
         self._fingerprint = fingerprint
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def training_step(self, batch: Any, batch_idx: int) -> None:
         images, index = self._counted(batch)
         self._image_shape = tuple(images.shape[1:])
         self._passes.add(flat_float64(images), index)
         self._batches = batch_idx + 1
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: D102
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         if self._passes.phase is Phase.EVALUATE and self._passes.pca is not None:
             self._passes.add_held_out(flat_float64(self._counted(batch)[0]))
 
-    def on_train_epoch_start(self) -> None:  # noqa: D102
+    def on_train_epoch_start(self) -> None:
         loader = first_loader(self.trainer.train_dataloader)
         self._positions = RowPositions(loader, self.trainer)
         if not self._is_dev_run and is_truncated(self.trainer.num_training_batches, loader):
@@ -177,7 +177,7 @@ class TeacherSearch(LightningModule):
                 "`limit_train_batches` would fit the teacher to a part of the data; use the data's `subset`."
             )
 
-    def on_validation_epoch_start(self) -> None:  # noqa: D102
+    def on_validation_epoch_start(self) -> None:
         self._positions = RowPositions(first_loader(self.trainer.val_dataloaders), self.trainer)
 
     def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
@@ -191,7 +191,7 @@ class TeacherSearch(LightningModule):
             index = positions.to(images.device)
         return images[keep], index[keep]
 
-    def on_train_epoch_end(self) -> None:  # noqa: D102
+    def on_train_epoch_end(self) -> None:
         if self._done:  # `min_epochs` keeps the trainer going
             return
         for name, value in self._passes.end_pass(self._reduce, self.all_gather).items():
@@ -205,7 +205,7 @@ class TeacherSearch(LightningModule):
         assert isinstance(total, Tensor)
         return total
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:  # noqa: D102
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[_STATE] = {
             **self._passes.state_dict(self._reduce, self.all_gather),
             "image_shape": self._image_shape,
@@ -285,7 +285,7 @@ class TeacherSearch(LightningModule):
             f"collapse of a plain VAE at KL weight x observation variance > {eigenvalue:.3g}."
         )
 
-    def on_train_end(self) -> None:  # noqa: D102
+    def on_train_end(self) -> None:
         if not self._done and not self._is_dev_run and not self.trainer.interrupted:
             raise TeacherSearchError(
                 f"the search ended in the phase '{self._passes.phase}', before a teacher was chosen. Set "

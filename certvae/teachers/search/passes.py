@@ -60,7 +60,7 @@ class SearchPasses:
         self._held_out: Tensor | None = None
 
     @property
-    def grid(self) -> list[tuple[Candidate, float]]:  # noqa: D102
+    def grid(self) -> list[tuple[Candidate, float]]:
         return [(candidate, float(value)) for candidate in self.candidates for value in self.settings.temperatures]
 
     @property
