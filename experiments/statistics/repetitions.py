@@ -43,10 +43,10 @@ class Repetitions:
         """The population's margin and the lower bound from each data set, shape ``(R,)``."""
         floor = settings_of(method).applied_floor
         truth, margins, deviations = self.numbers(floor)
-        arrays: Any = (margins, deviations)  # the shipped bounds are affine in both, so arrays go through
-        floors = {"teacher_floor": TEACHER_FLOOR, "witness_floor": floor}
         components = self.population.teacher.shape[1]
-        return truth, lower_bound(method, *arrays, self.size, alpha, num_components=components, **floors)
+        bound: Any = lower_bound  # the shipped bounds are affine in margin and deviation, so arrays go through
+        floors = {"teacher_floor": TEACHER_FLOOR, "witness_floor": floor}
+        return truth, bound(method, margins, deviations, self.size, alpha, num_components=components, **floors)
 
     def numbers(self, floor: float) -> tuple[float, Array, Array]:
         """The population's margin, and the plug-in margin and the deviation of each data set."""

@@ -140,7 +140,7 @@ def test_a_foreign_vae_is_measured_through_a_function(tmp_path: Path) -> None:
 
 
 class CallsTwice(ForeignVAE):
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.step(batch)
         self.step(batch)
 
@@ -155,7 +155,9 @@ def test_validate_before_fit_leaves_tensors_that_can_be_trained_with(tmp_path: P
     model = small_vae(digits_teacher(), alignment_weight=1.0)
     runner = trainer(tmp_path, callbacks=[CertificateCallback()])
     runner.validate(model, DigitsDataModule(), verbose=False)
+    before = [value.detach().clone() for value in model.encoder.parameters()]
     runner.fit(model, datamodule=DigitsDataModule())
+    assert not any(map(torch.equal, before, model.encoder.parameters()))
 
 
 def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
@@ -170,7 +172,7 @@ def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
 
 def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
     class Failing(ForeignVAE):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             raise RuntimeError("their own error")
 
     model = Failing()

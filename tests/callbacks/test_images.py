@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -105,7 +105,7 @@ def test_a_vae_adds_the_callback_where_a_logger_takes_images(tmp_path: Path) -> 
     def added(model: VAE, **options: Any) -> list[Any]:
         runner = trainer(tmp_path, **options)
         runner.fit(model, datamodule=data())
-        return [item for item in runner.callbacks if isinstance(item, ReconstructionImages)]
+        return [item for item in cast(Any, runner).callbacks if isinstance(item, ReconstructionImages)]
 
     board, own = TensorBoardLogger(tmp_path, "tb", ""), ReconstructionImages(1)
     assert len(added(small_vae(), logger=board)) == 1
@@ -132,7 +132,7 @@ def test_a_foreign_module_names_its_code_beside_a_certificate(tmp_path: Path, or
 
 @torch.no_grad()
 def test_a_decoder_may_be_a_function_and_give_a_distribution(tmp_path: Path) -> None:
-    def decode(pl_module: Any, codes: Tensor) -> Independent:
+    def decode(pl_module: Any, codes: Tensor) -> Independent[Bernoulli]:
         return Independent(Bernoulli(logits=pl_module.decoder(codes)), 3)
 
     model, inputs = fit(tmp_path, ReconstructionImages(decoder=decode)), validation_rows()
@@ -163,7 +163,7 @@ def test_validate_alone_shows_pictures(tmp_path: Path) -> None:
     ("arguments", "message"),
     [({"every_n_epochs": -1}, "`every_n_epochs` must be at least 0, got -1"), ({"rows": 0}, "`rows` must be at least")],
 )
-def test_bad_arguments_are_rejected(arguments: dict[str, int], message: str) -> None:
+def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReconstructionImages(**arguments)
 

@@ -20,11 +20,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-class TheirVAE(ForeignSteps, L.LightningModule):  # type: ignore[misc]
+class TheirVAE(ForeignSteps, L.LightningModule):
     """A VAE under the other import name."""
 
 
-class TheirData(L.LightningDataModule):  # type: ignore[misc]
+class TheirData(L.LightningDataModule):
     """Batches that become floats on the way, as ours do."""
 
     def train_dataloader(self) -> Any:
@@ -39,7 +39,7 @@ class TheirData(L.LightningDataModule):  # type: ignore[misc]
         return [batch[0].clamp(0, 1), batch[1]]
 
 
-class Digits(DigitsDataModule, L.LightningDataModule):  # type: ignore[misc]
+class Digits(DigitsDataModule, L.LightningDataModule):
     """Their trainer asks whether a DataModule is one of theirs; with both as bases, it is."""
 
 

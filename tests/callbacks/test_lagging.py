@@ -106,7 +106,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 class ByHand(VAE):
-    @property
+    @property  # type: ignore[misc]
     def automatic_optimization(self) -> bool:
         return False
 

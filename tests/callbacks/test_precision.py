@@ -79,8 +79,8 @@ class Kept(CertificateCallback):
     """Looks at the sums before they are used."""
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        assert self._measurement is not None
-        self.kinds = {self._measurement.metric.packed.dtype}
+        assert self._evaluation is not None
+        self.kinds = {self._evaluation.metric.packed.dtype}
         super().on_validation_epoch_end(trainer, pl_module)
 
 

@@ -67,8 +67,9 @@ def fit_with_bar(folder: Path, callbacks: list[Any]) -> None:
     from pytorch_lightning import Trainer
 
     model = small_vae(digits_teacher(), alignment_weight=200.0, learning_rate=1e-2)
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    runner = Trainer(max_epochs=4, callbacks=callbacks, enable_model_summary=False, default_root_dir=folder, **options)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    options |= {"accelerator": "cpu", "num_sanity_val_steps": 0, "default_root_dir": folder}
+    runner = Trainer(max_epochs=4, callbacks=callbacks, **options)
     runner.fit(model, datamodule=DigitsDataModule(64, subset=320))
 
 

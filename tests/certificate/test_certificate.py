@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from certvae.commands.verify import VerificationError, check_claims
 from tests.conftest import random_logits, random_probs
 
 
-def strong(rows: int = 300, **arguments: object) -> Certificate:
+def strong(rows: int = 300, **arguments: Any) -> Certificate:
     teacher = random_probs(rows, 5, seed=0)
-    return certify(teacher, teacher.log(), **arguments)  # type: ignore[arg-type]
+    return certify(teacher, teacher.log(), **arguments)
 
 
 def test_the_teacher_itself_is_certified() -> None:
@@ -161,14 +162,14 @@ def test_print_tells_verdict_numbers_and_limits() -> None:
         ({"weights": torch.zeros(300)}, "at least one row with positive weight"),
     ],
 )
-def test_bad_arguments_are_refused(arguments: dict[str, object], message: str) -> None:
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         strong(**arguments)
 
 
 def test_masked_values_are_refused_and_not_counted() -> None:
     teacher = random_probs(4, 3, seed=0).numpy()
-    masked = np.ma.MaskedArray(teacher, mask=np.eye(4, 3))
+    masked = np.ma.MaskedArray(teacher, mask=np.eye(4, 3, dtype=bool))
     with pytest.raises(ValueError, match="`teacher_probs` must have no masked values, got 3 of 12"):
         certify(masked, np.log(teacher))
     whole = np.ma.MaskedArray(teacher)

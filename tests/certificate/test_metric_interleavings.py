@@ -36,11 +36,12 @@ class Interleavings(RuleBasedStateMachine):
 
     @initialize(components=st.sampled_from([2, 3, 9]), floor=st.sampled_from([0.0, 0.1]), rate=st.booleans())
     def start(self, components: int, floor: float, rate: bool) -> None:
-        self.components, self.arguments = components, {"safety_margin": 0.0, "witness_floor": floor}
+        self.components = components
+        self.arguments: dict[str, Any] = {"safety_margin": 0.0, "witness_floor": floor}
         self.with_rate = rate
         self.metric = self.fresh()
         self.rows: list[dict[str, Tensor]] = []
-        self.partial, self.leaks = False, []
+        self.partial, self.leaks = False, list[str]()
 
     def fresh(self) -> CertificateMetric:
         return CertificateMetric(self.components, **self.arguments)
@@ -160,7 +161,7 @@ class Interleavings(RuleBasedStateMachine):
         self.metric.partial, self.metric.leaks = self.partial, self.leaks
 
     def expected(self, rows: list[dict[str, Tensor]]) -> Certificate:
-        joined = {
+        joined: dict[str, Any] = {
             name: torch.cat([batch[name] for batch in rows], dim=int(name == "channel_logits")) for name in rows[0]
         }
         certificate = certify(**joined, **self.arguments)
@@ -198,14 +199,15 @@ def test_the_state_is_not_in_a_checkpoint_unless_it_is_asked_for() -> None:
 
 
 def test_a_checkpoint_of_a_module_restores_sums_and_marks() -> None:
-    saved, loaded = (nn.ModuleDict({"metric": CertificateMetric(3), "net": nn.Linear(2, 2)}) for _ in range(2))
-    saved["metric"].update(*rows_of(0))
-    saved["metric"].partial = True
-    saved["metric"].persistent(True)
+    before, after = CertificateMetric(3), CertificateMetric(3)
+    saved, loaded = (nn.ModuleDict({"metric": metric, "net": nn.Linear(2, 2)}) for metric in (before, after))
+    before.update(*rows_of(0))
+    before.partial = True
+    before.persistent(True)
     loaded.load_state_dict(saved.state_dict())
-    certificate = loaded["metric"].compute()
+    certificate = after.compute()
     assert certificate.status is Status.PARTIAL
-    assert certificate.margin == saved["metric"].compute().margin
+    assert certificate.margin == before.compute().margin
 
 
 def test_marks_set_after_a_result_count() -> None:

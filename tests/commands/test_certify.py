@@ -34,7 +34,7 @@ class AlteredDigits(DigitsDataModule):
         return arrays._replace(images=images)
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Claims to be the original."""
         return DigitsDataModule().fingerprint
 

@@ -45,11 +45,11 @@ def min_max() -> Tensor:
     return (rows - low) / (high - low)
 
 
-def search(folder: Path, *loaders: Any, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
+def search(folder: Path, train: Any = None, val: Any = None, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
     settings: dict[str, Any] = {"components": (4,), "temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8}
     settings |= {"pca_passes": 2, "em_iterations": 8, "seed": 0, "output_dir": str(folder)}
     module = TeacherSearch(**settings, **arguments)
-    trainer(folder, max_epochs=-1).fit(module, *loaders, datamodule=datamodule)
+    trainer(folder, max_epochs=-1).fit(module, train, val, datamodule)
     return module
 
 
