@@ -6,6 +6,7 @@ A case draws arguments and returns the call and the check of its result.
 import json
 import math
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -258,7 +259,7 @@ def of_numbers(
 
     def case(draw: DrawFn) -> Case:
         given = [number(draw, *values, chance=8) for values in good]
-        top = given[0] if most == 0 and isinstance(given[0], int | float) else most
+        top: Any = given[0] if most == 0 and isinstance(given[0], Real) else most
         return lambda: function(*given), between(-math.inf, top)
 
     return case
@@ -278,7 +279,7 @@ def lower_bound_case(draw: DrawFn) -> Case:
     given = [number(draw, *values, chance=12) for values in (bounds.METHODS, MARGIN, SPREAD, SIZE, ALPHA)]
     floors = {name: number(draw, *FLOOR, 0.0, chance=12) for name in ("teacher_floor", "witness_floor")}
     components = number(draw, 2, 10, 10**6, chance=12)
-    top = given[1] if isinstance(given[1], int | float) else math.inf
+    top: Any = given[1] if isinstance(given[1], Real) else math.inf
     return lambda: bounds.lower_bound(*given, num_components=components, **floors), between(-math.inf, top)
 
 

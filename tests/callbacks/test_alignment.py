@@ -15,6 +15,8 @@ from certvae.theory.information import kl_divergence
 from tests.plain_vae import ForeignVAE, plain_loader
 from tests.runs import digits_teacher, trainer
 
+pytestmark = pytest.mark.slow
+
 TEACHER = digits_teacher()
 
 

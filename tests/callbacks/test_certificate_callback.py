@@ -63,6 +63,7 @@ def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
     assert checkpoint.best_model_score is not None
 
 
+@pytest.mark.slow
 def test_full_alignment_is_certified_and_a_collapsed_code_is_not(tmp_path: Path) -> None:
     for weight, beta, status in ((200.0, 20.0, Status.CERTIFIED), (0.0, 40.0, Status.NOT_CERTIFIED)):
         callback = CertificateCallback()

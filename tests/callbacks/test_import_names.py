@@ -12,6 +12,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignSteps, ForeignVAE, expected, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
+pytestmark = pytest.mark.slow
+
 L: Any = pytest.importorskip("lightning.pytorch", reason="the package `lightning` is not installed beside ours")
 
 

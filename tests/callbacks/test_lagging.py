@@ -14,6 +14,8 @@ from certvae.callbacks.lagging import LaggingInference
 from certvae.datamodules import DigitsDataModule
 from tests.runs import small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Moved(Callback):
     """Which parts each optimizer step has moved: ``e``, ``d``, ``ed``."""

@@ -19,6 +19,8 @@ from certvae.datamodules import DigitsDataModule
 from certvae.io.random_state import random_state, set_random_state
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Draw(Callback):
     """Draws from every stream at every batch."""

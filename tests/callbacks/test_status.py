@@ -18,6 +18,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, images, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def fit(folder: Path, *callbacks: Any, epochs: int = 4, **options: Any) -> None:
     model = small_vae(digits_teacher(), alignment_weight=200.0, learning_rate=1e-2)

@@ -15,6 +15,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class NoisyVAE(ForeignVAE):
     """Dropout and batch norm; draws its latents in training, in validation and in test."""

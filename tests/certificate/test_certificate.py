@@ -57,6 +57,7 @@ def test_rounding_never_certifies_at_safety_margin_zero() -> None:
         assert certify(same, same.log(), safety_margin=0).status is Status.VACUOUS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [2, 3, 5, 20])
 def test_few_rows_seldom_accuse_a_sound_witness_of_leaking(rows: int) -> None:
     """A channel margin that equals the rate on average: the error probability is 1e-4, so 0 or 1 of 2,000."""

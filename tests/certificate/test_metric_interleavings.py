@@ -16,6 +16,8 @@ from torchmetrics import MetricCollection
 from certvae import Certificate, CertificateMetric, Status, certify
 from tests.conftest import random_logits, random_probs
 
+pytestmark = pytest.mark.slow
+
 CASTS = ("half", "float", "double", "bfloat16")
 DTYPES = st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64])
 SEEDS = st.integers(0, 2**16)

@@ -22,6 +22,8 @@ from certvae.monitoring.encoded_rows import evenly_spaced
 from tests.commands.test_cli import SHORT_SEARCH, WIDE_BOUNDS, shipped
 from tests.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 
 class AlteredDigits(DigitsDataModule):
     """One bit of one pixel of the last row is flipped."""

@@ -18,6 +18,8 @@ from tests.commands.test_certify import arguments, status_of
 from tests.plain_vae import ForeignVAE
 from tests.runs import digits_teacher
 
+pytestmark = pytest.mark.slow
+
 
 class PlainVAE(ForeignVAE):
     """Knows no teacher and no witness; its ``forward`` gives the code."""

@@ -19,6 +19,8 @@ from certvae.commands.protocol import PHASES, Protocol, ProtocolError, run_proto
 from tests.commands.test_cli import EXPERIMENTS
 from tests.runs import digits_teacher
 
+pytestmark = pytest.mark.slow
+
 DIGITS = str(EXPERIMENTS / "digits.yaml")
 
 

@@ -21,6 +21,8 @@ from experiments.tables import markdown
 from experiments.values import set_value
 from experiments.view import study as view_study
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = ["--quick", "--max_epochs", "12"]
 
 

@@ -18,6 +18,8 @@ from certvae.models.schedules import CyclicalSchedule, LinearSchedule
 from experiments.baselines import study as STUDY
 from tests.runs import digits_teacher
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[2] / "experiments" / "baselines"
 PROPERTIES = {
     "vae": lambda cli: cli.model.objective.beta == 1.0,

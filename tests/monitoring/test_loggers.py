@@ -13,6 +13,8 @@ from certvae.monitoring.loggers import LOGGED
 from tests.logged import run
 from tests.wandb_file import finished, offline, run_files  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 def test_several_loggers_get_the_same_scalars(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")

@@ -24,6 +24,8 @@ from certvae.datamodules.arrays import ImageArrays
 from certvae.report.wording import number
 from tests.report.html_tree import Elements, elements
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>\" onload='alert(2)' & $\\frac$ javascript:alert(3)"
 
 

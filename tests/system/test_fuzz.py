@@ -24,6 +24,8 @@ from tests.conftest import random_logits, random_probs
 from tests.fuzz_cases import CASES
 from tests.unusual_inputs import logits, outcome, probabilities, shapes
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = 80
 NATS = 1e-9
 PRECISE = Context(prec=60, Emin=-999_999, Emax=999_999)

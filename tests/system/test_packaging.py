@@ -49,6 +49,7 @@ def python(*arguments: str, cwd: Path, executable: Path | str = sys.executable, 
     return result.stdout
 
 
+@pytest.mark.slow
 def test_the_wheel_of_the_source_distribution_holds_every_module(clone: Path, tmp_path: Path) -> None:
     python("-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(clone), cwd=tmp_path)
     with ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
@@ -69,6 +70,7 @@ def editable_install(source: Path, folder: Path) -> Path:
     return folder / "venv" / "bin" / "python"
 
 
+@pytest.mark.slow
 def test_an_editable_install_works_in_the_folder_above_the_clone(clone: Path, tmp_path: Path) -> None:
     """There ``certvae`` is also the name of a folder without an ``__init__.py``."""
     code = "import certvae, certvae.datamodules; print(certvae.certify.__name__, certvae.__file__)"
@@ -84,6 +86,7 @@ def loaded_by(code: str, folder: Path) -> dict[str, Any]:
     return {"result": result, "names": set(names)}
 
 
+@pytest.mark.slow
 def test_certify_on_arrays_loads_neither_lightning_nor_scikit_learn(tmp_path: Path) -> None:
     code = """
 import numpy as np, certvae

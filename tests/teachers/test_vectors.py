@@ -17,6 +17,8 @@ from certvae.teachers.search.module import TeacherSearchError
 from tests.plain_vae import ForeignVAE, measured
 from tests.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 GENES, ROWS, TRAIN = 64, 500, 400
 
 
