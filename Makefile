@@ -1,6 +1,8 @@
 # make demo   installs into .venv and runs the protocol on scikit-learn's digits
 # make test   installs into .venv and runs the tests, on two cores (JOBS=8 on eight)
+# make quick  the same without the tests marked slow: under a minute
 # make docs   installs into .venv and builds the documentation: build/docs/index.html
+# make lint   formatting, types, and which module may import which; make coverage: of the tests
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -8,7 +10,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test quick coverage lint docs install clean
 
 install: $(VENV)/.installed
 
@@ -26,10 +28,17 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
+quick: install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
+
+coverage: install
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs

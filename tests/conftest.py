@@ -33,3 +33,10 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("CERTVAE_DATA_DIR is not set, so there are no real CIFAR-100 and Tiny-ImageNet files to test on")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that read a whole real data set, or a whole run of a protocol, are slow."""
+    for item in items:
+        if {"data_dir", "finished"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

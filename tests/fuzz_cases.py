@@ -182,7 +182,7 @@ def sums_case(draw: DrawFn) -> Case:
         number(draw, components_of(probs), chance=12, most=1000),
         probabilities(draw, 2, components_of(probs)),
     )
-    score = draw(st.sampled_from(["mean", "mean", "channel", "calibrated", "x", 3]))
+    score: Any = draw(st.sampled_from(["mean", "mean", "channel", "calibrated", "x", 3]))
     floors = {name: value for name, value in chosen.items() if name.endswith("floor") and value is not None}
 
     def call() -> Certificate:
@@ -260,7 +260,7 @@ def of_numbers(
 
     def case(draw: DrawFn) -> Case:
         given = [number(draw, *values, chance=8) for values in good]
-        top = given[0] if most == 0 and isinstance(given[0], Real) else most
+        top: Any = given[0] if most == 0 and isinstance(given[0], Real) else most
         return lambda: function(*given), between(-math.inf, top)
 
     return case
@@ -288,7 +288,7 @@ def calibration_case(draw: DrawFn) -> Case:
 def leaks_case(draw: DrawFn) -> Case:
     codes = torch.randn(draw(st.sampled_from([0, 1, 2, 9])), 6, generator=torch.Generator().manual_seed(0)).double()
     latents, answers = spoiled(draw, codes, 3), spoiled(draw, codes[:, :3], 3)
-    witness = draw(st.sampled_from([lambda z: z[:, :3].double(), lambda z: answers, 3]))
+    witness: Any = draw(st.sampled_from([lambda z: z[:, :3].double(), lambda z: answers, 3]))
 
     def check(findings: list[str]) -> None:
         assert all(isinstance(finding, str) for finding in findings)

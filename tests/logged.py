@@ -1,7 +1,7 @@
 """A small run that is certified at once, for any logger, and the loss of its certificate."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -20,7 +20,7 @@ class Collapse(Callback):
     @torch.no_grad()
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch >= self.epoch:
-            for value in pl_module.encoder.head.parameters():
+            for value in cast(Any, pl_module).encoder.head.parameters():
                 value.zero_()
 
 

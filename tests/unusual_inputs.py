@@ -17,7 +17,7 @@ from torch import Tensor
 from tests.conftest import random_logits, random_probs
 
 NUMBERS = (0.0, -1.0, 0.05, 0.5, 1.0, 0.95, 1 - 1e-16, 1e308, -1e308, 1e-300, 5e-324, 1e50, 1e-15, 3, 10, 10**400)
-STRANGE_NUMBERS = (
+STRANGE_NUMBERS: tuple[Any, ...] = (
     *(float("nan"), float("inf"), -float("inf"), True, False, None, "0.5", "", b"1", [], [0.5], {}, 1 + 2j, object),
     *(np.float32(0.25), np.float64(0.5), np.int64(4), np.bool_(True), Fraction(1, 3), Decimal("0.5")),
     *(np.array([0.5, 0.5]), torch.tensor(0.5), torch.tensor(3), torch.tensor([0.5, 0.5])),

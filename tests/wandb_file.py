@@ -13,7 +13,7 @@ BLOCK, HEADER, FIRST_BYTES = 2**15, 7, 7
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a file, each a ``wandb_internal_pb2.Record``."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # its names are made when it is imported
 
     data, position, content = path.read_bytes(), FIRST_BYTES, b""
     while position + HEADER <= len(data):

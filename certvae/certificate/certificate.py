@@ -10,7 +10,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from certvae.io.files import parse_json, read_limited, write_atomic
+from certvae.io.files import write_atomic
+from certvae.io.untrusted import parse_json, read_limited
 
 __all__ = ["Certificate", "Status", "check_fields", "digest"]
 

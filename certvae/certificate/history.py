@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from certvae.certificate.certificate import Certificate, check_fields
-from certvae.io.files import parse_json, read_limited
+from certvae.io.untrusted import parse_json, read_limited
 
 __all__ = ["append_history", "read_history"]
 

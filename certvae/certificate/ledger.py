@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from certvae.io.files import parse_json, read_limited, write_atomic
+from certvae.io.files import write_atomic
+from certvae.io.untrusted import parse_json, read_limited
 
 __all__ = ["LookLedger", "name_rows"]
 

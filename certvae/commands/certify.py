@@ -23,7 +23,8 @@ from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import LEAK_LEVEL, certificate_from_rows, judge
 from certvae.commands.lightning import run_lightning
 from certvae.io.checkpoints import load_weights
-from certvae.io.files import read_limited, sha256_file, sha256_tensors
+from certvae.io.files import sha256_file, sha256_tensors
+from certvae.io.untrusted import read_limited
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number

@@ -19,7 +19,8 @@ from certvae.certificate.certificate import Certificate
 from certvae.certificate.claims import ClaimsError, check_claims
 from certvae.commands.certify import CertifyOptions, add_inputs, certify_checkpoint
 from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError
-from certvae.io.files import regular_file, sha256_file
+from certvae.io.files import sha256_file
+from certvae.io.untrusted import regular_file
 from certvae.teachers import TeacherFileError, TeacherMismatchError
 from certvae.teachers.files import TEACHER_LIMIT
 

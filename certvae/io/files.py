@@ -13,14 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from certvae.io.untrusted import open_zip, parse_json, read_limited, regular_file
-
 __all__ = [
     "csv_text",
-    "open_zip",
-    "parse_json",
-    "read_limited",
-    "regular_file",
     "sha256_array",
     "sha256_file",
     "sha256_tensors",

@@ -22,9 +22,9 @@ from certvae.commands.certify import build
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import write_atomic
 from certvae.models.vae import VAE
+from certvae.reading.inputs import inputs_and_index
 from certvae.report.runs import Phase, plain_config
 from certvae.teachers import Teacher
-from certvae.teachers.base import inputs_and_index
 
 __all__ = ["Component", "Picture", "components", "first_inputs", "load_run", "model_pictures"]
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from certvae.certificate.certificate import Certificate, Status
 from certvae.commands.certify import CONFIG_LIMIT
-from certvae.io.files import read_limited
+from certvae.io.untrusted import read_limited
 from certvae.report.colors import DARK, LIGHT, css_variables
 from certvae.report.figures import Chart, alignment_chart, channel_chart, margin_chart, path_chart
 from certvae.report.gallery import Gallery

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from certvae.io.random_state import kept_random_state
-from certvae.reading.inputs import InputSource, as_floats, index_of, inputs_and_index, select_inputs
+from certvae.reading.inputs import InputSource, as_floats, index_of, select_inputs
 from certvae.teachers.card import TeacherCard
 from certvae.teachers.files import write_teacher_file
 from certvae.theory.arguments import as_float64
@@ -19,7 +19,7 @@ from certvae.theory.scores import ScoredRows
 from certvae.theory.sums import CertificateSums
 from certvae.theory.witness import SimplexWitness
 
-__all__ = ["Teacher", "TeacherCard", "TeacherMismatchError", "index_of", "inputs_and_index"]
+__all__ = ["Teacher", "TeacherCard", "TeacherMismatchError"]
 
 T = TypeVar("T", bound="Teacher")
 VALUE_TOLERANCE = 0.01

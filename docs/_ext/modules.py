@@ -1,10 +1,15 @@
-"""The reference of every module that no page names, and links to whatever is documented under another name."""
+"""The reference of whole packages, and links to whatever is documented under another name.
+
+A page that says ``% modules of certvae.theory`` gets a section for every module of that package, so that a new file
+needs no new page. A name is documented once: in the outermost package whose ``__all__`` has it, else in its module.
+"""
 
 import pkgutil
 import re
+from functools import cache
 from importlib import import_module
-from pathlib import Path
 from pydoc import locate
+from types import ModuleType
 from typing import Any
 
 from docutils import nodes
@@ -15,27 +20,42 @@ from sphinx.util.nodes import make_refnode
 
 import certvae
 
-PLACE = "% every other module"
-NAMED = re.compile(r"automodule:: (certvae[\w.]*)")
+PLACE = re.compile(r"^% modules of (certvae[\w.]*)$", re.MULTILINE)
 
 
 def fill(app: Sphinx, name: str, source: list[str]) -> None:
-    """Put the modules that are left where a page says :data:`PLACE`."""
-    if PLACE in source[0]:
-        named = {found for page in Path(app.srcdir).rglob("*.md") for found in NAMED.findall(page.read_text())}
-        names = [item.name for item in pkgutil.walk_packages(certvae.__path__, "certvae.")]
-        source[0] = source[0].replace(PLACE, "".join(_section(name) for name in names if name not in named))
+    """Put a package's modules where a page says :data:`PLACE`."""
+    source[0] = PLACE.sub(lambda place: _package(place[1]), source[0])
+
+
+def _package(name: str) -> str:
+    path = getattr(import_module(name), "__path__", [])
+    names = [name, *(item.name for item in pkgutil.walk_packages(path, f"{name}."))]
+    return "".join(map(_section, names))
 
 
 def _section(name: str) -> str:
-    module, outer = import_module(name), import_module(name.rpartition(".")[0])
-    public = {item: getattr(module, item) for item in getattr(module, "__all__", []) if item not in outer.__all__}
-    is_package = hasattr(module, "__path__")  # what a package lends its name to is documented there, and nowhere else
-    kinds = {item: _kind(value) for item, value in public.items() if is_package or _home(value) == name}
+    module = import_module(name)
+    public = {item: getattr(module, item) for item in getattr(module, "__all__", [])}
+    kinds = {item: _kind(value) for item, value in public.items() if _documented_in(value) == name}
     options = "".join(f".. auto{kind}:: {name}.{item}\n" for item, kind in kinds.items() if kind)
     if not options:
         return ""
     return f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :no-members:\n\n{options}```\n\n"
+
+
+def _documented_in(value: object) -> str:
+    return next((package.__name__ for package in _packages() if _lends(package, value)), _home(value))
+
+
+@cache
+def _packages() -> list[ModuleType]:
+    inner = [item.name for item in pkgutil.walk_packages(certvae.__path__, "certvae.") if item.ispkg]
+    return [import_module(name) for name in sorted(["certvae", *inner], key=lambda name: name.count("."))]
+
+
+def _lends(package: ModuleType, value: object) -> bool:
+    return any(getattr(package, name) is value for name in getattr(package, "__all__", []))
 
 
 def _home(value: object) -> str:

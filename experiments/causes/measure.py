@@ -116,8 +116,9 @@ def measure(
         callbacks.append(AlignmentCallback(teacher, LATENTS, images=images, weight=weight))
     if guard is not None:
         callbacks.append(CertificateGuard(guard))
-    quiet = dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", callbacks=callbacks, num_sanity_val_steps=0, **quiet)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    options |= {"enable_progress_bar": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, **options)
     model = VAE(kl_weight)
     model.print = lambda *args, **kwargs: None  # type: ignore[method-assign]
     trainer.fit(model, train, val)

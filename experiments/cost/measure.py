@@ -51,9 +51,9 @@ def run(data: CIFAR100DataModule, teacher: Path, callbacks: list[Callback], prec
     """Train for one epoch with validation; returns seconds, processor seconds and weights."""
     seed_everything(0, verbose=False)
     values = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
-    networks = [maker((3, 32, 32), 64, 32) for maker in (ConvEncoder, ConvDecoder)]
     model = VAE(
-        *networks,
+        ConvEncoder((3, 32, 32), 64, 32),
+        ConvDecoder((3, 32, 32), 64, 32),
         teacher=load_teacher(teacher),
         objective=ELBO(**values["objective"]["init_args"]),
         alignment_weight=values["alignment_weight"],

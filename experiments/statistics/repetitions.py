@@ -41,9 +41,14 @@ class Repetitions:
         """The population's margin and the lower bound from each data set, shape ``(R,)``."""
         floor = settings_of(method).applied_floor
         truth, margins, deviations = self.numbers(floor)
-        known = (self.size, self.population.teacher.shape[1], TEACHER_FLOOR, floor)
+        components = int(self.population.teacher.shape[1])
         pairs = zip(margins.tolist(), deviations.tolist(), strict=True)
-        return truth, np.array([BOUNDS[method].lower(Evidence(*pair, *known), alpha) for pair in pairs])
+        return truth, np.array(
+            [
+                BOUNDS[method].lower(Evidence(*pair, self.size, components, TEACHER_FLOOR, floor), alpha)
+                for pair in pairs
+            ]
+        )
 
     def numbers(self, floor: float) -> tuple[float, Array, Array]:
         """The population's margin, and the plug-in margin and the deviation of each data set."""

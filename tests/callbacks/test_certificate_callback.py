@@ -63,6 +63,7 @@ def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
     assert checkpoint.best_model_score is not None
 
 
+@pytest.mark.slow
 def test_full_alignment_is_certified_and_a_collapsed_code_is_not(tmp_path: Path) -> None:
     for weight, beta, status in ((200.0, 20.0, Status.CERTIFIED), (0.0, 40.0, Status.NOT_CERTIFIED)):
         callback = CertificateCallback()
@@ -140,7 +141,7 @@ def test_a_foreign_vae_is_measured_through_a_function(tmp_path: Path) -> None:
 
 
 class CallsTwice(ForeignVAE):
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.step(batch)
         self.step(batch)
 
@@ -155,7 +156,9 @@ def test_validate_before_fit_leaves_tensors_that_can_be_trained_with(tmp_path: P
     model = small_vae(digits_teacher(), alignment_weight=1.0)
     runner = trainer(tmp_path, callbacks=[CertificateCallback()])
     runner.validate(model, DigitsDataModule(), verbose=False)
+    before = [value.detach().clone() for value in model.encoder.parameters()]
     runner.fit(model, datamodule=DigitsDataModule())
+    assert not any(map(torch.equal, before, model.encoder.parameters()))
 
 
 def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
@@ -170,7 +173,7 @@ def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
 
 def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
     class Failing(ForeignVAE):
-        def validation_step(self, batch: Any, batch_idx: int) -> None:
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             raise RuntimeError("their own error")
 
     model = Failing()

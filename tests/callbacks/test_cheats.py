@@ -15,6 +15,8 @@ from certvae.theory.posterior import Posterior
 from tests.plain_vae import images, measured, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
+pytestmark = pytest.mark.slow
+
 ROWS = 600
 
 

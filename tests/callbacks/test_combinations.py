@@ -25,6 +25,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Witnessed(ForeignVAE):
     """Trains its own witness and, if asked, normalizes batches."""

@@ -10,6 +10,8 @@ import torch
 from tests.plain_vae import ForeignVAE, expected, measured, plain_loader, watch
 from tests.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _forget_compiled_code() -> Iterator[None]:

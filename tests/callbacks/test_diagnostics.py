@@ -20,6 +20,8 @@ from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
 from tests.plain_vae import ForeignVAE, fit, plain_loader
 from tests.runs import small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def gaussian(rows: int, dim: int = 3, noise: float = 1.0, seed: int = 0) -> Posterior:
     """Standard normal means, and one variance for all."""

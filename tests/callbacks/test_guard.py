@@ -15,6 +15,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 TARGET = 0.4
 
 

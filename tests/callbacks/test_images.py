@@ -140,7 +140,7 @@ def test_a_foreign_module_names_its_code_beside_a_certificate(tmp_path: Path, or
 
 @torch.no_grad()
 def test_a_decoder_may_be_a_function_and_give_a_distribution(tmp_path: Path) -> None:
-    def decode(pl_module: Any, codes: Tensor) -> Independent:
+    def decode(pl_module: Any, codes: Tensor) -> Independent[Bernoulli]:
         return Independent(Bernoulli(logits=pl_module.decoder(codes)), 3)
 
     model, inputs = fit(tmp_path, ReconstructionImages(decoder=decode)), validation_rows()
@@ -171,7 +171,7 @@ def test_validate_alone_shows_pictures(tmp_path: Path) -> None:
     ("arguments", "message"),
     [({"every_n_epochs": -1}, "`every_n_epochs` must be at least 0, got -1"), ({"rows": 0}, "`rows` must be at least")],
 )
-def test_bad_arguments_are_rejected(arguments: dict[str, int], message: str) -> None:
+def test_bad_arguments_are_rejected(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ReconstructionImages(**arguments)
 

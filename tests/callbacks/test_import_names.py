@@ -12,6 +12,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignSteps, ForeignVAE, expected, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
+pytestmark = pytest.mark.slow
+
 L: Any = pytest.importorskip("lightning.pytorch", reason="the package `lightning` is not installed beside ours")
 
 
@@ -20,11 +22,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-class TheirVAE(ForeignSteps, L.LightningModule):  # type: ignore[misc]
+class TheirVAE(ForeignSteps, L.LightningModule):
     """A VAE under the other import name."""
 
 
-class TheirData(L.LightningDataModule):  # type: ignore[misc]
+class TheirData(L.LightningDataModule):
     """Batches that become floats on the way, as ours do."""
 
     def train_dataloader(self) -> Any:
@@ -39,7 +41,7 @@ class TheirData(L.LightningDataModule):  # type: ignore[misc]
         return [batch[0].clamp(0, 1), batch[1]]
 
 
-class Digits(DigitsDataModule, L.LightningDataModule):  # type: ignore[misc]
+class Digits(DigitsDataModule, L.LightningDataModule):
     """Their trainer asks whether a DataModule is one of theirs; with both as bases, it is."""
 
 

@@ -14,6 +14,8 @@ from certvae.callbacks.lagging import LaggingInference
 from certvae.datamodules import DigitsDataModule
 from tests.runs import small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Moved(Callback):
     """Which parts each optimizer step has moved: ``e``, ``d``, ``ed``."""
@@ -106,7 +108,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 
 class ByHand(VAE):
-    @property
+    @property  # type: ignore[misc]
     def automatic_optimization(self) -> bool:
         return False
 

@@ -19,6 +19,8 @@ from certvae.datamodules import DigitsDataModule
 from certvae.io.random_state import random_state, set_random_state
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class Draw(Callback):
     """Draws from every stream at every batch."""
@@ -119,8 +121,8 @@ def test_two_damaged_checkpoints_are_named_in_one_error(tmp_path: Path) -> None:
 
 def test_what_is_taken_to_be_whole_loads_as_it_was_saved(tmp_path: Path) -> None:
     """Overwritten at random places; bytes that no checksum covers, such as dates, change no value."""
-    path, values = tmp_path / "one.ckpt", {"weights": torch.arange(2000.0), "epoch": 3}
-    torch.save(values, path)
+    path, weights = tmp_path / "one.ckpt", torch.arange(2000.0)
+    torch.save({"weights": weights, "epoch": 3}, path)
     content, generator, whole = path.read_bytes(), random.Random(0), 0
     assert is_whole(path)
     for _ in range(300):
@@ -130,7 +132,7 @@ def test_what_is_taken_to_be_whole_loads_as_it_was_saved(tmp_path: Path) -> None
             whole += 1
             loaded = torch.load(path, weights_only=True)
             assert loaded["epoch"] == 3
-            assert torch.equal(loaded["weights"], values["weights"])
+            assert torch.equal(loaded["weights"], weights)
     assert whole < 100
     assert not is_whole(tmp_path / "missing.ckpt")
 
@@ -164,7 +166,7 @@ def test_every_stream_goes_on_after_a_round_trip_through_a_file(tmp_path: Path) 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def draw() -> list[float]:
-        drawn = [torch.rand(()), torch.rand((), device=device), random.gauss(0, 1), np.random.normal()]  # noqa: NPY002
+        drawn: list[Any] = [torch.rand(()), torch.rand((), device=device), random.gauss(0, 1), np.random.normal()]  # noqa: NPY002
         return [float(value) for value in drawn]
 
     draw()  # a normal draw leaves a second one in store
@@ -178,7 +180,13 @@ def test_every_stream_goes_on_after_a_round_trip_through_a_file(tmp_path: Path) 
 def test_a_state_of_another_kind_of_device_keeps_that_devices_stream() -> None:
     state = random_state()
     state["device"] = ["cuda", torch.zeros(16, dtype=torch.uint8)]
+    torch.rand(()), random.random(), np.random.random()  # noqa: NPY002
     set_random_state(state, "cpu")
+    restored = random_state()
+    assert restored["device"] is None
+    assert torch.equal(restored["torch"], state["torch"])
+    assert restored["numpy"] == state["numpy"]
+    assert restored["python"] == state["python"]
 
 
 def test_trying_a_run_writes_nothing(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from certvae.monitoring.batch_reader import BatchReader
 from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 # Nats by which values of the same weights may differ from those in float32: about three times what was seen.
 BOUNDS = {"64-true": 1e-7, "16-true": 2e-4, "bf16-mixed": 1e-3, "bf16-true": 2e-3, "16-mixed": 1e-3}
 ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="16-mixed is a precision of GPUs; there is none here")

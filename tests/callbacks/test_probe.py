@@ -17,6 +17,8 @@ from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
 from tests.plain_vae import ForeignVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder: Path, model: Any, *callbacks: Any, epochs: int = 2, **arguments: Any) -> Any:
     """Train on the digits, with the certificate first."""

@@ -140,7 +140,8 @@ def test_a_set_cut_short_and_a_leak_are_no_success(tmp_path: Path, cut: bool) ->
 
 def test_no_bound_is_printed_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loader = rows(torch.arange(200), 50)
-    for arguments, limit in (({"method": "plugin"}, {}), ({}, {"limit_val_batches": 2})):
+    cases: tuple[Any, ...] = (({"method": "plugin"}, {}), ({}, {"limit_val_batches": 2}))
+    for arguments, limit in cases:
         callback = CertificateCallback(TEACHER, "encoder", images=1, **arguments)
         trainer(tmp_path, callbacks=[callback], **limit).fit(Conditional("tensor"), loader, loader)
     assert isinstance(callback.certificate, Certificate)

@@ -18,6 +18,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, images, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def fit(folder: Path, *callbacks: Any, epochs: int = 4, **options: Any) -> None:
     model = small_vae(digits_teacher(), alignment_weight=200.0, learning_rate=1e-2)
@@ -67,8 +69,9 @@ def fit_with_bar(folder: Path, callbacks: list[Any]) -> None:
     from pytorch_lightning import Trainer
 
     model = small_vae(digits_teacher(), alignment_weight=200.0, learning_rate=1e-2)
-    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
-    runner = Trainer(max_epochs=4, callbacks=callbacks, enable_model_summary=False, default_root_dir=folder, **options)
+    options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
+    options |= {"accelerator": "cpu", "num_sanity_val_steps": 0, "default_root_dir": folder}
+    runner = Trainer(max_epochs=4, callbacks=callbacks, **options)
     runner.fit(model, datamodule=DigitsDataModule(64, subset=320))
 
 

@@ -15,6 +15,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 class NoisyVAE(ForeignVAE):
     """Dropout and batch norm; draws its latents in training, in validation and in test."""
@@ -53,11 +55,12 @@ def run(folder: Path, callbacks: list[Any], workers: int = 0, **arguments: Any) 
     torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
     model = NoisyVAE()
     runner = trainer(folder, callbacks=callbacks, **{"max_epochs": 2, **arguments})
-    loaders = [plain_loader(batch_size=20, shuffle=True, num_workers=workers), plain_loader(num_workers=workers)]
-    runner.fit(model, *loaders)
+    train_loader = plain_loader(batch_size=20, shuffle=True, num_workers=workers)
+    val_loader = plain_loader(num_workers=workers)
+    runner.fit(model, train_loader, val_loader)
     metrics = {name: float(value) for name, value in runner.callback_metrics.items() if "certificate" not in name}
     assert metrics
-    (evaluated,) = runner.validate(model, loaders[1], verbose=False)
+    (evaluated,) = runner.validate(model, val_loader, verbose=False)
     return {
         "weights": plain(model.state_dict()),
         "optimizer": plain(runner.optimizers[0].state_dict()),

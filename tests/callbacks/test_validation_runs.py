@@ -16,6 +16,8 @@ from certvae.datamodules import DigitsDataModule
 from tests.plain_vae import ForeignVAE, expected, fit, images, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 
 def history(folder: Path) -> list[dict[str, Any]]:
     lines = (folder / "certificates_val.jsonl").read_text().splitlines()

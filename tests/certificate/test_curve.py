@@ -1,5 +1,6 @@
 """The curve of a run: what it keeps, and its picture."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,12 +68,12 @@ def test_the_picture_shades_the_region_below_the_threshold(looks: int) -> None:
     made = curve(*((epoch, epoch / 30) for epoch in range(looks)))
     figure = certificate_figure(made, "a title")
     (axes,) = figure.axes
-    region = axes.collections[0].get_paths()[0].vertices
+    region = np.asarray(axes.collections[0].get_paths()[0].vertices)
     assert region[:, 1].max() == pytest.approx(made.points[0].teacher_information - 0.05)
     assert region[:, 1].min() == 0
     threshold, loss = axes.lines
-    assert list(threshold.get_ydata()) == [point.teacher_information for point in made.points]
-    assert list(loss.get_ydata()) == [point.alignment_loss for point in made.points]
+    assert np.asarray(threshold.get_ydata()).tolist() == [point.teacher_information for point in made.points]
+    assert np.asarray(loss.get_ydata()).tolist() == [point.alignment_loss for point in made.points]
     image = pixels(figure)
     assert image.shape == (400, 640, 3)
     assert image.std() > 0

@@ -111,11 +111,11 @@ def test_a_margin_that_survives_shuffling_is_a_leak() -> None:
 class Whispering(VAE):
     """Shows the images to the witness behind the certificate's back."""
 
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        outputs = super().validation_step(batch, batch_idx)
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        outputs = super().validation_step(batch, batch_idx, dataloader_idx)
         assert self.teacher is not None
         assert isinstance(self.witness, nn.Module)
-        self.witness.answers = self.teacher(batch[0]).log().float()  # type: ignore[assignment]
+        self.witness.answers = self.teacher(batch[0]).log().float()
         return outputs
 
 

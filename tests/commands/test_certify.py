@@ -23,6 +23,8 @@ from certvae.monitoring.encoded_rows import evenly_spaced
 from tests.commands.test_cli import SHORT_SEARCH, WIDE_CRITERIA, shipped
 from tests.runs import trainer
 
+pytestmark = pytest.mark.slow
+
 
 class AlteredDigits(DigitsDataModule):
     """One bit of one pixel of the last row is flipped."""
@@ -35,7 +37,7 @@ class AlteredDigits(DigitsDataModule):
         return arrays._replace(images=images)
 
     @property
-    def fingerprint(self) -> str:  # type: ignore[override]
+    def fingerprint(self) -> str:
         """Claims to be the original."""
         return DigitsDataModule().fingerprint
 

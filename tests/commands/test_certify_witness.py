@@ -18,6 +18,8 @@ from tests.commands.test_certify import arguments, status_of
 from tests.plain_vae import ForeignVAE
 from tests.runs import digits_teacher
 
+pytestmark = pytest.mark.slow
+
 
 class PlainVAE(ForeignVAE):
     """Knows no teacher and no witness; its ``forward`` gives the code."""
@@ -67,7 +69,7 @@ def test_the_p_value_is_that_of_the_floored_witness(plain: dict[str, Path]) -> N
     options = CertifyOptions(method="bernstein", permutations=99, witness_scale=200.0)
     published = certify_checkpoint(plain["ckpt"], plain["teacher"], plain["config"], options)
     logits = load_teacher(plain["teacher"]).witness(6, 200.0)(codes)
-    floors = {"method": "bernstein", "teacher_floor": published.teacher_floor}
+    floors: dict[str, Any] = {"method": "bernstein", "teacher_floor": published.teacher_floor}
     generator = torch.Generator().manual_seed(options.seed)
     assert published.p_value == certify(teacher, logits, permutations=99, generator=generator, **floors).p_value
     assert published.p_value != permutation_p_value(teacher, logits, 99, generator.manual_seed(options.seed))

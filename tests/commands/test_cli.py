@@ -8,6 +8,8 @@ import yaml
 
 from certvae.cli import main
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 DATASETS = ("digits", "cifar100", "tiny_imagenet")
 SHORT_SEARCH = (

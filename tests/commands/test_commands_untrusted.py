@@ -16,6 +16,8 @@ from tests.io.test_checkpoints_untrusted import saved
 from tests.runs import digits_teacher, small_vae
 from tests.untrusted import NO_FILES, SCRAPS, Box, Planted, box, sparse
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["box"]
 
 

@@ -67,6 +67,8 @@ def test_a_collapsed_posterior_is_not_taken_for_a_standard_deviation(tmp_path: P
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*standard deviation.*")
         trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader(), verbose=False)
+    assert callback.certificate is not None
+    assert callback.certificate.rate is not None
 
 
 def test_a_fit_without_any_validation_says_so(tmp_path: Path) -> None:

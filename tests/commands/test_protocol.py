@@ -20,6 +20,8 @@ from certvae.commands.runs import RunError
 from tests.commands.test_cli import EXPERIMENTS
 from tests.runs import digits_teacher
 
+pytestmark = pytest.mark.slow
+
 DIGITS = str(EXPERIMENTS / "digits.yaml")
 
 

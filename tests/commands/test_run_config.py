@@ -9,7 +9,7 @@ from rich.console import Console
 
 from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.runs import Run, RunError, interruptible
-from certvae.commands.tables import markdown, terminal_table
+from certvae.commands.tables import Line, markdown, terminal_table
 from tests.commands.test_cli import EXPERIMENTS
 
 
@@ -64,7 +64,7 @@ def test_an_exit_of_the_parser_stays_one() -> None:
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
-    lines = [{"status": "CERTIFIED", "rate": 1.25}, {"status": "NOT_CERTIFIED", "rate": None}]
+    lines: list[Line] = [{"status": "CERTIFIED", "rate": 1.25}, {"status": "NOT_CERTIFIED", "rate": None}]
     columns = {"status": "{status}", "rate": "{rate:+.1f}"}
     assert markdown(lines, columns).splitlines()[2:] == ["| CERTIFIED | +1.2 |", "| NOT_CERTIFIED | - |"]
     with (console := Console(width=60, color_system=None)).capture() as printed:

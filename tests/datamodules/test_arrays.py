@@ -77,7 +77,7 @@ def test_test_fraction_is_the_share_of_test_among_held_out_rows(held_out: int, f
 
 @given(FRACTIONS, SEEDS, st.none() | st.integers(1, 100))
 def test_same_seed_gives_the_same_split(fraction: float, seed: int, subset: int | None) -> None:
-    arguments = {"test_fraction": fraction, "split_seed": seed, "subset": subset}
+    arguments: dict[str, Any] = {"test_fraction": fraction, "split_seed": seed, "subset": subset}
     assert rows_of(MadeUpDataModule(**arguments)) == rows_of(MadeUpDataModule(**arguments))
 
 
@@ -245,7 +245,7 @@ def test_shape_and_classes_are_those_of_the_arrays() -> None:
 )
 def test_constructor_names_a_bad_argument_and_its_value(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"`{name}` must be .*, got {value}"):
-        MadeUpDataModule(**{name: value})
+        MadeUpDataModule(**{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -130,8 +130,10 @@ def test_training_rows_come_first_in_the_order_of_the_files(made_up: Path) -> No
     assert data.arrays.num_train == TRAIN
 
 
-def test_whole_files_are_accepted(files: Path) -> None:
+def test_whole_files_are_accepted_and_left_as_they_are(files: Path) -> None:
+    before = {path.name: path.read_bytes() for path in files.iterdir()}
     CIFAR100DataModule(str(files.parent)).prepare_data()
+    assert {path.name: path.read_bytes() for path in files.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -80,7 +80,7 @@ Form = Callable[[Path], Path]
 
 def module(root: Path, cache: str = "cache", **kwargs: Any) -> TinyImageNetDataModule:
     """On the made-up set, with its cache beside the data folder."""
-    arguments = {"check_zip": False, "cache_dir": str(root.parent.parent / cache)} | kwargs
+    arguments: dict[str, Any] = {"check_zip": False, "cache_dir": str(root.parent.parent / cache)} | kwargs
     return TinyImageNetDataModule(str(root.parent), **arguments)
 
 

@@ -130,7 +130,7 @@ REASONS = {
 def test_forged_zips_are_refused(box: Box, folder: Path, name: str) -> None:
     path = pack(folder)
     with ZipFile(path, "a") as archive:
-        archive._didModify = True  # the directory is written again, whether a member was added or not
+        archive._didModify = True  # type: ignore[attr-defined]  # the directory is written again, whether a member was added or not
         ZIPS[name]()(archive)
     refused(box, folder, REASONS[name])
 

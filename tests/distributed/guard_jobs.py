@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -15,7 +15,8 @@ from certvae import VAE
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, CertificateLostError
 from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.models.vae import TrainingDivergedError
-from tests.distributed.jobs import Result, rank, spread, teacher, trained
+from tests.distributed.jobs import Result, spread, teacher, trained
+from tests.distributed.sets import rank
 from tests.plain_vae import plain_loader
 from tests.runs import SHAPE
 
@@ -75,7 +76,7 @@ def own_vae(folder: Path, world: int, diverges: bool) -> Result:
     model = OwnVAE(*networks, teacher(), alignment_weight=2.0, observation_std=0.5).double()
     model.diverges = diverges
     run = spread(folder, world, max_epochs=3)
-    sampler: Any = DistributedSampler(range(96), world, rank(), shuffle=False)
+    sampler: Any = DistributedSampler(cast(Any, range(96)), world, rank(), shuffle=False)
     try:
         run.fit(model, plain_loader(96, 32 // world, sampler=sampler), plain_loader(96, 32 // world))
     except TrainingDivergedError as error:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pytorch_lightning import Callback, Trainer
@@ -250,7 +250,7 @@ def trained(folder: Path, world: int, callbacks: list[Callback], accumulate: int
     options = {"accumulate_grad_batches": accumulate, "max_epochs": 4, "callbacks": callbacks, **arguments}
     run = spread(folder, world, **options)
     # Lightning's own sampler would shuffle training rows on several processes, and not on one.
-    sampler: Any = DistributedSampler(range(96), world, rank(), shuffle=False)
+    sampler: Any = DistributedSampler(cast(Any, range(96)), world, rank(), shuffle=False)
     run.fit(model, plain_loader(96, 32 // world // accumulate, sampler=sampler), plain_loader(96, 32 // world))
     return {
         "weights": {name: value.flatten().tolist() for name, value in model.state_dict().items()},

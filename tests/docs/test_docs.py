@@ -22,6 +22,7 @@ TRAINED = {"tutorial.md": 0.2}  # slack of numbers that come from training
 run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "blocks"), [("tutorial.md", 11), ("mathematics.md", 5), ("limits.md", 1), ("python.md", 8)]
 )
@@ -61,6 +62,7 @@ FITS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", FITS, ids=" ".join)
 def test_every_fit_that_a_page_names_is_understood(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -140,6 +142,7 @@ def test_the_plugin_margin_is_below_the_margin_by_what_the_page_says() -> None:
     assert price == pytest.approx(most / 2, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is not installed: pip install .[docs]")
 def test_the_documentation_is_built_without_a_warning_and_needs_no_script_for_formulas(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees")]

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     digits_teacher().save("teacher.safetensors")
@@ -31,6 +32,7 @@ def test_every_link_points_to_a_file() -> None:
             assert (ROOT / target).exists(), target
 
 
+@pytest.mark.slow
 def test_the_table_of_keys_is_what_a_run_logs(tmp_path: Path) -> None:
     rows = re.findall(r"^\| (`(?:certificate|probe|diagnostics)/.*?`) \|", README, flags=re.MULTILINE)
     told = {key for row in rows for key in re.findall(r"`([\w/]+)`", row)}
@@ -41,6 +43,7 @@ def test_the_table_of_keys_is_what_a_run_logs(tmp_path: Path) -> None:
     assert {f"certificate/{name}" for name in LOGGED} <= told
 
 
+@pytest.mark.slow
 def test_the_plain_pytorch_example_is_certified() -> None:
     script = ROOT / "experiments" / "examples" / "plain_pytorch.py"
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)

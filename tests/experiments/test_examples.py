@@ -10,6 +10,8 @@ import pytest
 
 from certvae import Certificate, Status
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "experiments" / "examples"
 

@@ -23,6 +23,8 @@ from experiments.stress import study as stress_study
 from experiments.study import Study, study_parser
 from experiments.view import study as view_study
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = ["--quick", "--max_epochs", "12"]
 
 

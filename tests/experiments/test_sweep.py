@@ -12,6 +12,8 @@ from certvae.monitoring.loggers import LOGGED
 from tests.runs import digits_teacher
 from tests.wandb_file import finished, offline, run_files  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SWEEP = ROOT / "experiments" / "sweep.yaml"
 

@@ -20,6 +20,8 @@ from experiments.view.views import KINDS, ViewEncoder, Views, view, view_numbers
 from tests.conftest import random_probs
 from tests.runs import SHAPE, digits_teacher
 
+pytestmark = pytest.mark.slow
+
 PRICES = [10 ** (-number / 2) for number in range(-2, 7)]
 
 

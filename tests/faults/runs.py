@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Report(Callback):
             generator(self.seed + trainer.global_rank)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured = next(item for item in trainer.callbacks if isinstance(item, CertificateCallback))
+        measured = next(item for item in cast(Any, trainer).callbacks if isinstance(item, CertificateCallback))
         if trainer.is_global_zero and measured.certificate is not None:
             result = {
                 "certificate": measured.certificate.to_dict(),

@@ -152,25 +152,27 @@ def lines(*contents: str | bytes) -> Write:
     return lambda path: path.write_bytes(b"\n".join(parts))
 
 
-HISTORIES: dict[str, Write] = {
-    name: lines(content)
-    for name, content in {
-        "words": "all is well",
-        "number": "5",
-        "list": "[]",
-        "empty object": "{}",
-        "deep line": '{"a":' * 10**6,
-        "deep and whole line": '{"a":' * 500 + "1" + "}" * 500,
-        "key twice": '{"schema": 1, "schema": 1}',
-        "NaN": '{"schema": NaN}',
-        "no UTF-8": b'{"\xff": 1}',
-        "margin is text": json.dumps({**certificate().to_dict(), "margin": "1"}),
-        "rows are a truth value": json.dumps({**certificate().to_dict(), "num_samples": True}),
-        "no look": json.dumps({**certificate().to_dict(), "provenance": {}}),
-        "look is text": json.dumps({**certificate().to_dict(), "provenance": {"look": "1"}}),
-        "look is a truth value": json.dumps({**certificate().to_dict(), "provenance": {"look": True}}),
-    }.items()
-} | {"one byte": SCRAPS["one byte"], "noise": SCRAPS["noise"], "large": sparse(HISTORY_LIMIT + 1)}
+LINES: dict[str, str | bytes] = {
+    "words": "all is well",
+    "number": "5",
+    "list": "[]",
+    "empty object": "{}",
+    "deep line": '{"a":' * 10**6,
+    "deep and whole line": '{"a":' * 500 + "1" + "}" * 500,
+    "key twice": '{"schema": 1, "schema": 1}',
+    "NaN": '{"schema": NaN}',
+    "no UTF-8": b'{"\xff": 1}',
+    "margin is text": json.dumps({**certificate().to_dict(), "margin": "1"}),
+    "rows are a truth value": json.dumps({**certificate().to_dict(), "num_samples": True}),
+    "no look": json.dumps({**certificate().to_dict(), "provenance": {}}),
+    "look is text": json.dumps({**certificate().to_dict(), "provenance": {"look": "1"}}),
+    "look is a truth value": json.dumps({**certificate().to_dict(), "provenance": {"look": True}}),
+}
+HISTORIES: dict[str, Write] = {name: lines(content) for name, content in LINES.items()} | {
+    "one byte": SCRAPS["one byte"],
+    "noise": SCRAPS["noise"],
+    "large": sparse(HISTORY_LIMIT + 1),
+}
 
 
 @pytest.mark.parametrize("name", [*HISTORIES, *NO_FILES])

@@ -51,7 +51,8 @@ def repacked(change: Callable[[ZipFile], Any] = lambda _: None, **members: Any) 
 
 
 def with_pickle(pickled: bytes) -> bytes:
-    return repacked(**{"data.pkl": b"\x80\x02" + pickled})
+    members: dict[str, Any] = {"data.pkl": b"\x80\x02" + pickled}
+    return repacked(**members)
 
 
 def listed(**changes: Any) -> Callable[[ZipFile], None]:

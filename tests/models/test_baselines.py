@@ -1,6 +1,7 @@
 """Every baseline is a small change to one base, with the same raw witness and no alignment, and it trains."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +17,8 @@ from certvae.models.priors import VampPrior
 from certvae.models.schedules import CyclicalSchedule, LinearSchedule
 from experiments.baselines import study as STUDY
 from tests.runs import digits_teacher
+
+pytestmark = pytest.mark.slow
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "baselines"
 PROPERTIES = {
@@ -68,6 +71,10 @@ def parsed(*configs: Path) -> LightningCLI:
     return run_lightning([*options, "--model.init_args.teacher=null"], run=False)
 
 
+def kinds_of_callbacks(cli: Any) -> list[type]:
+    return [type(item) for item in cli.trainer.callbacks]
+
+
 @pytest.mark.parametrize("name", STUDY.BASELINES)
 def test_two_configs_on_the_command_line_are_what_the_study_composes(name: str, tmp_path: Path) -> None:
     composed = write_atomic(tmp_path / "run.yaml", yaml.safe_dump(STUDY.compose(name, quick=False)))
@@ -75,7 +82,7 @@ def test_two_configs_on_the_command_line_are_what_the_study_composes(name: str, 
     assert PROPERTIES[name](one)
     first, second = (cli.parser.dump(cli.config, skip_none=False) for cli in (one, other))
     assert first.split("model:")[1] == second.split("model:")[1]
-    assert [type(item) for item in one.trainer.callbacks] == [type(item) for item in other.trainer.callbacks]
+    assert kinds_of_callbacks(one) == kinds_of_callbacks(other)
 
 
 @pytest.mark.parametrize("quick", [False, True])

@@ -21,7 +21,7 @@ def terms(seed: int = 0, rows: int = 6, dim: int = 3, progress: float = 0.0, **c
     posterior = Posterior(*torch.randn(2, rows, dim, generator=generator, dtype=torch.float64))
     distortion = torch.rand(rows, generator=generator, dtype=torch.float64)
     latents = posterior.sample(torch.randn(rows, dim, generator=generator, dtype=torch.float64))
-    values = {
+    values: dict[str, Any] = {
         "distortion": distortion,
         "kl": posterior.kl_to_standard_normal(),
         "posterior": posterior,

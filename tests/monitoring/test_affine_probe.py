@@ -86,9 +86,15 @@ def test_rows_that_have_diverged_teach_nothing() -> None:
 
 def contribution(probe: AffineProbe, codes: Tensor, probs: Tensor) -> Tensor:
     """What a process with these rows hands in to be added up."""
-    parts, copied = [], AffineProbe()
+    parts: list[Tensor] = []
+    copied = AffineProbe()
+
+    def keep(values: Tensor) -> Tensor:
+        parts.append(values)
+        return values
+
     copied.load(probe.state(), torch.device("cpu"))
-    copied.fit(codes, probs, lambda values: parts.append(values) or values)
+    copied.fit(codes, probs, keep)
     return parts[0]
 
 
@@ -96,8 +102,12 @@ def test_two_processes_that_add_their_gradients_up_fit_what_one_fits() -> None:
     codes, probs = problem(200)
     one, other = fitted(codes, probs, epochs=1, batch=20), AffineProbe()
     for rows in torch.randperm(200, generator=torch.Generator().manual_seed(0)).split(20):
-        total = sum(contribution(other, codes[half], probs[half]) for half in rows.chunk(2))
-        other.fit(codes[rows], probs[rows], lambda _, total=total: total)
+        total = torch.stack([contribution(other, codes[half], probs[half]) for half in rows.chunk(2)]).sum(dim=0)
+
+        def add_up(_: Tensor, total: Tensor = total) -> Tensor:
+            return total
+
+        other.fit(codes[rows], probs[rows], add_up)
     assert torch.allclose(one(codes), other(codes), atol=1e-9)
 
 

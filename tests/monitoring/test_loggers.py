@@ -3,7 +3,7 @@
 import csv
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
@@ -13,14 +13,16 @@ from certvae.monitoring.loggers import LOGGED
 from tests.logged import run
 from tests.wandb_file import finished, offline, run_files  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 
 def test_several_loggers_get_the_same_scalars(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     loggers = [WandbLogger(save_dir=tmp_path), TensorBoardLogger(tmp_path, "tb"), CSVLogger(tmp_path, "csv")]
     run(tmp_path, loggers)
     (file,) = run_files(tmp_path)
-    board = tensorboard(Path(loggers[1].log_dir))
-    with open(Path(loggers[2].log_dir) / "metrics.csv") as table:
+    board = tensorboard(Path(str(loggers[1].log_dir)))
+    with open(Path(str(loggers[2].log_dir)) / "metrics.csv") as table:
         rows = [row for row in csv.DictReader(table) if row["certificate/margin"]]
     for key in (f"certificate/{name}" for name in LOGGED):
         expected = [value for _, value in file.column(key)]
@@ -71,5 +73,8 @@ def test_a_run_needs_no_wandb(tmp_path: Path, logger: bool, monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "wandb", None)  # `import wandb` raises
     runner = run(tmp_path, [CSVLogger(tmp_path)] if logger else False)
     assert float(runner.callback_metrics["certificate/certified"]) == 1.0
-    assert [type(item).__name__ for item in runner.callbacks] == ["CertificateCallback", "ReconstructionImages"]
+    assert [type(item).__name__ for item in cast(Any, runner).callbacks] == [
+        "CertificateCallback",
+        "ReconstructionImages",
+    ]
     monkeypatch.undo()

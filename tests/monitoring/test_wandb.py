@@ -21,6 +21,8 @@ from tests.logged import Collapse, data, run
 from tests.runs import digits_teacher, small_vae, trainer
 from tests.wandb_file import RunFile, finished, offline, run_files  # noqa: F401
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -21,7 +21,7 @@ INDEX = torch.arange(90)
 class Fields(NamedTuple):
     label: Tensor
     pixels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
 
 
 class Unnumbered(NamedTuple):
@@ -81,7 +81,8 @@ def test_an_input_that_is_no_tensor_is_refused() -> None:
 
 def test_only_whole_numbers_one_for_each_row_are_an_index() -> None:
     x, numbers = torch.rand(4, 2), torch.arange(4)
-    for batch in ((x, numbers, numbers), [x, numbers, numbers], {"x": x, "index": numbers}):
+    numbered: list[Any] = [(x, numbers, numbers), [x, numbers, numbers], {"x": x, "index": numbers}]
+    for batch in numbered:
         assert index_of(batch) is numbers
     mask, tokens = torch.ones(4, dtype=torch.bool), torch.zeros(4, 7, dtype=torch.int64)
     for batch in (x, (x,), (x, numbers), (x, x, x), (x, x, mask), (x, x, tokens), {"x": x}, Unnumbered(x, x, numbers)):

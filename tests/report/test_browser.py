@@ -6,6 +6,8 @@ import pytest
 
 from tests.report.browser import Page, browser
 
+pytestmark = pytest.mark.slow
+
 SIZES = """
 [...document.querySelectorAll("figure svg, figure img")].map(shown => {
   const box = shown.getBoundingClientRect();

@@ -8,6 +8,8 @@ from certvae.cli import main
 from certvae.report.figures import FORMATS, margin_chart
 from certvae.report.runs import read_run
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"margin", "alignment", "path", "channel", "use"}
 
 

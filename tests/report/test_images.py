@@ -15,6 +15,8 @@ from certvae.report.runs import read_run
 from tests.plain_vae import ForeignVAE
 from tests.runs import digits_teacher, small_vae
 
+pytestmark = pytest.mark.slow
+
 
 def pixels(picture: Picture) -> np.ndarray:
     content = base64.b64decode(picture.uri.removeprefix("data:image/png;base64,"))

@@ -24,6 +24,8 @@ from certvae.datamodules.arrays import ImageArrays
 from certvae.report.wording import number
 from tests.report.html_tree import Elements, elements
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>\" onload='alert(2)' & $\\frac$ javascript:alert(3)"
 
 
@@ -102,7 +104,8 @@ def test_names_and_values_that_no_page_can_hold_are_shown_with_a_sign(demo: Path
 def test_the_most_extreme_numbers_that_a_file_may_hold_are_drawn(demo: Path) -> None:
     place = demo / "seed0" / "full"
     certificate = Certificate.load(place / "certificate_test.json")
-    for values in ({"alignment_loss": 1e308, "margin": -1e308, "margin_lower": -math.inf}, {"rate": 1e308}):
+    extremes: list[dict[str, Any]] = [{"alignment_loss": 1e308, "margin": -1e308, "margin_lower": -math.inf}]
+    for values in [*extremes, {"rate": 1e308}]:
         changed = replace(certificate, **values, channel_margin=-1e308, provenance={"look": 10**6})
         append_history(place / "certificates_val.jsonl", changed)
         assert len(made(place, options=("--no_images",)).all("svg")) == 5

@@ -20,6 +20,8 @@ from tests.distributed.launch import LaunchError, common, launch
 from tests.distributed.sets import BATCH, KINDS, digits
 from tests.distributed.worker import run_jobs
 
+pytestmark = pytest.mark.slow
+
 LIMIT = 300.0
 TOLERANCE = 1e-10
 Results = dict[str, Any]

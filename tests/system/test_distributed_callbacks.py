@@ -10,6 +10,8 @@ import pytest
 from tests.distributed.callback_jobs import ROWS
 from tests.distributed.launch import alone, common, launch
 
+pytestmark = pytest.mark.slow
+
 JOBS = "tests.distributed.callback_jobs"
 LIMIT = 200.0
 TOLERANCE = 1e-9

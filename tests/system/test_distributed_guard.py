@@ -11,6 +11,8 @@ from torch import tensor
 
 from tests.distributed.launch import alone, common, launch
 
+pytestmark = pytest.mark.slow
+
 JOBS = "tests.distributed.guard_jobs"
 LIMIT = 240.0
 TOLERANCE = 1e-9

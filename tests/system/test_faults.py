@@ -9,6 +9,8 @@ import pytest
 
 from tests.faults.faults import FAULTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str | bool]]:

@@ -8,6 +8,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Context, Decimal, localcontext
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from certvae.theory.sums import CertificateSums
 from tests.conftest import random_logits, random_probs
 from tests.fuzz_cases import CASES
 from tests.unusual_inputs import logits, outcome, probabilities, shapes
+
+pytestmark = pytest.mark.slow
 
 EXAMPLES = 80
 NATS = 1e-9
@@ -45,7 +48,7 @@ def test_every_call_ends_in_a_sound_result_or_an_error_that_names_the_argument(n
     @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.data())
     def attempt(data: st.DataObject) -> None:
-        call, check = CASES[name](data.draw)
+        call, check = CASES[name](cast(Any, data).draw)
         ends[outcome(call, check)] += 1
 
     attempt()
@@ -57,8 +60,8 @@ def test_every_call_ends_in_a_sound_result_or_an_error_that_names_the_argument(n
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_saved_certificate_is_loaded_unchanged(data: st.DataObject) -> None:
-    probs = probabilities(data.draw, *data.draw(shapes().filter(lambda shape: shape[0] > 0)))
-    certificate = certify(probs, logits(data.draw, probs), rate=torch.rand(len(probs)))
+    probs = probabilities(cast(Any, data).draw, *data.draw(shapes().filter(lambda shape: shape[0] > 0)))
+    certificate = certify(probs, logits(cast(Any, data).draw, probs), rate=torch.rand(len(probs)))
     with tempfile.TemporaryDirectory() as folder:
         assert Certificate.load(certificate.save(f"{folder}/c.json")) == certificate
 
@@ -73,7 +76,8 @@ def exact(teacher: Tensor, witness: Tensor) -> dict[str, float]:
         probs = [[value / sum(row) for value in row] for row in rows]
         log_witness = [exact_log_softmax([Decimal(value) for value in row]) for row in witness.tolist()]
         answers = [[value.exp() for value in row] for row in log_witness]
-        cross = sum(t * s for row, logs in zip(probs, log_witness, strict=True) for t, s in zip(row, logs, strict=True))
+        rows_of_both = zip(probs, log_witness, strict=True)
+        cross = sum((t * s for row, logs in rows_of_both for t, s in zip(row, logs, strict=True)), Decimal(0))
         margin = exact_entropy(exact_mean(probs)) + cross / len(rows)
         return {
             "teacher_information": float(exact_spread(probs)),
@@ -107,8 +111,8 @@ def test_numbers_are_exact_to_1e_9_nats_for_extreme_probabilities(
     data: st.DataObject, rows: int, components: int, split: bool
 ) -> None:
     """One-hot, 1e-300, near-uniform and sharp rows; relative where log-probabilities reach 1e40."""
-    teacher = probabilities(data.draw, rows, components)
-    witness = logits(data.draw, teacher)
+    teacher = probabilities(cast(Any, data).draw, rows, components)
+    witness = logits(cast(Any, data).draw, teacher)
     metric = CertificateMetric(components)
     for part, answers in zip(teacher.split(1 if split else rows), witness.split(1 if split else rows), strict=True):
         metric.update(part, answers)
@@ -184,7 +188,7 @@ def test_the_unit_of_the_weights_does_not_matter(unit: float, method: str) -> No
     """Two rows are two rows, and not 1.9999999999999998 of them."""
     teacher = 0.9 * random_probs(2, 3, seed=0) + 0.1 / 3
     weights = torch.full((2,), unit, dtype=torch.float64)
-    arguments = {"method": method, "teacher_floor": 0.1, "safety_margin": 0.0}
+    arguments: dict[str, Any] = {"method": method, "teacher_floor": 0.1, "safety_margin": 0.0}
     plain, weighted = (certify(teacher, teacher.log(), weights=given, **arguments) for given in (None, weights))
     assert weighted.margin_lower == pytest.approx(plain.margin_lower, rel=1e-12)
 

@@ -17,6 +17,8 @@ from certvae.teachers import LabelTeacher, NetworkTeacher, TargetTable, Teacher,
 from tests.plain_vae import ForeignVAE, measured
 from tests.runs import digits_teacher, trainer
 
+pytestmark = pytest.mark.slow
+
 ROWS = 600
 DATA = DigitsDataModule().arrays
 PIXELS, LABELS = torch.from_numpy(DATA.images[:ROWS]).float() / 255, torch.from_numpy(DATA.labels[:ROWS]).long()

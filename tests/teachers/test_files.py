@@ -173,4 +173,4 @@ def test_bad_cards_are_refused() -> None:
         ({"num_components": 3, "floor": 1.0}, "`floor` must be at least 0 and below 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            TeacherCard(**arguments)  # type: ignore[arg-type]
+            TeacherCard(**arguments)

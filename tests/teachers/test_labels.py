@@ -133,6 +133,6 @@ def test_bad_settings_are_refused() -> None:
         ({"num_classes": 3, "smoothing": 1.0}, "must be at least 0 and below 1"),
     ):
         with pytest.raises(ValueError, match=message):
-            LabelTeacher(**arguments)  # type: ignore[arg-type]
+            LabelTeacher(**arguments)
     with pytest.raises(ValueError, match="has no tensors but its average"):
         LabelTeacher.from_tensors(LabelTeacher(3).card, None, {"targets": torch.zeros(1)})

@@ -227,7 +227,7 @@ def refused(
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_files_that_are_altered_here_are_good(tmp_path: Path, kind: str) -> None:
     (tmp_path / "teacher.safetensors").write_bytes(changed(kind))
-    parts = {"network": flatten()} if kind == "network" else {}
+    parts: dict[str, Any] = {"network": flatten()} if kind == "network" else {}
     assert load_teacher(tmp_path / "teacher.safetensors", **parts).card.num_components == K
 
 
@@ -257,7 +257,7 @@ def test_absurd_cards_are_refused(box: Box, name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", TENSORS)
 def test_tensors_that_are_no_teacher_are_refused(box: Box, name: str) -> None:
-    parts = {"network": flatten()} if b"network" in TENSORS[name] else {}
+    parts: dict[str, Any] = {"network": flatten()} if b"network" in TENSORS[name] else {}
     refused(box, lambda path: path.write_bytes(TENSORS[name]), name, **parts)
 
 

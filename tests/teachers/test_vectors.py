@@ -20,6 +20,8 @@ from tests.plain_vae import ForeignVAE, measured
 from tests.runs import trainer
 from tests.teachers.test_laws import streams
 
+pytestmark = pytest.mark.slow
+
 GENES, ROWS, TRAIN = 64, 500, 400
 
 
@@ -48,11 +50,11 @@ def min_max() -> Tensor:
     return (rows - low) / (high - low)
 
 
-def search(folder: Path, *loaders: Any, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
+def search(folder: Path, train: Any = None, val: Any = None, datamodule: Any = None, **arguments: Any) -> TeacherSearch:
     settings: dict[str, Any] = {"components": (4,), "temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8}
     settings |= {"pca_passes": 2, "em_iterations": 8, "seed": 0, "output_dir": str(folder)}
     module = TeacherSearch(**settings, **arguments)
-    trainer(folder, max_epochs=-1).fit(module, *loaders, datamodule=datamodule)
+    trainer(folder, max_epochs=-1).fit(module, train, val, datamodule)
     return module
 
 
@@ -143,7 +145,7 @@ def test_a_search_leaves_the_random_state_as_it_was(tmp_path: Path) -> None:
         return batch[0]
 
     rows = [(row,) for row in standardized()]
-    train = DataLoader(rows[:TRAIN], batch_size=64, shuffle=True)  # type: ignore[arg-type]
+    train: DataLoader[Any] = DataLoader(rows[:TRAIN], batch_size=64, shuffle=True)  # type: ignore[arg-type]
     options: dict[str, Any] = {"temperatures": (1.0, 8.0), "initializations": 1, "pca_dim": 8, "pca_passes": 2}
     module = TeacherSearch((4,), **options, em_iterations=2, output_dir=str(tmp_path), images=genes)
     before = streams()

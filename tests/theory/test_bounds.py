@@ -299,9 +299,8 @@ def test_an_unknown_method_is_rejected() -> None:
 def test_a_rigorous_method_needs_both_floors(method: str, teacher_floor: float, witness_floor: float) -> None:
     with pytest.raises(ValueError, match=f"`method='{method}'` needs bounded log-probabilities"):
         BOUNDS[method].check(teacher_floor, witness_floor)
-    floors = {"teacher_floor": teacher_floor, "witness_floor": witness_floor}
     with pytest.raises(ValueError, match="`(teacher|witness)_floor` must be above 0"):
-        BOUNDS[method].lower(Evidence(0.1, 0.1, 100, 10, **floors), 0.05)
+        BOUNDS[method].lower(Evidence(0.1, 0.1, 100, 10, teacher_floor, witness_floor), 0.05)
 
 
 @pytest.mark.parametrize("method", ["plugin", "normal"])

@@ -52,6 +52,7 @@ def test_a_large_constant_witness_gets_exactly_one() -> None:
     assert permutation_p_value(teacher, constant, 20, seeded(0)) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_sampled_value_approaches_the_enumeration_of_all_pairings(seed: int) -> None:
     """720 pairings of 6 rows; five standard errors of 20,000 draws."""
@@ -71,6 +72,7 @@ def test_tied_rows_count_as_at_least() -> None:
     assert sampled == pytest.approx(1 / 20, abs=0.008)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.01, 1.0])
 def test_p_values_of_an_independent_witness_are_super_uniform(scale: float) -> None:
     """P(p <= alpha) <= alpha, up to four standard errors of 3,000 data sets; also not far below."""

@@ -21,6 +21,8 @@ from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, c
 from tests.runs import trainer
 from tests.teachers.test_mixture import digits
 
+pytestmark = pytest.mark.slow
+
 
 def streamed(rows: np.ndarray, target: Any, batch: int) -> None:
     for part in torch.as_tensor(rows, dtype=torch.float64).split(batch):

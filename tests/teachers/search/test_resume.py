@@ -19,6 +19,8 @@ from certvae.theory.row_sample import RowSample
 from tests.commands.test_cli import SHORT_SEARCH, WIDE_CRITERIA, shipped
 from tests.runs import digits_teacher, small_vae, trainer
 
+pytestmark = pytest.mark.slow
+
 PASSES = 2 + 1 + 3 + 1
 
 
