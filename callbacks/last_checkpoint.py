@@ -19,7 +19,7 @@ from certvae.io.random_state import random_state, set_random_state
 
 __all__ = ["CheckpointError", "LastCheckpoint", "is_whole"]
 
-_STATE = "certvae.io.random_state"
+_STATE = "certvae.random_state"
 
 
 class CheckpointError(RuntimeError):

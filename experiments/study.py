@@ -31,7 +31,7 @@ __all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
 PLACES = ("data_dir", "output_dir", "results", "strict")
-OPTIONS = CertifyOptions(permutations=0)
+OPTIONS = CertifyOptions(permutations=0, method="normal")
 Measure = Callable[[LightningCLI], dict[str, Any]]
 
 

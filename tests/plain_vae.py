@@ -82,7 +82,7 @@ def expected(model: Any, loader: Iterable[Any] | None = None, teacher: Any = Non
     inputs = torch.cat([batch[0] for batch in loader or plain_loader()])
     codes = model.encoder.body(model.images([inputs]))[:, :6]
     witness = getattr(model, "witness", None) or teacher.witness(6)
-    return certify(teacher(inputs), witness(codes))
+    return certify(teacher(inputs), witness(codes), teacher_floor=teacher.card.floor)
 
 
 def watch(**arguments: Any) -> CertificateCallback:

@@ -15,7 +15,7 @@ from certvae.io.untrusted import parse_json, read_limited
 
 __all__ = ["Certificate", "Status", "check_fields", "digest"]
 
-SCHEMA = "certvae.certificate.certificate/1"
+SCHEMA = "certvae.certificate/1"
 CERTIFICATE_LIMIT = 2**22  # bytes; 100,000 components in the calibration's prior fit in
 
 

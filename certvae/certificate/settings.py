@@ -9,7 +9,7 @@ from certvae.theory.bounds import Bound, find_bound, spending
 
 __all__ = ["DEFAULT_RIGOROUS", "CertificateSettings"]
 
-DEFAULT_RIGOROUS = "normal"
+DEFAULT_RIGOROUS = "betting"
 
 
 @dataclass(frozen=True)

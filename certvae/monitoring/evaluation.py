@@ -131,10 +131,8 @@ class Evaluation:
         if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
             leaks = ["found on another process"]
         certificate = judge(self.metric.compute(), partial=partial, leaks=leaks)
-        certificate.provenance |= {
-            "teacher_drift": drift,
-            **_attendance(trainer.strategy.reduce(counts, reduce_op="sum")),
-        }
+        counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        certificate.provenance |= {"teacher_drift": drift, **(_attendance(counts) if partial else {})}
         return certificate
 
     @isolate_rng()
@@ -143,7 +141,7 @@ class Evaluation:
 
     def _teacher_average(self, trainer: Trainer) -> tuple[float, Tensor]:
         """Rows of all processes, and the teacher's average over them."""
-        own = self.metric.sums().moments[0, : self.metric.num_components + 1]
+        own = self.metric.sums().moments[0, : self.metric.num_components + 1].clone()  # it is reduced in place
         totals = trainer.strategy.reduce(own, reduce_op="sum").cpu()
         if totals[0] == 0:
             raise ValueError(

@@ -41,7 +41,11 @@ def test_numbers_are_the_one_shot_certificate_of_the_validation_rows(tmp_path: P
         draws = [model.witness(posterior.sample(noise[:, draw])) for draw in range(3)]
         rate = posterior.kl_to_standard_normal().sum(dim=1)
         expected = certify(
-            model.teacher(images), model.witness(posterior.mean), channel_logits=torch.stack(draws), rate=rate
+            model.teacher(images),
+            model.witness(posterior.mean),
+            teacher_floor=model.teacher.card.floor,
+            channel_logits=torch.stack(draws),
+            rate=rate,
         )
     for name in LOGGED:
         logged = runner.callback_metrics[f"certificate/{name}"]

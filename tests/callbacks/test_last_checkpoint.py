@@ -140,7 +140,7 @@ def test_what_is_taken_to_be_whole_loads_as_it_was_saved(tmp_path: Path) -> None
 def test_another_number_of_processes_warns_and_goes_on(tmp_path: Path) -> None:
     fit(tmp_path, 1)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    checkpoint["certvae.io.random_state"] *= 2
+    checkpoint["certvae.random_state"] *= 2
     torch.save(checkpoint, tmp_path / "last.ckpt")
     with pytest.warns(UserWarning, match="streams of 2 processes, and 1 go on"):
         assert fit(tmp_path, 2, "last")[1].current_epoch == 2

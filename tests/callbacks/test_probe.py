@@ -105,7 +105,7 @@ def test_a_foreign_module_is_probed_batch_by_batch_and_scored_on_validation_rows
     (inputs,) = (torch.cat(column) for column in zip(*((batch[0],) for batch in plain_loader()), strict=True))
     with torch.no_grad():
         codes = model.encoder.body(model.images([inputs]))[:, :6].detach()
-        expected = certify(digits_teacher()(inputs), probe._probe(codes))
+        expected = certify(digits_teacher()(inputs), probe._probe(codes), teacher_floor=0.01)
     tolerance = 0.02 if "bf16" in str(arguments) else 1e-6
     for name in ("alignment_loss", "margin", "margin_lower"):
         assert float(runner.callback_metrics[f"probe/{name}"]) == pytest.approx(getattr(expected, name), abs=tolerance)

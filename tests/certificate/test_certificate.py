@@ -157,7 +157,7 @@ def test_print_tells_verdict_numbers_and_limits() -> None:
         ({"confidence": 0.0}, "`confidence` must be between 0 and 1"),
         ({"safety_margin": -0.1}, "`safety_margin` must be at least 0"),
         ({"safety_margin": float("nan")}, "`safety_margin` must be at least 0"),
-        ({"method": "magic"}, "`method` must be one of bernstein, hoeffding, normal, plugin"),
+        ({"method": "magic"}, "`method` must be one of bernstein, betting, hoeffding, normal, plugin"),
         ({"method": "bernstein"}, "`teacher_floor` and `witness_floor` must be above 0"),
         ({"witness_floor": 1.0}, "`witness_floor` must be at least 0 and below 1"),
         ({"weights": torch.zeros(300)}, "at least one row with positive weight"),

@@ -67,7 +67,13 @@ def fitted(folder: Path, world: int, rows: int) -> Result:
     spread(folder, world, callback, max_epochs=2).fit(model, datamodule=DigitsDataModule(BATCH, subset=rows))
     if rank() == 0:
         torch.save(model.state_dict(), folder / "weights.pt")
-    return {"certificate": fields(callback), "weights": str(folder / "weights.pt"), **callback.state_dict()}
+    return {"certificate": fields(callback), "weights": str(folder / "weights.pt"), **history(callback)}
+
+
+def history(callback: CertificateCallback) -> Result:
+    """What a callback keeps of a fit."""
+    found = {"best_margin": callback.best_margin, "first_certified_epoch": callback.first_certified_epoch}
+    return {**callback.state_dict(), **found}
 
 
 def loaded(folder: Path, world: int, kind: str, rows: int) -> Result | None:
@@ -149,7 +155,7 @@ def watched(folder: Path, world: int) -> Result:
     run.fit(vae(alignment_weight=200.0, learning_rate=3e-3), datamodule=DigitsDataModule())
     return {
         "certificate": fields(callback),
-        **callback.state_dict(),
+        **history(callback),
         "epochs": run.current_epoch,
         "stopped": stopping.stopped_epoch,
         "best_path": best.best_model_path,

@@ -22,6 +22,7 @@ stands in :data:`BOUNDS` by its name.
 
 from certvae.theory.bounds.base import BOUNDS, Bound, Evidence, find_bound, register, score_range
 from certvae.theory.bounds.bernstein import bernstein_bound
+from certvae.theory.bounds.betting import Betting
 from certvae.theory.bounds.hoeffding import hoeffding_bound
 from certvae.theory.bounds.normal import normal_bound
 from certvae.theory.bounds.plugin import plugin_bound
@@ -29,6 +30,7 @@ from certvae.theory.bounds.spending import spending
 
 __all__ = [
     "BOUNDS",
+    "Betting",
     "Bound",
     "Evidence",
     "bernstein_bound",
