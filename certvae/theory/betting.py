@@ -1,0 +1,359 @@
+r"""Lower confidence bound on the population's margin by betting, for an average teacher that nobody knows.
+
+Notation: independent rows :math:`i = 1..n` with scores :math:`a_i = \sum_k T_{ik} \log S_{ik}`; average teacher
+:math:`\bar T` of the population, :math:`\hat T` of the sample. For any ``q`` on the simplex with
+:math:`q_k \ge \epsilon_T / K` let
+
+.. math:: g_i(q) = a_i - \sum_k T_{ik} \log q_k, \qquad K_n(m, q) = \prod_i (1 + \lambda_i(m) (g_i(q) - m)).
+
+The bet :math:`\lambda_i(m) \ge 0` uses the rows before ``i`` only. So at the true margin and average
+:math:`K_n(M, \bar T)` is the last value of a nonnegative martingale that starts at 1, and is at least
+:math:`1/\alpha` with probability at most :math:`\alpha`. The bound excludes every ``m`` with
+:math:`\min_q K_n(m, q) \ge 1/\alpha`. No union bound over ``q`` is needed: only the true one has to behave. Complete
+proof: the page *Mathematics*.
+
+:func:`bet_schedule` chooses the bets, which decide how wide the bound is and never whether it holds.
+:class:`WealthFloor` bounds :math:`\min_q \log K_n(m, q)` from below. :func:`betting` finds the bound.
+
+Sources: Waudby-Smith and Ramdas, 2023, https://arxiv.org/abs/2010.09686 (bounds by betting); Browne, 1999, *Reaching
+goals by a deadline*, Advances in Applied Probability 31 (the bet); Voracek and Orabona, 2025,
+https://arxiv.org/abs/2505.22422 (a goal and a deadline, for bounds). What is said of an unknown average is ours.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+__all__ = ["BetSchedule", "WealthFloor", "bet_schedule", "betting"]
+
+_CAP = 0.95  # the largest share of the wealth that one row may take
+_FEW = 200  # with fewer rows the bets do not depend on the margin
+_EARLY = 0.3  # share of the rows before the cells are laid
+_WARM_UP, _GROWTH = 8, 1.25  # of the early blocks: rows of the first, ratio of their ends
+_LATE_BLOCKS = 64
+_SPACING, _REACH = 0.07, 3.0  # of the cells, in standard errors of all rows and of what the early rows leave open
+_MOST_CELLS = 300
+_CHUNK = 8192  # rows that are summed at once
+
+
+def betting(
+    teacher_probs: Tensor, scores: Tensor, alpha: float, *, teacher_floor: float, witness_floor: float
+) -> float:
+    r"""Rigorous lower bound on the margin, valid at every ``n``, about as wide as the normal one for many rows.
+
+    Assumes independent draws from one population, in an order and number that were fixed before their values were seen.
+    Teacher and witness were fixed before, too, with :math:`T_{ik} \ge \epsilon_T / K` and
+    :math:`S_{ik} \ge \epsilon_S / K`. Another order of the rows gives another bound, as valid. A smaller ``alpha``
+    gives a higher one seldom, but sometimes.
+
+    Args:
+        teacher_probs: :math:`T`, float64, shape ``(n, K)``. Rows sum to 1.
+        scores: :math:`a_i` in nats, float64, shape ``(n,)``. Each may be a mean over draws of the row's code.
+        alpha: allowed error probability, in (0, 1).
+        teacher_floor: :math:`\epsilon_T`, in (0, 1).
+        witness_floor: :math:`\epsilon_S`, in (0, 1).
+
+    Returns:
+        Lower bound in nats, at most the plug-in margin. Too few rows give :math:`\log(\epsilon_S / K)`, less 1e-9: no
+        score is lower, and no margin.
+
+    Raises:
+        ValueError: if a shape or number is out of its range, or a score is below :math:`\log(\epsilon_S / K)`.
+    """
+    lowest = _check(teacher_probs, scores, alpha, teacher_floor, witness_floor)
+    schedule = bet_schedule(teacher_probs, scores, alpha, lowest)
+    wealth = WealthFloor(teacher_probs, scores, teacher_floor, lowest)
+    goal = -math.log(alpha)
+    excluded = min(lowest, wealth.margin)
+    for cell, end in enumerate(schedule.cell_ends.tolist()):
+        bets = schedule.row_bets(cell)
+        if end >= wealth.margin or wealth.at(end, bets) < goal:
+            return _bisect(wealth, bets, goal, excluded, min(end, wealth.margin))
+        excluded = end
+    return _bisect(wealth, bets, goal, excluded, wealth.margin)
+
+
+def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, witness_floor: float) -> float:
+    """The lowest score that the floors allow, less 1e-9 for its rounding, if the arguments are sound."""
+    if teacher.ndim != 2 or scores.shape != teacher.shape[:1] or len(scores) == 0 or teacher.shape[1] < 2:
+        raise ValueError(
+            "`teacher_probs` must have the shape (n, K) and `scores` (n,), with n >= 1 and K >= 2, got "
+            f"{tuple(teacher.shape)} and {tuple(scores.shape)}."
+        )
+    for name, value in (("alpha", alpha), ("teacher_floor", teacher_floor), ("witness_floor", witness_floor)):
+        if not 0 < value < 1:
+            raise ValueError(f"`{name}` must be between 0 and 1, got {value}.")
+    lowest = math.log(witness_floor) - math.log(teacher.shape[1]) - 1e-9
+    if not float(scores.min()) >= lowest:
+        raise ValueError(
+            f"`scores` must be at least log(witness_floor / K) = {lowest:.6g}, got {float(scores.min()):.6g}. Mix the "
+            "floor into the witness before its logarithm is taken."
+        )
+    return lowest
+
+
+def _bisect(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float) -> float:
+    """A margin from ``excluded`` to ``limit`` up to which all are excluded, a thousandth of the width from the largest.
+
+    Both ends are of one cell, in which the wealth falls with the margin.
+    """
+    low, high = excluded, limit
+    while high - low > 1e-3 * (wealth.margin - low) + 1e-9:
+        middle = (low + high) / 2
+        if wealth.at(middle, bets) >= goal:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _capped(bets: Tensor, margins: Tensor, lowest: float) -> Tensor:
+    r"""The bets under :math:`c / (m - \log(\epsilon_S / K))`, so that every factor of the wealth is at least 1 - c."""
+    return torch.minimum(bets, _CAP / (margins - lowest).clamp(min=1e-12))
+
+
+class WealthFloor:
+    r"""A lower bound on :math:`\min_q \log K_n(m, q)` over every ``q`` with :math:`q_k \ge \epsilon_T / K`.
+
+    With :math:`d_k = \log(\hat T_k / q_k)` and the plug-in scores :math:`\hat g_i`,
+    :math:`g_i(q) = \hat g_i + \sum_k T_{ik} d_k`. Let :math:`\psi(x) = \log(1 + x)` for :math:`x \ge -c`, continued
+    below :math:`-c` by its tangent. It is concave. So by Jensen's inequality, for every number :math:`\mu`,
+
+    .. math::
+        \log K_n(m, q) \ge \sum_k \Big[ \underbrace{\sum_i T_{ik}\, \psi(\lambda_i (\hat g_i + d_k - m))}_{A_k(d_k)}
+            + \mu \hat T_k (e^{-d_k} - 1) \Big],
+
+    as the last terms add up to :math:`\mu (\sum_k q_k - 1) = 0`. Each term is a function of one :math:`d_k`. On a cell
+    :math:`[u, v]` the concave :math:`A_k` is at least its chord, of slope ``s``; chord plus convex rest is smallest
+    at :math:`\log(\mu \hat T_k / s)`, moved into the cell. The cells cover every possible :math:`d_k`.
+
+    Args:
+        teacher: :math:`T`, shape ``(n, K)``.
+        scores: :math:`a_i`, shape ``(n,)``.
+        teacher_floor: :math:`\epsilon_T`.
+        lowest: :math:`\log(\epsilon_S / K)`.
+
+    Attributes:
+        margin: the plug-in margin, in nats.
+    """
+
+    def __init__(self, teacher: Tensor, scores: Tensor, teacher_floor: float, lowest: float) -> None:
+        self._teacher = teacher
+        self._lowest = lowest
+        self._mean = teacher.mean(dim=0)
+        self._scores = scores - teacher @ self._mean.log()
+        self.margin = float(self._scores.mean())
+        smallest = float(self._mean.min().log()) - 1e-6
+        largest = float(self._mean.max().log()) + math.log(teacher.shape[1] / teacher_floor) + 1e-6
+        self._points = _points(smallest, largest, 2.5 / math.sqrt(len(scores))).to(teacher)
+
+    def at(self, margin: float, bets: Tensor) -> float:
+        """The bound in nats for one margin, less what rounding may have added.
+
+        Args:
+            margin: ``m`` in nats, above the lowest score.
+            bets: one for each row, before the cap, shape ``(n,)``.
+        """
+        bets = _capped(bets, self._mean.new_tensor(margin), self._lowest)
+        gains = bets * (self._scores - margin)
+        concave = self._concave_parts(gains, bets)
+        multiplier = float((bets / (1 + gains)).sum())  # nearly the best one
+        weights = multiplier * self._mean[:, None]
+        left, right = self._points[:-1], self._points[1:]
+        slopes = concave.diff(dim=1) / (right - left)
+        lowest = torch.minimum(torch.maximum((weights / slopes).log(), left), right)
+        cells = concave[:, :-1] + slopes * (lowest - left) + weights * torch.expm1(-lowest)
+        return float(cells.amin(dim=1).sum()) - self._rounding(gains, bets, multiplier)
+
+    def _concave_parts(self, gains: Tensor, bets: Tensor) -> Tensor:
+        """Every ``A_k`` at the ends of the cells, as a matrix product, shape ``(K, points)``."""
+        sums = gains.new_zeros(len(self._mean), len(self._points))
+        for start in range(0, len(gains), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            factors = torch.outer(bets[rows], self._points).add_(1 + gains[rows, None])
+            kept = factors.clamp(min=1 - _CAP)
+            sums.addmm_(self._teacher[rows].T, factors.sub_(kept).div_(1 - _CAP).add_(kept.log_()))
+        return sums
+
+    def _rounding(self, gains: Tensor, bets: Tensor, multiplier: float) -> float:
+        r"""At least the error of float64 in the sums.
+
+        A sum of ``N`` products is off by at most :math:`N u` times the sum of their sizes (Higham, 2002, *Accuracy and
+        Stability of Numerical Algorithms*, section 3.1), with ``u`` half of ``eps``. Here :math:`|\psi(x)| \le
+        |x| / (1 - c)`. 1000 stands for the few steps to each term, whose error the tangent may stretch 20 times.
+        """
+        rows, components = self._teacher.shape
+        largest = (gains.abs().max() + bets.max() * self._points.abs().max()) / (1 - _CAP)
+        steps = min(rows, _CHUNK) + rows / _CHUNK + components + 1000
+        return 2 * torch.finfo(gains.dtype).eps * steps * (rows * float(largest) + multiplier)
+
+
+def _points(smallest: float, largest: float, width: float) -> Tensor:
+    """Ends of cells that cover an interval around 0, about ``width`` wide near 0 and growing in proportion to it."""
+    first, last = math.asinh(smallest / width), math.asinh(largest / width)
+    left = torch.linspace(first, 0, math.ceil(-first) + 1, dtype=torch.float64)
+    right = torch.linspace(0, last, math.ceil(last) + 1, dtype=torch.float64)
+    return width * torch.cat([left[:-1], right]).sinh()
+
+
+@dataclass(frozen=True)
+class BetSchedule:
+    r"""The bets on each row, as a function of the margin ``m`` that is tested.
+
+    Cells :math:`(-\infty, m_1], (m_1, m_2], \dots` cut the line of margins; the last has no upper end. All margins of a
+    cell have the same bets, before the cap.
+
+    Attributes:
+        sizes: number of rows of each block, shape ``(B,)``.
+        cell_ends: :math:`m_j` in nats, increasing, shape ``(J,)``.
+        bets: on every row of a block, for the margins of a cell, per nat, shape ``(B, J)``.
+    """
+
+    sizes: Tensor
+    cell_ends: Tensor
+    bets: Tensor
+
+    def row_bets(self, cell: int) -> Tensor:
+        """The bets of a cell, one for each row, shape ``(n,)``."""
+        return self.bets[:, cell].repeat_interleave(self.sizes)
+
+
+def bet_schedule(teacher: Tensor, scores: Tensor, alpha: float, lowest: float) -> BetSchedule:
+    r"""Bets that look at earlier rows only and aim at the wealth :math:`1/\alpha` after the last one.
+
+    The rows are cut into blocks. The bets of a block follow from the rows before it. If the scores were a Brownian
+    motion of deviation :math:`\sigma` a row, no bet would lead from wealth ``W`` to the goal ``G`` within ``r`` rows
+    with a higher probability than
+
+    .. math:: \lambda = \frac{\varphi(u)}{p\, \sigma \sqrt r}, \qquad p = W / G, \quad u = \Phi^{-1}(p)
+
+    (Browne, 1999), and the bound would be the normal one, :math:`z_{1-\alpha}` standard errors wide. Bets that stay the
+    same need :math:`\sqrt{2 \log(1/\alpha)}` of them. The wealth depends on ``m``, and so do the bets, cell by cell.
+    The cells are laid after the first 30 % of the rows, whose bets do not depend on ``m``.
+
+    Args:
+        teacher: :math:`T`, shape ``(n, K)``.
+        scores: :math:`a_i` in nats, shape ``(n,)``.
+        alpha: allowed error probability.
+        lowest: :math:`\log(\epsilon_S / K)`.
+    """
+    rows, components = teacher.shape
+    early, late = _blocks(rows)
+    sizes = torch.tensor([block.stop - block.start for block in (*early, *late)], device=teacher.device)
+    goal = -math.log(alpha)
+    opening = _opening_bets(teacher, scores, early, goal)
+    if not late:
+        return BetSchedule(sizes, scores.new_tensor([math.inf]), opening[:, None])
+    first = late[0].start
+    past = _Past.of(teacher[:first], scores[:first])
+    typical = min(math.sqrt(2 * goal / rows) / past.deviation, _CAP / max(past.margin - lowest, 1e-12))
+    pilot = _Pilot(_lay_cells(teacher[:first], past, rows, typical, goal, lowest), components, lowest)
+    for block, bet in zip(early, opening, strict=True):
+        pilot.add(teacher[block], scores[block], past.mean, bet)
+    goal += 0.03 + 0.3 * typical + 0.3 * typical**2 * components  # about what the pilot overlooks
+    bets = []
+    for block in late:
+        if block.start > 1.05 * past.rows:  # each estimate reads all rows so far
+            past = _Past.of(teacher[: block.start], scores[: block.start])
+        bets.append(_browne_bet(pilot.log_wealth(), goal, past.deviation, rows - block.start))
+        pilot.add(teacher[block], scores[block], past.mean, bets[-1])
+    opening = opening[:, None].expand(-1, len(pilot.cell_ends))
+    return BetSchedule(sizes, pilot.cell_ends, torch.cat([opening, torch.stack(bets)]))
+
+
+def _blocks(rows: int) -> tuple[list[slice], list[slice]]:
+    """Blocks before and after the cells are laid: growing with the rows seen, then shrinking towards the last one."""
+    first = round(_EARLY * rows) if rows >= _FEW else rows
+    early, end = {0, first}, float(_WARM_UP)
+    while end < first:
+        early.add(int(end))
+        end *= _GROWTH
+    count = min(_LATE_BLOCKS, 1 + rows // 16)
+    late = {first + round((rows - first) * (1 - (1 - block / count) ** 2)) for block in range(count + 1)}
+    return [slice(*ends) for ends in pairwise(sorted(early))], [slice(*ends) for ends in pairwise(sorted(late))]
+
+
+def _opening_bets(teacher: Tensor, scores: Tensor, blocks: list[slice], goal: float) -> Tensor:
+    """Bets for every margin, as if each block was the first, shape ``(blocks,)``."""
+    pasts = (_Past.of(teacher[: block.start], scores[: block.start]) for block in blocks)
+    return torch.cat([_browne_bet(scores.new_zeros(1), goal, past.deviation, len(scores)) for past in pasts])
+
+
+def _browne_bet(log_wealth: Tensor, log_goal: float, deviation: float, remaining: int) -> Tensor:
+    """The bet of :func:`bet_schedule`; 0 once the goal is reached."""
+    share = (log_wealth - log_goal).exp().clamp(min=1e-300, max=1)
+    density = (-torch.special.ndtri(share).square() / 2).exp() / math.sqrt(2 * math.pi)
+    bet: Tensor = density / share / (deviation * math.sqrt(remaining))
+    return bet
+
+
+@dataclass(frozen=True)
+class _Past:
+    """What earlier rows say: their number, average teacher, plug-in margin and the deviation of their plug-in scores.
+
+    One more row, a nat off the margin, keeps the deviation of few or equal rows above 0.
+    """
+
+    rows: int
+    mean: Tensor
+    margin: float
+    deviation: float
+
+    @classmethod
+    def of(cls, teacher: Tensor, scores: Tensor) -> "_Past":
+        rows, components = teacher.shape
+        if rows == 0:
+            return cls(0, teacher.new_full((components,), 1 / components), 0.0, 1.0)
+        mean = teacher.mean(dim=0)
+        plugin = scores - teacher @ mean.log()
+        deviation = math.sqrt((1 + rows * float(plugin.var(correction=0))) / (rows + 1))
+        return cls(rows, mean, float(plugin.mean()), deviation)
+
+
+def _lay_cells(teacher: Tensor, past: _Past, rows: int, bet: float, goal: float, lowest: float) -> Tensor:
+    """Ends of cells around the place where the bound is expected, seen from the first rows, shape ``(J,)``.
+
+    The plug-in margin of ``s`` rows is short of the population's by ``dispersion / 2s`` nats, to first order.
+    """
+    first = len(teacher)
+    dispersion = float((torch.linalg.vector_norm(teacher, dim=0).square() / (first * past.mean)).sum()) - 1
+    margin = past.margin + dispersion / 2 * (1 / first - 1 / rows)
+    width = goal / (rows * bet) + bet * past.deviation**2 / 2  # with bets that stay the same
+    reach = _REACH * past.deviation * math.sqrt(1 / first - 1 / rows)
+    spacing = _SPACING * past.deviation / math.sqrt(rows)
+    low = max(margin - 1.1 * width - reach, lowest + spacing)
+    high = max(margin - 0.5 * width + reach, low + spacing)
+    count = min(_MOST_CELLS, 1 + math.ceil((high - low) / spacing))
+    return torch.linspace(low, high, count, dtype=teacher.dtype, device=teacher.device)
+
+
+class _Pilot:
+    r"""An estimate of the log-wealth at the end of each cell, at the average teacher that is worst for it.
+
+    .. math:: \log K(m_j, q) \approx C_j - \sum_k w_{kj} \log q_k,
+
+    expanded around the average teacher of the rows before each block, is smallest at :math:`q \propto w_j`. It steers
+    the bets; nothing that is proved rests on it.
+    """
+
+    def __init__(self, cell_ends: Tensor, components: int, lowest: float) -> None:
+        self.cell_ends = cell_ends
+        self._lowest = lowest
+        self._constant = torch.zeros_like(cell_ends)
+        self._weights = cell_ends.new_zeros(components, len(cell_ends))
+
+    def add(self, teacher: Tensor, scores: Tensor, mean: Tensor, bets: Tensor) -> None:
+        """Add a block of rows, with the bet of each cell."""
+        bets = _capped(bets, self.cell_ends, self._lowest)
+        gains = bets * ((scores - teacher @ mean.log())[:, None] - self.cell_ends)
+        weights = teacher.T @ (bets / (1 + gains))
+        self._constant += gains.log1p().sum(dim=0) + mean.log() @ weights
+        self._weights += weights
+
+    def log_wealth(self) -> Tensor:
+        """The estimate in nats, shape ``(J,)``."""
+        worst = self._weights / self._weights.sum(dim=0)
+        return self._constant - (self._weights * worst.log()).sum(dim=0)
