@@ -16,6 +16,7 @@ from certvae.theory import betting as module
 from certvae.theory.betting import BetSchedule, WealthFloor, bet_schedule, betting
 
 Array = NDArray[np.float64]
+Types = NDArray[np.int64]
 FLOORS = st.floats(1e-3, 0.5)
 SEEDS = st.integers(0, 2**20)
 CAP = 0.95
@@ -60,7 +61,7 @@ class Population:
         shares = np.repeat([1 - share, share], 3) / 3
         return cls(np.vstack([labels, labels]), np.vstack([labels, labels[[1, 2, 0]]]), shares)
 
-    def rows(self, types: Array) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows(self, types: Types) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.tensor(self.teacher[types]), torch.tensor(self.scores[types])
 
     def draw(self, seed: int, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,44 +170,61 @@ def test_the_floor_is_close_to_the_minimum_over_a_dense_grid_of_three_components
     assert smallest - 0.05 < wealth.at(margin, bets) <= smallest
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_the_bound_is_below_and_close_to_a_brute_force_search(seed: int) -> None:
-    """All margins on a fine grid, each with the bets of its cell and the smallest wealth over a dense grid of ``q``."""
+@settings(max_examples=40)
+@given(seed=SEEDS, components=st.integers(2, 8), floor=FLOORS, size=st.floats(0.1, 30))
+def test_the_one_dimensional_parts_increase_and_are_concave(
+    seed: int, components: int, floor: float, size: float
+) -> None:
+    """So that a chord is below them, also where the tangent goes on."""
+    population = Population.random(seed, components, floor)
+    rows = population.draw(seed, 30)
+    wealth = population.wealth_floor(rows)
+    room = wealth.margin - population.lowest
+    bets = torch.full((30,), min(size, CAP / room), dtype=torch.float64)
+    values = wealth._concave_parts(bets * (torch.tensor(plugin_scores(rows)) - wealth.margin), bets)
+    slopes = values.diff(dim=1) / wealth._points.diff()
+    assert (slopes > 0).all()
+    assert (slopes.diff(dim=1) <= 1e-9 * slopes[:, 1:] + 1e-12).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_margin_below_the_bound_is_excluded_by_brute_force_and_the_next_is_not(seed: int) -> None:
+    """Each margin with the bets of its cell, and with the smallest wealth over a dense grid of ``q``."""
     population = Population.coin(0.8, 0.1)
-    rows = population.draw(seed, 300)
-    schedule, margin = population.schedule(rows), float(plugin_scores(rows).mean())
-    averages, step = pairs(population.floor, 41), 5e-3
-    reference = population.lowest
-    for tested in np.arange(population.lowest + step, margin, step):
-        bets = own_cell(schedule, tested)
-        if log_wealths(rows, bets, tested, averages, population.lowest).min() < math.log(20):
-            break
-        reference = tested
-    found = population.bound(rows)
-    assert found <= reference + step
-    assert margin - found <= 1.15 * (margin - reference) + step
+    rows = population.draw(seed, 220)
+    schedule, wealth = population.schedule(rows), population.wealth_floor(rows)
+    found, averages = population.bound(rows), pairs(population.floor, 41)
+    near = found - np.geomspace(1e-9, found - population.lowest - 1e-3, 100)
+    ends = schedule.cell_ends.numpy()
+    for margin in (*near, *ends[ends <= found]):
+        smallest = log_wealths(rows, own_cell(schedule, margin), margin, averages, population.lowest).min()
+        assert smallest >= math.log(20)
+    above = found + 2e-3 * (wealth.margin - found)
+    bets = own_cell(schedule, above)
+    assert wealth.at(above, bets) < math.log(20)
+    assert log_wealths(rows, bets, above, averages, population.lowest).min() < math.log(20) + 0.2
 
 
-def every_sample(population: Population, rows: int) -> list[tuple[float, Array]]:
+def every_sample(population: Population, rows: int) -> list[tuple[float, Types]]:
     """All samples of a number of rows, with their probabilities."""
     types = itertools.product(range(len(population.shares)), repeat=rows)
     return [(float(population.shares[list(drawn)].prod()), np.array(drawn)) for drawn in types]
 
 
-@pytest.mark.parametrize("alpha", [0.05, 0.3])
+@pytest.mark.parametrize("alpha", [0.3, 0.6])
 def test_the_expected_wealth_at_the_truth_is_one(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exactly, over all samples of 8 rows of which 6 follow the cells: the bets look at nothing that they may not."""
-    blocks = [slice(row, row + 1) for row in range(8)]
+    """Exactly, over all samples of 7 rows of which 5 follow the cells: the bets look at nothing that they may not."""
+    blocks = [slice(row, row + 1) for row in range(7)]
     monkeypatch.setattr(module, "_blocks", lambda rows: (blocks[:2], blocks[2:]))
     labels = np.eye(2)
-    population = Population(labels, labels[[0, 0]], np.array([0.7, 0.3]), 0.1)
+    population = Population(labels, labels[[0, 0]], np.array([0.3, 0.7]), 0.1)
     total, different = 0.0, set()
-    for probability, types in every_sample(population, 8):
+    for probability, types in every_sample(population, 7):
         rows = population.rows(types)
         schedule = population.schedule(rows, alpha)
         assert len(schedule.cell_ends) > 1
         bets = own_cell(schedule, population.margin)
-        different.add(tuple(bets.tolist()))
+        different.add(tuple(bets.clamp(max=CAP / (population.margin - population.lowest)).tolist()))
         wealth = log_wealths(rows, bets, population.margin, population.mean[None], population.lowest)
         total += probability * math.exp(float(wealth[0]))
     assert total == pytest.approx(1, abs=1e-9)
@@ -214,7 +232,7 @@ def test_the_expected_wealth_at_the_truth_is_one(alpha: float, monkeypatch: pyte
 
 
 @settings(max_examples=20)
-@given(seed=SEEDS, row=st.integers(0, 299))
+@given(seed=SEEDS, row=st.integers(0, 150))
 def test_bets_depend_on_earlier_rows_only(seed: int, row: int) -> None:
     population = Population.random(seed, 4)
     rows, other = population.draw(seed, 300), population.draw(seed + 1, 300)
@@ -337,12 +355,12 @@ def test_scores_without_spread_and_teachers_at_their_floor_are_borne(
         assert found > entropy - 1.2 * math.log(20) / 500 * (entropy - lowest)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_the_bound_rises_with_the_error_probability_on_these_rows(seed: int) -> None:
     """On these: the bets follow ``alpha``, and no theorem says so for all rows."""
     population = Population.random(seed, 6)
     rows = population.draw(seed, 400)
-    found = [population.bound(rows, alpha) for alpha in (1e-6, 1e-3, 0.01, 0.05, 0.2, 0.5)]
+    found = [population.bound(rows, alpha) for alpha in (1e-6, 1e-3, 0.01, 0.05, 0.3)]
     assert found == sorted(found)
 
 
@@ -392,7 +410,7 @@ def null_population() -> Population:
 
 @pytest.mark.parametrize(
     ("population", "rows", "repetitions"),
-    [(Population.rarely_wrong(0.01), 40, 120), (null_population(), 40, 60), (Population.coin(0.9, 0.3), 210, 25)],
+    [(Population.rarely_wrong(0.01), 40, 100), (null_population(), 40, 50), (Population.coin(0.9, 0.3), 210, 20)],
     ids=["confidently wrong on 1 %", "null witness", "coin"],
 )
 def test_errors_are_as_rare_as_promised(population: Population, rows: int, repetitions: int) -> None:
@@ -419,16 +437,16 @@ def test_the_bound_is_much_narrower_than_bernsteins_and_nears_the_normal_one(row
 
 def test_arguments_out_of_their_range_are_refused() -> None:
     teacher, scores = Population.random(0, 3).draw(0, 5)
-    floors = {"teacher_floor": 0.01, "witness_floor": 0.01}
-    for wrong in ((teacher[0], scores), (teacher, scores[:4]), (teacher[:0], scores[:0]), (teacher[:, :1], scores)):
+    for shapes in ((teacher[0], scores), (teacher, scores[:4]), (teacher[:0], scores[:0]), (teacher[:, :1], scores)):
         with pytest.raises(ValueError, match="`teacher_probs` must have the shape"):
-            betting(*wrong, 0.05, **floors)
+            betting(*shapes, 0.05, teacher_floor=0.01, witness_floor=0.01)
     for alpha in (0.0, 1.0, math.nan):
         with pytest.raises(ValueError, match="`alpha` must be between 0 and 1"):
-            betting(teacher, scores, alpha, **floors)
-    for name in floors:
-        with pytest.raises(ValueError, match=f"`{name}` must be between 0 and 1, got 0"):
-            betting(teacher, scores, 0.05, **{**floors, name: 0.0})
+            betting(teacher, scores, alpha, teacher_floor=0.01, witness_floor=0.01)
+    with pytest.raises(ValueError, match="`teacher_floor` must be between 0 and 1, got 0"):
+        betting(teacher, scores, 0.05, teacher_floor=0.0, witness_floor=0.01)
+    with pytest.raises(ValueError, match="`witness_floor` must be between 0 and 1, got 1"):
+        betting(teacher, scores, 0.05, teacher_floor=0.01, witness_floor=1.0)
     for low in (-9.0, math.nan):
         with pytest.raises(ValueError, match="`scores` must be at least log"):
-            betting(teacher, torch.full_like(scores, low), 0.05, **floors)
+            betting(teacher, torch.full_like(scores, low), 0.05, teacher_floor=0.01, witness_floor=0.01)
