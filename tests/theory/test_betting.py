@@ -171,16 +171,14 @@ def test_the_floor_is_close_to_the_minimum_over_a_dense_grid_of_three_components
 
 
 @settings(max_examples=40)
-@given(seed=SEEDS, components=st.integers(2, 8), floor=FLOORS, size=st.floats(0.1, 30))
-def test_the_one_dimensional_parts_increase_and_are_concave(
-    seed: int, components: int, floor: float, size: float
-) -> None:
-    """So that a chord is below them, also where the tangent goes on."""
-    population = Population.random(seed, components, floor)
-    rows = population.draw(seed, 30)
+@given(seed=SEEDS, floor=FLOORS, size=st.floats(0.1, 30))
+def test_the_one_dimensional_parts_increase_and_are_concave(seed: int, floor: float, size: float) -> None:
+    """So that a chord is below them; also where the tangent goes on, which a rare label and gross errors reach."""
+    labels = np.eye(2)
+    population = Population(labels[[0, 0, 1]], labels[[0, 1, 1]], np.array([0.6, 0.37, 0.03]), floor)
+    rows = population.draw(seed, 60)
     wealth = population.wealth_floor(rows)
-    room = wealth.margin - population.lowest
-    bets = torch.full((30,), min(size, CAP / room), dtype=torch.float64)
+    bets = torch.full((60,), min(size, CAP / (wealth.margin - population.lowest)), dtype=torch.float64)
     values = wealth._concave_parts(bets * (torch.tensor(plugin_scores(rows)) - wealth.margin), bets)
     slopes = values.diff(dim=1) / wealth._points.diff()
     assert (slopes > 0).all()
