@@ -95,9 +95,9 @@ def parse_yaml(text: str | bytes) -> Any:
         if node is None:
             return None
         _check_nodes(node)
-        return loader.construct_document(node)  # type: ignore[no-untyped-call]
+        return loader.construct_document(node)
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def _check_nodes(root: yaml.Node) -> None:

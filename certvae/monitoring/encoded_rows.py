@@ -65,7 +65,7 @@ class EncodedRows:
             yield DrawnRows(part, draws)
 
     def _at(self, places: Tensor) -> "EncodedRows":
-        values = {name: value[places] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        values: dict[str, Any] = {key: value[places] for key, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **values)
 
     def weights(self, settings: CertificateSettings) -> Tensor | None:
