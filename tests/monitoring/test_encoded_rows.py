@@ -79,11 +79,10 @@ def test_work_beyond_a_limit_is_refused_by_the_name_of_its_option() -> None:
     _refuse_more("permutations", 10, 10)
     with pytest.raises(ValueError, match="`permutations` must be lower: .* 11 numbers, and 10 are the most"):
         _refuse_more("permutations", 11, 10)
-    rows = encoded(pair())
+    rows, teacher = encoded(pair()), digits_teacher()
+    rows.teacher_probs = torch.full((2**20, 5), 0.2)
     with pytest.raises(ValueError, match="`permutations` must be lower"):
-        many = EncodedRows(rows.teacher_probs.expand(1, -1, -1).reshape(90, 5), *list(vars(rows).values())[1:])
-        many.teacher_probs = torch.full((2**20, 5), 0.2)
-        _certificate(many, digits_teacher(), digits_teacher().witness(6), None, CertifyOptions(permutations=10**5))
+        _certificate(rows, teacher, teacher.witness(6), None, CertifyOptions(permutations=10**5))
 
 
 class Centering(nn.Module):
