@@ -17,7 +17,7 @@ from rich.progress import track
 from torchvision.datasets.utils import check_md5, download_url
 
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
-from certvae.io.files import write_atomic
+from certvae.io.files import sha256_array, write_atomic
 from certvae.io.untrusted import open_zip, read_limited
 
 __all__ = ["TinyImageNetDataModule"]
@@ -124,6 +124,7 @@ class TinyImageNetDataModule(ImageDataModule):
         images = _decode(source, names)
         content = io.BytesIO()
         np.save(content, images)
+        content.write(sha256_array(images).encode())  # behind the array, where numpy does not look
         write_atomic(path, content.getvalue())
         return images
 
@@ -196,7 +197,7 @@ def _limit(name: str) -> int:
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array kept at ``path``, if it has this shape."""
+    """The array kept at ``path``, if it has this shape and the digest behind it; older caches have none."""
     if not path.exists():
         return None
     try:
@@ -206,9 +207,22 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError("it is too large")
         # As a map, because it takes no memory before it is known to have the right shape.
         cached = np.lib.format.open_memmap(path, mode="r")
+        if cached.shape != shape or cached.dtype != np.uint8:
+            return None
+        digest = _behind(path, cached.offset + cached.nbytes)
+        images = np.array(cached)
+        if digest and sha256_array(images) != digest:
+            raise ValueError("its pixels are not those that were kept")
     except Exception as error:  # numpy raises half a dozen types for a damaged header
         raise DataError(f"the cache {path} is damaged ({error}); delete it, and it is made again.") from None
-    return np.array(cached) if cached.shape == shape and cached.dtype == np.uint8 else None
+    return images if digest else None
+
+
+def _behind(path: Path, offset: int) -> str:
+    """What stands in a file behind so many bytes."""
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(128).decode()
 
 
 def _classes(source: _Source) -> list[str]:

@@ -7,7 +7,7 @@ Checkpoint and teacher run no code.
 import argparse
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import yaml
 from pytorch_lightning import LightningDataModule, LightningModule
-from torch import nn
+from torch import Tensor, nn
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.leaks import WitnessAudit, shuffled_margin_leaks
@@ -24,7 +24,7 @@ from certvae.certificate.verdict import LEAK_LEVEL, certificate_from_rows, judge
 from certvae.commands.lightning import run_lightning
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, sha256_tensors
-from certvae.io.untrusted import read_limited
+from certvae.io.untrusted import parse_yaml, read_limited
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number
@@ -37,9 +37,12 @@ from certvae.theory.witness import SimplexWitness, own_witness
 __all__ = ["CertifyOptions", "certify_checkpoint", "main"]
 
 FEW_ROWS = 50
-CONFIG_LIMIT = 2**20  # bytes of a YAML; the longest of a run has some 3,000
+CONFIG_LIMIT = 2**17  # bytes of a YAML; the longest of a run has some 3,000
 # `verify` takes the options from a certificate, which a stranger may have written: its work must have an end.
 MOST = {"permutations": 10**5, "channel_samples": 64, "calibration_rows": 10**6}
+MOST_FITTED = 2**24  # numbers of draws x rows x components, of which the fit of a calibration holds ten copies
+MOST_PERMUTED = 2**38  # numbers of permutations x rows x components: minutes
+BLOCK = 2**22  # numbers of draws that are held at once
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningD
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(read_limited(path, CONFIG_LIMIT, "YAML"))
+        values = parse_yaml(read_limited(path, CONFIG_LIMIT, "YAML"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML of a run: {' '.join(str(error).split())[:500]}") from None
     parts = [values.get(name) if isinstance(values, dict) else None for name in ("model", "data")]
@@ -200,32 +203,66 @@ def _calibrate(
     data.setup("fit")
     loader = evenly_spaced(data.train_dataloader(), options.calibration_rows)
     rows = encode_rows(model, teacher, loader, data, options.latents)
-    draws = rows.draws(options.channel_samples, options.seed + 1)
-    return None if draws is None else fit_calibration(rows.teacher_probs, torch.stack([witness(z) for z in draws]))
+    if rows.log_variance is None:
+        return None
+    _refuse_more("calibration_rows", rows.teacher_probs.numel() * options.channel_samples, MOST_FITTED)
+    blocks = [block.answers(witness) for block in rows.blocks(options.channel_samples, options.seed + 1, BLOCK)]
+    return fit_calibration(rows.teacher_probs, torch.cat(blocks, dim=1))
+
+
+def _refuse_more(name: str, numbers: int, most: int) -> None:
+    if numbers > most:
+        raise ValueError(
+            f"`{name}` must be lower: with this teacher and these rows it takes {numbers:,} numbers, and {most:,} are "
+            f"the most. Give --{name}."
+        )
 
 
 def _certificate(
     rows: EncodedRows, teacher: Teacher, witness: nn.Module, calibration: Calibration | None, options: CertifyOptions
 ) -> Certificate:
     settings = options.settings(teacher)
-    answers, draws = witness(rows.mean), rows.draws(options.channel_samples, options.seed)
-    channel = None if draws is None else torch.stack([witness(draw) for draw in draws])
-    scored = ScoredRows.check(
-        rows.teacher_probs,
-        answers,
-        rows.weights(settings),
-        channel_logits=channel,
-        calibrated_logits=None if channel is None or calibration is None else calibration(channel),
-        rate=rows.rate,
-        witness_floor=settings.applied_floor,
-        teacher_floor=settings.teacher_floor,
-    )
+    _refuse_more("permutations", rows.teacher_probs.numel() * options.permutations, MOST_PERMUTED)
+    answers = witness(rows.mean)
+    scored = _scored(rows, answers, settings)
+    if rows.log_variance is not None and options.channel_samples:
+        scores = _channel_scores(rows, witness, calibration, settings, options)
+        scored = replace(scored, scores={**scored.scores, **scores})
     generator = torch.Generator().manual_seed(options.seed)
     certificate = certificate_from_rows(scored, settings, permutations=options.permutations, generator=generator)
     audit = WitnessAudit(seed=options.seed)
     audit.add(witness, rows.mean, answers, torch.arange(len(rows.mean)))
     leaks = [*rows.leaks, *audit.finish(witness), *_shuffled_leaks(rows, witness, options.seed)]
     return judge(certificate, leaks=leaks)
+
+
+def _scored(rows: EncodedRows, answers: Tensor, settings: CertificateSettings, **channel: Any) -> ScoredRows:
+    return ScoredRows.check(
+        rows.teacher_probs,
+        answers,
+        rows.weights(settings),
+        rate=rows.rate,
+        witness_floor=settings.applied_floor,
+        teacher_floor=settings.teacher_floor,
+        **channel,
+    )
+
+
+def _channel_scores(
+    rows: EncodedRows,
+    witness: nn.Module,
+    calibration: Calibration | None,
+    settings: CertificateSettings,
+    options: CertifyOptions,
+) -> dict[str, Tensor]:
+    """Scores of the channel and of the calibrated witness, block by block: never all draws at once."""
+    parts = []
+    for block in rows.blocks(options.channel_samples, options.seed, BLOCK):
+        logits = block.answers(witness)
+        calibrated = None if calibration is None else calibration(logits)
+        scored = _scored(block.rows, logits[0], settings, channel_logits=logits, calibrated_logits=calibrated)
+        parts.append(scored.scores)
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0] if name != "mean"}
 
 
 def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[str]:

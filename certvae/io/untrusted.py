@@ -10,10 +10,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
-__all__ = ["check_torch_file", "open_zip", "parse_json", "read_limited", "regular_file"]
+import yaml
+
+__all__ = ["check_torch_file", "open_zip", "own_path", "parse_json", "parse_yaml", "read_limited", "regular_file"]
 
 JSON_DEPTH = 32  # ours are 5 deep; copying, comparing and writing recurse, so 1,000 would already be too deep for them
 ZIP_DIRECTORY = 2**25  # bytes; the 120,000 members of Tiny-ImageNet take a third, and each costs ten times its bytes
+YAML_NODES = 10**5  # with each alias and merge key written out; the longest YAML of a run has some 300
+# Whole numbers have one hash in 2^61 - 1, and strings a secret one: keys of a dict that all have one hash take a time
+# that grows as the square of their number.
+LARGE, MOST_LARGE = 2**61 - 1, 1000
 PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters with Adam's two moments
 
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
@@ -61,6 +67,59 @@ def read_limited(path: str | Path, limit: int, what: str = "file") -> bytes:
     """
     with open(regular_file(path, limit, what), "rb") as file:
         return file.read(limit)
+
+
+def own_path(path: Path, folder: Path) -> Path:
+    """The path, if no link on the way leads out of ``folder``.
+
+    Raises:
+        ValueError: naming the link's target.
+    """
+    target = path.resolve()
+    if not target.is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is a link to {target}, outside {folder}, and is not read: put the file itself there.")
+    return path
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Plain values of a YAML, whose aliases and merge keys may not multiply: at most ``YAML_NODES`` values in all.
+
+    Raises:
+        yaml.YAMLError: if it is no YAML of plain values.
+        ValueError: if it has too many values, or contains itself.
+        RecursionError: if it is nested too deeply.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_nodes(node)
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_nodes(root: yaml.Node) -> None:
+    sizes: dict[int, int] = {}
+    large = [0]
+
+    def measure(node: yaml.Node) -> int:
+        known = sizes.get(id(node))
+        if known is not None:
+            return known
+        sizes[id(node)] = YAML_NODES + 1  # until it is known: what contains itself has no end
+        parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+        children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
+        sizes[id(node)] = size = min(1 + sum(map(measure, children)), YAML_NODES + 1)
+        if isinstance(node, yaml.ScalarNode) and node.tag.endswith(":int"):
+            large[0] += len(node.value) > 18
+            if len(node.value) > 100 or large[0] > MOST_LARGE:
+                raise ValueError("it has whole numbers that are too large, or too many of them")
+        return size
+
+    if measure(root) > YAML_NODES:
+        raise ValueError(f"it has more than {YAML_NODES:,} values, with its aliases written out")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -195,36 +254,78 @@ def _check_pickle(pickled: bytes) -> None:
     """Refuse a pickle that names more than tensors need, or whose parts could multiply when they are read.
 
     Only hashing, and the few functions in ``_NAMES``, look into an object that was made before: so no tuple in a
-    tuple may be used twice (its hash can take for ever), and an ``OrderedDict`` must be made empty.
+    tuple may be used twice (its hash can take for ever), and an ``OrderedDict`` must be made empty. Keys of a dict may
+    not be tuples, nor many of them large numbers, for such keys can all have one hash.
 
     Raises:
         ValueError: saying what was found.
     """
     memo: dict[Any, str] = {}
-    recent: list[str] = []  # kinds of what was put on the stack since the last mark
-    last, copies = "", 0
+    stack = _Kinds()
+    last, copies, large, listed = "", 0, 0, 0
     for code, arg, _ in pickletools.genops(pickled):
         if code.name in ("BINPUT", "LONG_BINPUT"):
             memo[arg] = last
             continue
         again = code.name in ("BINGET", "LONG_BINGET")
-        kind = memo.get(arg, "") if again else _kind(code.name, arg, recent)
+        kind = memo.get(arg, "") if again else _kind(code.name, arg, stack)
         copies += kind in _COPYING or code.name == "BUILD"
+        large += isinstance(arg, int) and kind == "value" and abs(arg) >= LARGE
         if again and kind == "TUPLE":
             raise ValueError(f"it uses a long or nested tuple twice; {_OWN}")
         if copies > MOST_COPIES or (last == "collections OrderedDict" and kind != "EMPTY_TUPLE"):
             raise ValueError(f"it copies objects more than tensors need; {_OWN}")
+        # `set` and `Counter` take their members from some list.
+        listed += stack.hard_keys(code.name, ("APPEND", "APPENDS"), 1)
+        members = listed if copies else 0
+        if max(large, members) > MOST_LARGE or stack.hard_keys(code.name, ("SETITEM", "SETITEMS"), 2):
+            raise ValueError(f"its dicts have keys that tensors by name do not need; {_OWN}")
         if kind != "PROTO":
-            recent, last = [] if kind == "MARK" else [*recent[-8:], kind], kind
+            stack.step(code, kind)
+            last = kind
 
 
-def _kind(name: str, arg: Any, recent: list[str]) -> str:
+class _Kinds:
+    """Kinds of what stands on the stack of a pickle."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+        self.marks: list[int] = []
+
+    def top(self, count: int | None = None) -> list[str]:
+        """Kinds of the last ``count``, or of those since the last mark."""
+        start = (self.marks[-1] if self.marks else 0) if count is None else len(self.kinds) - count
+        return self.kinds[max(start, 0) :]
+
+    def hard_keys(self, name: str, fills: tuple[str, str], step: int) -> int:
+        """How many tuples an instruction puts into a list, or as keys into a dict, if it is one that ``fills`` it."""
+        if name not in fills:
+            return 0
+        return sum(kind in ("TUPLE", "flat") for kind in self.top(step if name == fills[0] else None)[::step])
+
+    def step(self, code: pickletools.OpcodeInfo, kind: str) -> None:
+        """Take from the stack what an instruction takes, and put its result there."""
+        if code.name == "MARK":
+            self.marks.append(len(self.kinds))
+            return
+        count = len(code.stack_before)
+        if pickletools.markobject in code.stack_before:
+            count = code.stack_before.index(pickletools.markobject)
+            del self.kinds[self.marks.pop() if self.marks else 0 :]
+        kept = self.kinds[max(len(self.kinds) - count, 0) :]
+        del self.kinds[max(len(self.kinds) - count, 0) :]
+        # What fills an object leaves it there; everything else leaves what it made.
+        filled = code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
+        self.kinds += (kept[:1] or [""]) if filled else [kind] * len(code.stack_after)
+
+
+def _kind(name: str, arg: Any, stack: _Kinds) -> str:
     """What an instruction puts on the stack: a name that is known, ``value``, ``flat`` (a short tuple of values)."""
     if name == "GLOBAL" and arg not in _NAMES:
         raise ValueError(f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; {_OWN}")
     if name == "GLOBAL":
         return str(arg)
     if name.startswith("TUPLE"):
-        parts = recent if name == "TUPLE" else recent[-int(name[5:]) :]
+        parts = stack.top(None if name == "TUPLE" else int(name[5:]))
         return "flat" if len(parts) <= 8 and parts == ["value"] * len(parts) else "TUPLE"
     return "value" if _VALUES.fullmatch(name) else name

@@ -1,8 +1,8 @@
 """Running a model over rows outside training, and keeping what a certificate needs of each row."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from certvae.teachers import Teacher
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 
-__all__ = ["EncodedRows", "encode_rows", "evenly_spaced"]
+__all__ = ["DrawnRows", "EncodedRows", "encode_rows", "evenly_spaced"]
 
 SAMPLED = 64  # rows that are encoded again
 
@@ -45,15 +45,49 @@ class EncodedRows:
     rows_sha256: str
     leaks: list[str]
 
-    def draws(self, samples: int, seed: int) -> Tensor | None:
-        """Draws of the latent, shape ``(samples, N, latent_dim)``; None without a posterior variance."""
-        if self.log_variance is None or samples == 0:
-            return None
-        return Posterior(self.mean, self.log_variance).row_draws(torch.arange(len(self.mean)), samples, seed)
+    def blocks(self, samples: int, seed: int, most: int) -> Iterator["DrawnRows"]:
+        """Draws of the latent for some rows at a time; each row has the same draws however many come together.
+
+        Args:
+            samples: draws a row, at least 1.
+            seed: of the draws.
+            most: numbers of draws, or of answers to them, that are held at once; one row at least.
+
+        Raises:
+            ValueError: if there is no posterior variance.
+        """
+        if self.log_variance is None:
+            raise ValueError("`log_variance` must be there: without a variance there are no draws.")
+        count = max(1, most // (samples * max(self.mean.shape[1], self.teacher_probs.shape[1])))
+        for places in torch.arange(len(self.mean)).split(count):
+            part = self._at(places)
+            draws = Posterior(self.mean[places], self.log_variance[places]).row_draws(places, samples, seed)
+            yield DrawnRows(part, draws)
+
+    def _at(self, places: Tensor) -> "EncodedRows":
+        values: dict[str, Any] = {key: value[places] for key, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **values)
 
     def weights(self, settings: CertificateSettings) -> Tensor | None:
         """A proven bound needs independent rows: there, a row that is repeated counts once."""
         return (~self.repeats).double() if settings.bound.rigorous and bool(self.repeats.any()) else None
+
+
+@dataclass
+class DrawnRows:
+    """Some rows with draws of the latent.
+
+    Attributes:
+        rows: n of them.
+        draws: shape ``(samples, n, latent_dim)``.
+    """
+
+    rows: EncodedRows
+    draws: Tensor
+
+    def answers(self, witness: Callable[[Tensor], Tensor]) -> Tensor:
+        """Logits of a witness on every draw, shape ``(samples, n, K)``."""
+        return torch.stack([witness(draw) for draw in self.draws])
 
 
 @torch.no_grad()

@@ -212,7 +212,7 @@ def _provenance(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
         "label": f"{run.name}: {phase.label}" if several else phase.label,
         "values": [(_value(name), _value(value)) for name, value in values.items()],
         "commands": _commands(phase),
-        "config": _text(phase.config),
+        "config": _config(phase),
     }
 
 
@@ -221,8 +221,9 @@ def _value(value: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 
-def _text(path: Path | None) -> str:
+def _config(phase: Phase) -> str:
     try:
+        path = phase.config
         return "" if path is None else read_limited(path, CONFIG_LIMIT, "YAML").decode(errors="replace")
     except ValueError as error:
         return str(error)
@@ -230,7 +231,10 @@ def _text(path: Path | None) -> str:
 
 def _commands(phase: Phase) -> list[str]:
     """What checks the certificate: recomputing it where it was published, else making one that can be recomputed."""
-    files = {"--ckpt": phase.checkpoint, "--teacher": phase.teacher, "--config": phase.config}
+    try:
+        files = {"--ckpt": phase.checkpoint, "--teacher": phase.teacher, "--config": phase.config}
+    except ValueError:  # a link out of the folder, which is not followed
+        files = {"--config": None}
     inputs = " ".join(f"{name} {shlex.quote(str(path))}" for name, path in files.items())
     complete, path = None not in files.values(), shlex.quote(str(phase.path))
     if complete and "checkpoint_sha256" in phase.certificate.provenance:

@@ -13,7 +13,7 @@ from certvae.certificate.claims import check_claims
 from certvae.certificate.figures import GOES_ON_FROM
 from certvae.certificate.history import read_history
 from certvae.commands.certify import CONFIG_LIMIT
-from certvae.io.untrusted import parse_json, read_limited
+from certvae.io.untrusted import own_path, parse_json, parse_yaml, read_limited
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
 
@@ -36,6 +36,7 @@ class Phase:
         split: ``"test"`` or ``"val"``.
         history: certificates of the validation rows during training.
         start: validations of the fit that this one went on from.
+        root: the run's folder, which no link may lead out of; default: ``folder``.
     """
 
     name: str
@@ -46,6 +47,15 @@ class Phase:
     split: str
     history: tuple[Certificate, ...]
     start: int = 0
+    root: Path | None = None
+
+    def own(self, path: Path) -> Path:
+        """The path of one of its files.
+
+        Raises:
+            ValueError: if it is a link out of the run's folder.
+        """
+        return own_path(path, self.root or self.folder)
 
     @property
     def label(self) -> str:
@@ -54,23 +64,32 @@ class Phase:
 
     @property
     def config(self) -> Path | None:
-        """The fit's YAML."""
-        return next((path for name in ("run.yaml", "config.yaml") if (path := self.folder / name).is_file()), None)
+        """The fit's YAML.
+
+        Raises:
+            ValueError: if it is a link out of the run's folder; so do the other files.
+        """
+        places = (self.folder / name for name in ("run.yaml", "config.yaml"))
+        return next((self.own(path) for path in places if path.is_file()), None)
 
     @property
     def checkpoint(self) -> Path | None:
         """The last checkpoint, or the only one."""
         found = sorted([*self.folder.glob("checkpoints/*.ckpt"), *self.folder.glob("*.ckpt")])
-        last = [path for path in found if path.stem == "last"]
-        return last[0] if last else (found[0] if len(found) == 1 else None)
+        last = [path for path in found if path.stem == "last"] or (found if len(found) == 1 else [])
+        return self.own(last[0]) if last else None
 
     @property
     def teacher(self) -> Path | None:
         """The teacher's file: one beside the run before the one that its YAML names, for folders are moved."""
         named = _named_teacher(plain_config(self.config))
         name = Path(named).name if named else "teacher.safetensors"
-        places = [self.folder.parent / "search" / name, self.folder / name, *([Path(named)] if named else [])]
-        return next((path for path in places if _is_file(path)), None)
+        beside = self.folder.parent / "search" / name
+        if _is_file(beside):
+            return own_path(beside, self.folder.parent)
+        if _is_file(self.folder / name):
+            return self.own(self.folder / name)
+        return Path(named) if named and _is_file(Path(named)) else None
 
 
 @dataclass(frozen=True)
@@ -113,11 +132,12 @@ def read_run(folder: Path, name: str) -> Run:
 
     Raises:
         FileNotFoundError: if there is no such folder, or nothing of a run in it.
-        ValueError: if a history, a certificate or the summary is not what it should be, or was altered.
+        ValueError: if a history, a certificate or the summary is not what it should be, was altered, or is a link out
+            of the folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}: give the folder of a run.")
-    phases = tuple(phase for place, seed in _places(folder) for phase in _phases_of(place, seed))
+    phases = tuple(phase for place, seed in _places(folder) for phase in _phases_of(place, seed, folder))
     if not phases:
         raise FileNotFoundError(
             f"{folder} holds no run: neither seed<n>/<phase>/certificates_val.jsonl, as `certvae protocol` leaves, nor "
@@ -130,17 +150,22 @@ def read_run(folder: Path, name: str) -> Run:
 def _places(folder: Path) -> Iterator[tuple[Path, str]]:
     """Folders of fits with their seed: the folder itself, else its subfolders, else those of its seeds."""
     seeds = sorted(folder.glob("seed*"), key=lambda path: (len(path.name), path.name))
-    seeds = [path for path in seeds if re.fullmatch("seed-?[0-9]+", path.name)]
+    seeds = [own_path(path, folder) for path in seeds if re.fullmatch("seed-?[0-9]+", path.name)]
     for place, seed in [(folder, ""), *((path, path.name.removeprefix("seed")) for path in seeds)]:
-        inside = [path for path in sorted(place.iterdir()) if any(path.glob(f"*{HISTORY}"))]
+        if any(place.glob(f"*{HISTORY}")):
+            yield place, seed
+            continue
+        folders = [own_path(path, folder) for path in place.iterdir() if path.is_dir()]
+        inside = [path for path in sorted(folders) if any(path.glob(f"*{HISTORY}"))]
         rank = {name: number for number, name in enumerate(ORDER)}
         inside.sort(key=lambda path: rank.get(path.name, len(rank)))
-        yield from ((path, seed) for path in ([place] if any(place.glob(f"*{HISTORY}")) else inside))
+        yield from ((path, seed) for path in inside)
 
 
-def _phases_of(folder: Path, seed: str) -> Iterator[Phase]:
+def _phases_of(folder: Path, seed: str, root: Path) -> Iterator[Phase]:
     """One phase for each callback that wrote to the folder."""
     for path in sorted(folder.glob(f"*{HISTORY}")):
+        own_path(path, root)
         callback = path.name.removesuffix(HISTORY)
         name = folder.resolve().name if callback == "certificate" else callback
         history = tuple(read_history(path))
@@ -150,9 +175,9 @@ def _phases_of(folder: Path, seed: str) -> Iterator[Phase]:
         found = next((path for path in candidates if path.is_file()), None)
         if not (found or history):
             continue
-        certificate = Certificate.load(found) if found else history[-1]
+        certificate = Certificate.load(own_path(found, root)) if found else history[-1]
         check_claims(certificate)
-        yield Phase(readable(name), seed, folder, found or path, certificate, _split(certificate), history)
+        yield Phase(readable(name), seed, folder, found or path, certificate, _split(certificate), history, root=root)
 
 
 def _split(certificate: Certificate) -> str:
@@ -172,7 +197,7 @@ def _dataset(folder: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        values = parse_json(read_limited(path, SUMMARY_LIMIT, "summary"))
+        values = parse_json(read_limited(own_path(path, folder), SUMMARY_LIMIT, "summary"))
     except ValueError as error:
         raise ValueError(f"{path} is no summary of a protocol: {error}.") from None
     dataset = values.get("dataset") if isinstance(values, dict) else None
@@ -184,7 +209,7 @@ def plain_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        values = yaml.safe_load(read_limited(path, CONFIG_LIMIT, "YAML"))
+        values = parse_yaml(read_limited(path, CONFIG_LIMIT, "YAML"))
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}

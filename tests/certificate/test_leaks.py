@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from certvae import SimplexWitness, Status
 from certvae.callbacks import CertificateCallback
-from certvae.certificate.leaks import check_witness, shuffled_margin_leaks
+from certvae.certificate.leaks import WitnessAudit, check_witness, shuffled_margin_leaks
 from certvae.datamodules import DigitsDataModule
 from certvae.models.vae import VAE
 from tests.runs import digits_teacher, small_vae, trainer
@@ -130,3 +130,62 @@ def test_the_callback_reports_a_cheat_as_leaking(tmp_path: Path) -> None:
     assert callback.certificate.status is Status.LEAKING
     assert "leak: order" in str(callback.certificate)
     assert "leak: rate" in str(callback.certificate)
+
+
+class FirstTime(nn.Module):
+    """Answers well when it is first asked about a batch, and constantly ever after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def forward(self, latents: Tensor) -> Tensor:
+        fresh = latents.data_ptr() not in self.asked
+        self.asked.append(latents.data_ptr())
+        return torch.randn(len(latents), 5) if fresh and len(latents) == 40 else torch.zeros(len(latents), 5)
+
+
+class Learning(nn.Module):
+    """Its buffer changes by less than any comparison of answers shows."""
+
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        self.count = self.count + 1e-9
+        return latents[:, :5] + self.count
+
+
+def audited(witness: nn.Module, batches: list[Tensor], answers: list[Tensor] | None = None) -> list[str]:
+    """What an audit finds, batch by batch, of the answers given or those that the witness gives when asked once."""
+    audit = WitnessAudit()
+    for number, batch in enumerate(batches):
+        counted = witness(batch) if answers is None else answers[number]
+        audit.add(witness, batch, counted, 40 * number + torch.arange(len(batch)))
+    return audit.finish(witness)
+
+
+@pytest.mark.parametrize(
+    ("witness", "finding"), [(FirstTime(), "repeatable"), (Learning(), "fixed"), (Position(), "repeatable")]
+)
+def test_an_audit_compares_with_the_answers_that_were_counted(witness: nn.Module, finding: str) -> None:
+    assert any(found.startswith(finding) for found in audited(witness, [codes(), codes() + 1, codes() + 2]))
+
+
+def test_equal_codes_with_unequal_answers_are_found_within_a_batch_and_across_batches() -> None:
+    constant = torch.zeros(40, 6)
+    one, other = torch.zeros(40, 5), torch.eye(5)[0].expand(40, 5)
+    honest = nn.Linear(6, 5)
+    across = audited(honest, [constant, constant], [one, other])
+    within = audited(honest, [constant], [torch.eye(5)[torch.arange(40) % 5]])
+    for found in (across, within):
+        assert any(sentence.startswith("equal codes") for sentence in found)
+
+
+def test_an_audit_does_not_accuse_an_honest_witness_and_asks_no_row_that_was_not_there() -> None:
+    for witness in (SimplexWitness(5, 6), nn.Sequential(nn.Linear(6, 400), nn.ReLU(), nn.Linear(400, 5))):
+        assert audited(witness, [codes(), codes().flip(0), codes()[:3], torch.zeros(40, 6)]) == []
+    assert WitnessAudit().finish(nn.Linear(6, 5)) == []

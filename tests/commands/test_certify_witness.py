@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from certvae import Certificate, certify, load_teacher
 from certvae.cli import main
-from certvae.commands.certify import CertifyOptions, build, certify_checkpoint
+from certvae.commands.certify import CertifyOptions, _witness, build, certify_checkpoint
 from certvae.io.checkpoints import load_weights
 from certvae.monitoring.encoded_rows import encode_rows
 from certvae.theory.permutation import permutation_p_value
@@ -73,3 +73,10 @@ def test_the_p_value_is_that_of_the_floored_witness(plain: dict[str, Path]) -> N
     generator = torch.Generator().manual_seed(options.seed)
     assert published.p_value == certify(teacher, logits, permutations=99, generator=generator, **floors).p_value
     assert published.p_value != permutation_p_value(teacher, logits, 99, generator.manual_seed(options.seed))
+
+
+def test_an_empty_sequential_is_a_witness() -> None:
+    """It answers with the code, and is not taken for none."""
+    model = PlainVAE()
+    model.witness = nn.Sequential()
+    assert _witness(model, digits_teacher(), 6, CertifyOptions()) is model.witness

@@ -116,6 +116,7 @@ CONFIGS: dict[str, Write] = {
     "python object": as_file("{model: {}, data: !!python/object/apply:os.mkdir [code-ran]}"),
     "no UTF-8": as_file(b"\xff\xfe\x00model"),
     "large": sparse(CONFIG_LIMIT + 1),
+    "doubled": as_file("\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))])),
 }
 
 

@@ -284,6 +284,24 @@ def test_cache_of_another_shape_or_type_is_made_again(root: Path, other: np.ndar
     assert np.array_equal(np.load(path), expected)
 
 
+def test_a_cache_with_an_altered_pixel_is_named(root: Path) -> None:
+    data = module(root)
+    path = cache_file(data) if len(data.arrays.images) else None
+    assert path is not None
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1  # the last of the pixels are before the digest of 64 letters
+    path.write_bytes(content)
+    assert "its pixels are not those that were kept" in error_of(module(root))
+
+
+def test_a_cache_without_a_digest_is_made_again(root: Path) -> None:
+    data = module(root)
+    expected, path = data.arrays.images, cache_file(data)
+    np.save(path, 255 - expected)
+    assert np.array_equal(module(root).arrays.images, expected)
+    assert np.array_equal(np.load(path), expected)
+
+
 # Missing and damaged files.
 
 

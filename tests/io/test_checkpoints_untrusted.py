@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError, load_weights
+from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError, load_weights, read_checkpoint
 from tests.runs import small_vae
 from tests.untrusted import NO_FILES, SCRAPS, Box, Planted, box, sparse, unreadable
 
@@ -101,6 +101,10 @@ def number(value: int) -> bytes:
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
+def wide(value: int) -> bytes:
+    return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+
+
 def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
@@ -130,6 +134,11 @@ FORGED: dict[str, bytes] = {
     "dict copied 1000 times": b"}q\0" + b"ccollections\nOrderedDict\nh\0\x85R" * 1000 + b".",
     "sets copied 1000 times": b"]q\0" + b"c__builtin__\nset\nh\0\x85R" * 1000 + b".",
     "state copied 1000 times": b"}q\0" + b"ccollections\nOrderedDict\n)Rh\0b" * 1000 + b".",
+    "keys of one hash": b"}(" + b"".join(wide(n * (2**61 - 1)) + b"N" for n in range(1, 300_000)) + b"u.",
+    "keys of one hash, one by one": b"}" + b"".join(wide(n * (2**61 - 1)) + b"Ns" for n in range(1, 300_000)) + b".",
+    "keys that are tuples": b"}(" + b"".join(number(n) + b"K\1\x86N" for n in range(9)) + b"u.",
+    "keys that are one tuple": b"}K\1K\2\x86q\0NsN0h\0Ns.",
+    "members that are tuples": b"c__builtin__\nset\n](" + b"K\1K\2\x86" * 2000 + b"e\x85R.",
     "16 MiB of nothing": b"]" * 2**24 + b".",
     "no end": b"]" * 100,
     "unknown instruction": b"\xff.",
@@ -162,6 +171,9 @@ REASONS = {
     "tuples 200,000 deep": "holds no `state_dict`",
     "tuple doubled 200 times": "a long or nested tuple twice",
     **{f"{name} copied 1000 times": "it copies objects" for name in ("dict", "sets", "state")},
+    **dict.fromkeys(("keys of one hash", "keys of one hash, one by one"), "keys that tensors by name do not need"),
+    **dict.fromkeys(("keys that are tuples", "keys that are one tuple"), "keys that tensors by name do not need"),
+    "members that are tuples": "keys that tensors by name do not need",
     "16 MiB of nothing": "one member data.pkl of at most",
     "compressed member": "a member is compressed",
     "member of 1 TiB": "its members overlap",
@@ -252,3 +264,17 @@ def test_paths_without_a_checkpoint_are_refused(box: Box, name: str) -> None:
     expected = {**dict.fromkeys(NO_FILES, FileNotFoundError), "not readable": PermissionError}
     with box.refuses(expected.get(name, CheckpointFileError), REASONS.get(name, "")):
         load_weights(model(), path)
+
+
+def test_what_optimizers_and_schedulers_keep_is_read(tmp_path: Path) -> None:
+    """Numbers as keys, tuples as values, counters of milestones and nested lists are no attack."""
+    network = model()
+    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
+    network(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 5, 5])
+    kept = {"optimizer_states": [optimizer.state_dict()], "lr_schedulers": [scheduler.state_dict()]}
+    shapes = {"hyper_parameters": {"shapes": [(1, 2), (3, (4, 5))], "seed": 2**64 - 1, "names": {"a", "b"}}}
+    (tmp_path / "last.ckpt").write_bytes(saved({**weights(), **kept, **shapes}))
+    load_weights(network, tmp_path / "last.ckpt")
+    assert read_checkpoint(tmp_path / "last.ckpt")["hyper_parameters"] == shapes["hyper_parameters"]

@@ -9,8 +9,8 @@ import pytest
 
 from certvae import Certificate
 from certvae.certificate.certificate import digest
+from certvae.certificate.claims import ClaimsError
 from certvae.cli import main
-from certvae.commands.verify import VerificationError
 from certvae.report import read_runs
 from certvae.report.runs import read_run
 
@@ -106,7 +106,7 @@ def test_a_certificate_that_contradicts_itself_is_refused(demo: Path) -> None:
     path = demo / "seed0" / "no_align" / "certificate_test.json"
     values = replace(Certificate.load(path), margin_lower=1.5).to_dict()
     path.write_text(json.dumps({**values, "sha256": digest(values)}))
-    with pytest.raises(VerificationError, match="margin_lower <= margin does not hold"):
+    with pytest.raises(ClaimsError, match="it contradicts itself: .* does not hold"):
         read_run(demo, "demo")
 
 
@@ -115,3 +115,41 @@ def test_a_summary_that_is_none_is_refused(demo: Path, text: str) -> None:
     (demo / "summary.json").write_text(text)
     with pytest.raises(ValueError, match="is no summary of a protocol"):
         read_run(demo, "demo")
+
+
+@pytest.mark.parametrize(
+    "name", ["certificates_val.jsonl", "certificate_test.json", "certificate_val.json", "certificate.json"]
+)
+def test_a_link_out_of_the_folder_is_not_read(foreign: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    if name == "certificate_val.json":
+        (foreign / "certificate_test.json").unlink()
+    outside = foreign.parent / "outside"
+    (foreign / name).rename(outside) if (foreign / name).exists() else outside.write_text("secret")
+    (foreign / name).symlink_to(outside)
+    assert main(["report", str(foreign)]) == 1
+    said = capsys.readouterr().err
+    assert f"is a link to {outside.resolve()}, outside {foreign}" in said
+    assert "secret" not in said
+    assert not (foreign / "report.html").exists()
+
+
+def test_a_link_to_another_folder_is_not_followed_and_one_within_is(foreign: Path) -> None:
+    root = foreign.parent / "root"
+    (root / "seed0").mkdir(parents=True)
+    (root / "seed0" / "full").symlink_to(foreign)
+    with pytest.raises(ValueError, match="is a link to .*, outside"):
+        read_run(root, "root")
+    (root / "seed0" / "full").unlink()
+    foreign.rename(root / "kept")
+    (root / "seed0" / "full").symlink_to(root / "kept")
+    assert [phase.name for phase in read_run(root, "root").phases] == ["kept", "kept"]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "last.ckpt", "teacher.safetensors"])
+def test_what_images_need_is_no_link_out_of_the_folder(foreign: Path, name: str) -> None:
+    (foreign.parent / "outside").write_text("secret: 1")
+    (foreign / name).symlink_to(foreign.parent / "outside")
+    assert main(["report", str(foreign)]) == 0
+    page = (foreign / "report.html").read_text()
+    assert "secret: 1" not in page
+    assert "is not read: put the file itself there" in page
