@@ -10,8 +10,8 @@ from torch import Tensor
 from certvae.monitoring.batch_reader import choose_loader
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import RowPositions
-from certvae.theory.contrast import aggregate_information
 from certvae.theory.arguments import float64_device
+from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 

@@ -40,7 +40,7 @@ class InformationCallback(Callback):
     Args:
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean gives
             a warning, and no numbers.
-        block: rows that are compared with each other, from 2. Cost grows with it, and so does the cap.
+        block: most rows that are compared with each other, from 3. Cost grows with it, and so does the cap.
         rows: most rows measured, from 2; a hash of their places picks them.
         confidence: of each side.
         dataloader: which of several validation dataloaders is measured: its position or its name.
@@ -59,7 +59,7 @@ class InformationCallback(Callback):
         self,
         latents: LatentSource | None = None,
         block: int = BLOCK,
-        rows: int = 5000,
+        rows: int = 4096,
         confidence: float = 0.95,
         dataloader: int | str = 0,
         name: str = "information",
@@ -67,8 +67,10 @@ class InformationCallback(Callback):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if block < 2 or rows < 2:
-            raise ValueError(f"`block` and `rows` must be at least 2, got {block} and {rows}.")
+        if block < 3:
+            raise ValueError(f"`block` must be at least 3 rows, got {block}.")
+        if rows < 2:
+            raise ValueError(f"`rows` must be at least 2, got {rows}.")
         if not 0 < confidence < 1:
             raise ValueError(f"`confidence` must lie between 0 and 1, got {confidence}.")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
@@ -78,6 +80,7 @@ class InformationCallback(Callback):
         self.capture = LatentCapture(latents)
         self.bracket: InformationBracket | None = None
         self._said: InformationBracket | None = None
+        self._warned = False
         self._loader_position = 0
         self._positions: RowPositions | None = None
         self._attendance: Attendance | None = None
@@ -151,10 +154,7 @@ class InformationCallback(Callback):
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
         if len(sample) == 0:
             self.bracket = None
-            rank_zero_warn(
-                f"{type(self).__name__} measures nothing: the code is only a mean, without a log-variance, and a code "
-                "without noise has no rate. Name both: latents='encoder:mu,logvar'."
-            )
+            self._warn()
             return
         rate, mean, log_variance = sample.to(device).split([1, sample.shape[1] // 2, sample.shape[1] // 2], dim=1)
         self.bracket = information_bracket(
@@ -162,10 +162,18 @@ class InformationCallback(Callback):
             log_variance,
             rate=rate[:, 0],
             confidence=self.confidence,
-            block=max(self.block, 3),  # of three rows none is left alone
+            block=self.block,
             seed=self.seed,
         )
         self._publish(trainer, pl_module, self.bracket, missing, device)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            rank_zero_warn(
+                f"{type(self).__name__} measures nothing: the code is only a mean, without a log-variance, and a code "
+                "without noise has no rate. Name both: latents='encoder:mu,logvar'."
+            )
+        self._warned = True
 
     def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[int, bool, Tensor]:
         """Rows that count, whether some are missing, and the sample, of all processes; collectives."""
@@ -179,7 +187,12 @@ class InformationCallback(Callback):
         return int(table[:, 0].sum()), bool(table[:, 1].any()), own
 
     def _publish(
-        self, trainer: Trainer, pl_module: LightningModule, bracket: InformationBracket, missing: bool, device: torch.device
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        bracket: InformationBracket,
+        missing: bool,
+        device: torch.device,
     ) -> None:
         for key in LOGGED:
             value = getattr(bracket, key)

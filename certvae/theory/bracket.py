@@ -1,7 +1,6 @@
 """The information of a code about its input, from both sides, without a teacher. Proofs are in docs/information.md."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, kl_divergence
 
 from certvae.theory.arguments import as_float64, as_number, as_tensor, as_whole_number
-from certvae.theory.contrast import CHUNK, Contrast, contrast, gaussian_contrast
+from certvae.theory.contrast import CHUNK, Contrast, PairDensity, contrast, gaussian_contrast
 from certvae.theory.fixed_bets import lower_bound_of_mean, upper_bound_of_mean
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import as_keys, row_uniform
@@ -105,14 +104,14 @@ def information_bracket(
             normal one, which is an upper bound whatever the model's prior is.
         keys: one integer a row, to which its noise belongs; None: its place. With keys the order of rows is free.
         confidence: of each of the four bounds on its own, in (0, 1).
-        block: most rows that are compared with each other, from 2.
+        block: most rows that are compared with each other, from 3.
         method: of ``lower``: ``"proved"`` for any number of rows, or ``"normal"``, narrower, for many.
         seed: of the draws.
         chunk: numbers held at once while rows are compared, about.
 
     Raises:
         TypeError: if an argument is of a wrong kind.
-        ValueError: if there are fewer than 2 rows, a value is not finite or out of range, or shapes do not go together.
+        ValueError: if there are fewer than 2 rows, `block` is below 3, a value is not finite or out of range, or shapes do not go together.
     """
     posterior = _checked(mean, log_variance)
     rows = len(posterior.mean)
@@ -165,24 +164,24 @@ def information_bracket_of(
     _check_settings(rows, confidence, BLOCK, method)
     density = _pair_density(posterior, draws, as_whole_number(chunk, "chunk", 1))
     places = torch.arange(rows, device=draws.device)
-    own = torch.cat([density(part, places)[torch.arange(len(part)), part] for part in places.split(max(1, chunk // rows))])
+    own = torch.cat([density(part)[torch.arange(len(part)), part] for part in places.split(max(1, chunk // rows))])
     if not bool(own.isfinite().all()):
         raise ValueError("`posterior` must give each row's own draw a finite log-density, got NaN or infinity.")
     rates, exact = _rates_of(posterior, prior, draws, own)
     return _bracket([contrast(density, own, chunk)], rates, exact, confidence, method)
 
 
-def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> Callable[[Tensor, Tensor], Tensor]:
-    size = max(1, draws[0].numel())
+def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
+    rows, size = len(draws), max(1, draws[0].numel())
 
-    def density(part: Tensor, rows: Tensor) -> Tensor:
-        few = max(1, chunk // (len(draws) * size))
+    def density(part: Tensor) -> Tensor:
+        few = max(1, chunk // (rows * size))
         with torch.no_grad():
             tables = [posterior.log_prob(draws[some].unsqueeze(1)) for some in part.split(few)]
         table = as_float64(torch.cat(tables))
-        if table.shape[:2] != (len(part), len(rows)):
+        if table.shape[:2] != (len(part), rows):
             raise ValueError(
-                f"`posterior.log_prob` must give a number for each of {len(part)} codes and {len(rows)} rows, got "
+                f"`posterior.log_prob` must give a number for each of {len(part)} codes and {rows} rows, got "
                 f"{tuple(table.shape)}."
             )
         return table.flatten(start_dim=2).sum(dim=2) if table.ndim > 2 else table
@@ -226,18 +225,20 @@ def _check_settings(rows: int, confidence: float, block: int, method: str) -> No
         raise ValueError(f"`confidence` must lie between 0 and 1, got {confidence}.")
     if method not in ("proved", "normal"):
         raise ValueError(f"`method` must be 'proved' or 'normal', got {method!r}.")
-    as_whole_number(block, "block", 2)
-    if rows < 2 or rows // -(-rows // block) < 2:
-        raise ValueError(
-            f"blocks must have 2 rows at least, got {rows} rows and `block={block}`; give more rows or a larger block."
-        )
+    as_whole_number(block, "block", 3)
+    if rows < 2:
+        raise ValueError(f"there must be at least 2 rows, to compare one with another, got {rows}; give more.")
 
 
 def _bracket(
     parts: list[Contrast], rates: Tensor | None, exact: bool, confidence: float, method: str
 ) -> InformationBracket:
     """Put the four bounds together; ``rates`` in the order of the parts."""
-    whole, sizes, error = Contrast(*map(torch.cat, zip(*parts, strict=True))), [len(p.lower) for p in parts], 1 - confidence
+    whole, sizes, error = (
+        Contrast(*map(torch.cat, zip(*parts, strict=True))),
+        [len(p.lower) for p in parts],
+        1 - confidence,
+    )
     rows = sum(sizes)
     lower_estimate, rate = float(whole.lower.mean()), None if rates is None else float(rates.mean())
     limits = [_normal_upper(whole.upper, whole.upper_influence, error if rates is None else error / 2)]

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from certvae.theory.posterior import Posterior
 
-__all__ = ["Contrast", "PairDensity", "aggregate_information", "contrast", "gaussian_density"]
+__all__ = ["Contrast", "PairDensity", "aggregate_information", "contrast", "gaussian_contrast", "gaussian_density"]
 
 CHUNK = 2**22  # numbers held at once while rows are compared with each other
 LARGEST_SQUARE = 1e9  # of a standardized code: float64 then keeps a log-density, as a difference of squares, to 1e-6
 
-PairDensity = Callable[[Tensor, Tensor], Tensor]
+PairDensity = Callable[[Tensor], Tensor]
 
 
 class Contrast(NamedTuple):
@@ -41,8 +41,8 @@ def contrast(density: PairDensity, own: Tensor, chunk: int = CHUNK) -> Contrast:
     term of the average's expansion in the distribution of the rows, which gives its standard error.
 
     Args:
-        density: gives :math:`l_{ij}` for places i and j of the block, int64 of shapes ``(n,)`` and ``(B,)``, as
-            ``(n, B)``. The diagonal is not used.
+        density: gives :math:`l_{ij}` of the codes at places i, int64, shape ``(n,)``, for all j, as ``(n, B)``. It is
+            written over, and the diagonal is not used.
         own: :math:`l_{ii}`, float64, shape ``(B,)``.
         chunk: numbers held at once, about.
     """
@@ -50,7 +50,7 @@ def contrast(density: PairDensity, own: Tensor, chunk: int = CHUNK) -> Contrast:
     places = torch.arange(rows, device=own.device)
     lower, upper, shares, other_shares = own.new_zeros(4, rows).unbind()
     for part in places.split(max(1, chunk // rows)):
-        table = density(part, places)
+        table = density(part)
         table[torch.arange(len(part)), part] = -torch.inf
         largest = table.amax(dim=1)
         largest = torch.where(largest.isfinite(), largest, torch.zeros_like(largest))
@@ -82,16 +82,14 @@ def gaussian_density(posterior: Posterior, draws: Tensor, chunk: int = CHUNK) ->
     precision, log_scale = (-log_variance).exp(), log_variance.sum(dim=1)
     farthest = torch.maximum(draws.abs(), mean.abs()).amax(dim=0)
     if float((farthest**2 * precision.amax(dim=0)).sum()) > LARGEST_SQUARE:
-        return lambda part, rows: torch.cat(
-            [
-                -0.5 * (((draws[few, None] - mean[rows]) ** 2 * precision[rows]).sum(dim=2) + log_scale[rows])
-                for few in part.split(max(1, chunk // mean[rows].numel()))
-            ]
+        size = max(1, chunk // mean.numel())
+        return lambda part: torch.cat(
+            [-0.5 * (((draws[few, None] - mean) ** 2 * precision).sum(dim=2) + log_scale) for few in part.split(size)]
         )
     columns = torch.cat([-0.5 * precision, mean * precision], dim=1).T
     constant = -0.5 * ((mean**2 * precision).sum(dim=1) + log_scale)
     features = torch.cat([draws**2, draws], dim=1)
-    return lambda part, rows: torch.addmm(constant[rows], features[part], columns[:, rows])
+    return lambda part: torch.addmm(constant, features[part], columns)
 
 
 def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
