@@ -40,10 +40,10 @@ def lower_bound_of_mean(values: Tensor, least: float, error: float) -> float:
 
 
 def _log_wealth(ratios: Tensor) -> float:
-    stakes = torch.logspace(
-        math.log10(SMALLEST), math.log10(LARGEST), BETS, dtype=ratios.dtype, device=ratios.device
-    ).unbind()
-    logs = torch.stack([torch.log1p(stake * (ratios - 1)).sum() for stake in stakes])
+    stakes = torch.logspace(math.log10(SMALLEST), math.log10(LARGEST), BETS, dtype=ratios.dtype, device=ratios.device)
+    logs = torch.zeros_like(stakes)
+    for part in ratios.split(2**16):
+        logs += torch.log1p(stakes[:, None] * (part - 1)).sum(dim=1)
     return float(logs.logsumexp(dim=0)) - math.log(BETS)
 
 
