@@ -112,8 +112,8 @@ def information_bracket(
 
     Raises:
         TypeError: if an argument is of a wrong kind.
-        ValueError: if there are fewer than 2 rows, `block` is below 3, a value is not finite or out of range, or shapes do
-            not go together.
+        ValueError: if there are fewer than 2 rows, `block` is below 3, a value is not finite or out of range, or
+            shapes do not go together.
     """
     posterior = _checked(mean, log_variance)
     rows = len(posterior.mean)

@@ -34,6 +34,15 @@ class RowSample:
         """The sample in the order of its hash, shape ``(n, d)``; ``(0, 0)`` if none was offered."""
         return self._merge()[1]
 
+    @property
+    def keys(self) -> Tensor:
+        """The hash of each row of the sample, rising, float64, shape ``(n,)``."""
+        return self._merge()[0]
+
+    def restore(self, keys: Tensor, rows: Tensor) -> None:
+        """Go on from the ``keys`` and ``rows`` of another sample."""
+        self._parts = [(keys, rows)]
+
     def _merge(self) -> tuple[Tensor, Tensor]:
         if not self._parts:
             return torch.empty(0, dtype=torch.float64), torch.empty(0, 0, dtype=torch.float64)
@@ -63,5 +72,5 @@ class RowSample:
         rows = torch.nn.functional.pad(rows.double(), (0, 0, 0, padding))
         keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).flatten(0, -2).cpu()
         whole = RowSample(self.size, self.seed)
-        whole._parts = [self._smallest(keys[keys.isfinite()], rows[keys.isfinite()])]
+        whole.restore(keys[keys.isfinite()], rows[keys.isfinite()])
         return whole

@@ -95,7 +95,7 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         ({"name": "a/b"}, "`name` must be letters"),
     ):
         with pytest.raises(ValueError, match=message):
-            InformationCallback(**arguments)  # type: ignore[arg-type]
+            InformationCallback(**arguments)
     with pytest.raises(ValueError, match="`latents='encoderr'` names no submodule"):
         fit(tmp_path, [InformationCallback("encoderr")])
     with pytest.raises(ValueError, match="gave no row; choose another by `dataloader`"):
