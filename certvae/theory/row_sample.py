@@ -41,7 +41,7 @@ class RowSample:
 
     def restore(self, keys: Tensor, rows: Tensor) -> None:
         """Go on from the ``keys`` and ``rows`` of another sample."""
-        self._parts = [(keys, rows)]
+        self._parts = [(keys, rows)] if len(keys) else []
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         if not self._parts:
