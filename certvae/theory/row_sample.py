@@ -41,7 +41,7 @@ class RowSample:
 
     def restore(self, keys: Tensor, rows: Tensor) -> None:
         """Go on from the ``keys`` and ``rows`` of another sample."""
-        self._parts = [(keys, rows)] if len(keys) else []
+        self._parts = [(keys, rows)] if rows.shape[1] else []
 
     def _merge(self) -> tuple[Tensor, Tensor]:
         if not self._parts:
