@@ -5,6 +5,7 @@ from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
+from certvae.callbacks.information import InformationCallback
 from certvae.callbacks.lagging import LaggingInference
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
 from certvae.callbacks.probe import ProbeCallback
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointError",
     "CollapseDiagnostics",
     "DualController",
+    "InformationCallback",
     "LaggingInference",
     "LastCheckpoint",
     "Latents",

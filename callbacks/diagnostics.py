@@ -10,8 +10,8 @@ from torch import Tensor
 from certvae.monitoring.batch_reader import choose_loader
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import RowPositions
-from certvae.theory.aggregate_posterior import aggregate_information
 from certvae.theory.arguments import float64_device
+from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 
@@ -144,9 +144,9 @@ class CollapseDiagnostics(Callback):
         seen = [0 if self._sums is None else len(self._sums), self._sample.rows.shape[1]]
         length, width = strategy.all_gather(torch.tensor(seen, device=device)).view(-1, 2).amax(dim=0).tolist()
         sums = torch.zeros(max(length, 2), dtype=torch.float64, device=device) if self._sums is None else self._sums
-        if len(self._sample.rows) == 0:
-            self._sample.rows = torch.empty(0, width, dtype=torch.float64)
-        sample = self._sample.gather(lambda values: strategy.all_gather(values.to(device))) if width else self._sample
+        sample = self._sample
+        if width:
+            sample = sample.gather(lambda values: strategy.all_gather(values.to(device)), width)
         return strategy.reduce(sums, reduce_op="sum"), sample
 
     def _log(self, pl_module: LightningModule, name: str, value: Tensor) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from certvae.models.vae import VAE
     from certvae.teachers import load_teacher
     from certvae.teachers.search import TeacherSearch
+    from certvae.theory.bracket import InformationBracket, information_bracket, information_bracket_of
     from certvae.theory.witness import SimplexWitness
 
 __version__ = "0.2.0.dev0"
@@ -21,10 +22,13 @@ __all__ = [
     "Certificate",
     "CertificateMetric",
     "CertificateSettings",
+    "InformationBracket",
     "SimplexWitness",
     "Status",
     "TeacherSearch",
     "certify",
+    "information_bracket",
+    "information_bracket_of",
     "load_teacher",
 ]
 
@@ -52,6 +56,10 @@ def _load(name: str) -> Any:
         from certvae.certificate.metric import CertificateMetric
 
         return CertificateMetric
+    if name in ("InformationBracket", "information_bracket", "information_bracket_of"):
+        from certvae.theory import bracket
+
+        return getattr(bracket, name)
     if name == "SimplexWitness":
         from certvae.theory.witness import SimplexWitness
 

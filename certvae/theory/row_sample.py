@@ -12,7 +12,7 @@ __all__ = ["RowSample"]
 
 
 class RowSample:
-    """The rows with the smallest hash of their index.
+    """The rows with the smallest hash of their index. It holds at most twice ``size`` rows and a batch.
 
     Args:
         size: rows kept.
@@ -21,27 +21,56 @@ class RowSample:
 
     def __init__(self, size: int, seed: int) -> None:
         self.size, self.seed = size, seed
-        self.keys = torch.empty(0, dtype=torch.float64)
-        self.rows = torch.empty(0, 0, dtype=torch.float64)
+        self._parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, features: Tensor, index: Tensor) -> None:
         """Offer rows, shape ``(B, d)``, with the integer that stands for each, shape ``(B,)``."""
-        keys, rows = row_uniform(index.cpu(), 1, self.seed)[:, 0], features.cpu()
-        rows = torch.cat([self.rows, rows]) if self.rows.numel() else rows
-        self.keys, self.rows = self._smallest(torch.cat([self.keys, keys]), rows)
+        self._parts.append((row_uniform(index.cpu(), 1, self.seed)[:, 0], features.cpu()))
+        if sum(len(keys) for keys, _ in self._parts) > 2 * self.size:
+            self._merge()
+
+    @property
+    def rows(self) -> Tensor:
+        """The sample in the order of its hash, shape ``(n, d)``; ``(0, 0)`` if none was offered."""
+        return self._merge()[1]
+
+    @property
+    def keys(self) -> Tensor:
+        """The hash of each row of the sample, rising, float64, shape ``(n,)``."""
+        return self._merge()[0]
+
+    def restore(self, keys: Tensor, rows: Tensor) -> None:
+        """Go on from the ``keys`` and ``rows`` of another sample."""
+        self._parts = [(keys, rows)] if rows.shape[1] else []
+
+    def _merge(self) -> tuple[Tensor, Tensor]:
+        if not self._parts:
+            return torch.empty(0, dtype=torch.float64), torch.empty(0, 0, dtype=torch.float64)
+        keys, rows = zip(*self._parts, strict=True)
+        self._parts = [self._smallest(torch.cat(keys), torch.cat(rows))]
+        return self._parts[0]
 
     def _smallest(self, keys: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         order = keys.argsort(stable=True)
         keys = keys[order]
         fresh = torch.cat([torch.ones_like(keys[:1], dtype=torch.bool), keys[1:] != keys[:-1]])
-        return keys[fresh][: self.size], rows[order][fresh][: self.size]
+        chosen = order[fresh][: self.size]
+        return keys[fresh][: self.size], rows[chosen]
 
-    def gather(self, all_gather: Callable[[Tensor], Any]) -> "RowSample":
-        """The sample over all processes, the same on each; a row that several of them have seen counts once."""
-        padding = self.size - self.keys.numel()
-        keys = torch.nn.functional.pad(self.keys, (0, padding), value=torch.inf)
-        rows = torch.nn.functional.pad(self.rows, (0, 0, 0, padding))
+    def gather(self, all_gather: Callable[[Tensor], Any], width: int | None = None) -> "RowSample":
+        """The sample over all processes, the same on each; a row that several of them have seen counts once.
+
+        Args:
+            all_gather: a collective, which stacks what the processes give.
+            width: columns of the rows, for a process that has seen none; all of them then say it.
+        """
+        keys, rows = self._merge()
+        if len(keys) == 0 and width is not None:
+            rows = torch.empty(0, width, dtype=torch.float64)
+        padding = self.size - keys.numel()
+        keys = torch.nn.functional.pad(keys, (0, padding), value=torch.inf)
+        rows = torch.nn.functional.pad(rows.double(), (0, 0, 0, padding))
         keys, rows = all_gather(keys).reshape(-1).cpu(), all_gather(rows).flatten(0, -2).cpu()
         whole = RowSample(self.size, self.seed)
-        whole.keys, whole.rows = self._smallest(keys[keys.isfinite()], rows[keys.isfinite()])
+        whole.restore(keys[keys.isfinite()], rows[keys.isfinite()])
         return whole

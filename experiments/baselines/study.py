@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from certvae.commands.tables import Line, Results
-from certvae.theory.aggregate_posterior import aggregate_information
+from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
 from experiments.study import Study, study_parser
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from certvae.callbacks import CollapseDiagnostics
 from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import Captured
-from certvae.theory.aggregate_posterior import aggregate_information
+from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import row_normal
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
@@ -71,7 +71,7 @@ def test_a_constant_posterior_has_no_mutual_information() -> None:
 
 def test_pieces_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     posterior, whole = gaussian(90), float(aggregate_information(gaussian(90)))
-    monkeypatch.setattr("certvae.callbacks.diagnostics.CHUNK", 1000)
+    monkeypatch.setattr("certvae.theory.contrast.CHUNK", 1000)
     assert float(aggregate_information(posterior)) == pytest.approx(whole, abs=1e-12)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from certvae.callbacks import CertificateCallback, CollapseDiagnostics, ProbeCallback
+from certvae.callbacks import CertificateCallback, CollapseDiagnostics, InformationCallback, ProbeCallback
 from certvae.datamodules import DigitsDataModule
 from tests.distributed.jobs import Result, Silent, WithAdam, spread, teacher, trained, vae
 from tests.distributed.sets import BATCH, Stream, digits
@@ -18,7 +18,11 @@ ROWS = (101, 7, 3)
 
 
 def logged(metrics: Any) -> dict[str, float]:
-    return {name: float(value) for name, value in metrics.items() if name.startswith(("probe", "diagnostics"))}
+    return {
+        name: float(value)
+        for name, value in metrics.items()
+        if name.startswith(("probe", "diagnostics", "information"))
+    }
 
 
 def probed(folder: Path, world: int) -> Result:
@@ -39,6 +43,12 @@ def diagnosed(folder: Path, world: int, rows: int) -> Result:
     return logged(run.callback_metrics)
 
 
+def informed(folder: Path, world: int, rows: int) -> Result:
+    run = spread(folder, world, InformationCallback(block=40, rows=60))
+    run.validate(vae(), DigitsDataModule(BATCH, subset=rows), verbose=False)
+    return logged(run.callback_metrics)
+
+
 def streamed(folder: Path, world: int, idle: int | None) -> Result:
     """Iterable data; ``idle`` counts from the end if negative, and is nobody in a single process."""
     absent = None if idle is None or world == 1 else idle % world
@@ -51,6 +61,7 @@ def streamed(folder: Path, world: int, idle: int | None) -> Result:
 JOBS: dict[str, Callable[[Path, int], Any]] = {
     "probed": probed,
     **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
+    **{f"informed_{rows}": partial(informed, rows=rows) for rows in ROWS},
     "streamed": partial(streamed, idle=None),
     "first_process_idle": partial(streamed, idle=0),
     "last_process_idle": partial(streamed, idle=-1),

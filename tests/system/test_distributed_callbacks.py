@@ -49,6 +49,13 @@ def test_diagnostics_are_those_of_one_process_and_padding_is_not_counted(
     assert seen == pytest.approx(one[f"diagnosed_{rows}"], abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_the_information_is_that_of_one_process(one: Results, two: list[Results], rows: int) -> None:
+    seen = common(two, f"informed_{rows}")
+    assert len(seen) == 6
+    assert seen == pytest.approx(one[f"informed_{rows}"], abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("job", ["first_process_idle", "last_process_idle"])
 def test_a_process_without_rows_takes_part(one: Results, two: list[Results], job: str) -> None:
     """Its rows have other places then, and with them other noise in the mutual information."""

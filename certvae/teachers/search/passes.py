@@ -226,7 +226,7 @@ class SearchPasses:
         self._num_rows, self.outside, self.measured = state["num_rows"], state["outside"], state["measured"]
         sums = _shared(state["sums"], first)
         self._counts, self._train, self._held_out = sums["counts"], sums["train"], sums["held_out"]
-        self._sample.keys, self._sample.rows = (part if first else part[:0] for part in state["sums"]["sample"])
+        self._sample.restore(*(part if first else part[:0] for part in state["sums"]["sample"]))
         if state["pca"] is not None:
             self.pca = StreamingPCA.from_state_dict(state["pca"], sums["pca"])
         for candidate, mixture, own in zip(self.candidates, state["mixtures"], sums["mixtures"], strict=False):

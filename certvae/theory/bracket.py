@@ -1,0 +1,303 @@
+"""The information of a code about its input, from both sides, without a teacher. Proofs are in docs/information.md."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor
+from torch.distributions import Distribution, kl_divergence
+
+from certvae.theory.arguments import as_float64, as_number, as_tensor, as_whole_number
+from certvae.theory.contrast import CHUNK, Contrast, PairDensity, contrast, gaussian_contrast
+from certvae.theory.fixed_bets import lower_bound_of_mean, upper_bound_of_mean
+from certvae.theory.posterior import Posterior
+from certvae.theory.row_noise import as_keys, row_uniform
+
+__all__ = ["InformationBracket", "information_bracket", "information_bracket_of"]
+
+BLOCK = 1024
+MAX_LOG_VARIANCE = 500.0
+SEED_OFFSET = 0x9E3779B9  # a data set made with the same small seed must not be its own noise
+AT_CAP = 0.1  # nats below the cap from which the lower side says 'at least'
+LowerMethod = Literal["proved", "normal"]
+
+
+@dataclass(frozen=True)
+class InformationBracket:
+    r"""What some rows say of :math:`I(X; Z)`, in nats.
+
+    Attributes:
+        lower: :math:`I(X;Z)` of the population is at least this, with ``confidence``. Proved for independent rows if
+            ``lower_proved``, else for many rows.
+        upper: it is at most this, with ``confidence``, for many rows. No upper bound can be proved for every
+            population. Infinite if neither the other rows nor a rate limit it.
+        rows_lower: the same for the data set that these rows are, ``X`` uniform on them: at least this, with
+            ``confidence`` over the draws. Proved.
+        rows_upper: at most this. Proved.
+        lower_estimate: :math:`L_B`; its expectation is at most the population's information.
+        upper_estimate: the smaller of :math:`U_B` and ``rate``, whose expectations are at least that.
+        rate: average :math:`KL(q(z|x) \| p(z))`, or None.
+        cap: the most that ``lower_estimate`` can be, the logarithm of the block.
+        rows: rows in all.
+        blocks: into which they were divided.
+        confidence: of each side.
+        lower_proved: whether ``lower`` holds for any number of rows.
+    """
+
+    lower: float
+    upper: float
+    rows_lower: float
+    rows_upper: float
+    lower_estimate: float
+    upper_estimate: float
+    rate: float | None
+    cap: float
+    rows: int
+    blocks: int
+    confidence: float
+    lower_proved: bool
+
+    @property
+    def at_cap(self) -> bool:
+        """Whether the lower side stops because no block of this size can show more."""
+        return self.lower_estimate > self.cap - AT_CAP
+
+    def to_dict(self) -> dict[str, float | int | bool | None]:
+        """All of it, with None where a bound is infinite."""
+        values = asdict(self) | {"at_cap": self.at_cap}
+        return {name: None if value in (math.inf, -math.inf) else value for name, value in values.items()}
+
+    def line(self) -> str:
+        """The population's reading in words."""
+        of = f"({self.confidence:.4g} confidence, {self.rows:,} rows)".replace("0.95 ", "95 % ")
+        most = f"at most {self.upper:.3g} nats"
+        if self.at_cap:
+            limit = f"near {self.cap:.2f}, the most that blocks of {self.rows // self.blocks:,} rows can show"
+            return f"the code carries at least {self.lower:.3g} nats, {limit}, and {most} {of}"
+        if self.lower == 0:
+            return f"the code carries {most} {of}"
+        return f"the code carries between {self.lower:.3g} and {self.upper:.3g} nats {of}"
+
+
+def information_bracket(
+    mean: Any,
+    log_variance: Any,
+    *,
+    rate: Any = None,
+    keys: Any = None,
+    confidence: float = 0.95,
+    block: int = BLOCK,
+    method: LowerMethod = "proved",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> InformationBracket:
+    r"""Bounds on :math:`I(X;Z)` for a diagonal Gaussian code, from one draw a row.
+
+    Blocks only save time, which grows as rows times ``block``: a larger one raises the cap, and leaves the width as it
+    is. One block of all rows has a confidence statement too.
+
+    Args:
+        mean: of the posterior, shape ``(N, latent_dim)``.
+        log_variance: of the posterior, same shape.
+        rate: :math:`KL(q(z|x) \| p(z))` of each row in nats for the model's prior, shape ``(N,)``; None: for a standard
+            normal one, which is an upper bound whatever the model's prior is.
+        keys: one integer a row, to which its noise belongs; None: its place. With keys the order of rows is free.
+        confidence: of each of the four bounds on its own, in (0, 1).
+        block: most rows that are compared with each other, from 3.
+        method: of ``lower``: ``"proved"`` for any number of rows, or ``"normal"``, narrower, for many.
+        seed: of the draws.
+        chunk: numbers held at once while rows are compared, about.
+
+    Raises:
+        TypeError: if an argument is of a wrong kind.
+        ValueError: if there are fewer than 2 rows, `block` is below 3, a value is not finite or out of range, or
+            shapes do not go together.
+    """
+    posterior = _checked(mean, log_variance)
+    rows = len(posterior.mean)
+    identity = torch.arange(rows) if keys is None else as_keys(keys).cpu()
+    _check_settings(rows, confidence, block, method)
+    if len(identity) != rows:
+        raise ValueError(f"`keys` must hold one integer for each of {rows} rows, got {len(identity)}.")
+    rates = posterior.kl_to_standard_normal().sum(dim=1) if rate is None else _rates(rate, rows)
+    order = row_uniform(identity, 1, as_whole_number(seed, "seed", 0) + 1)[:, 0].argsort()
+    centered = Posterior(posterior.mean - posterior.mean.mean(dim=0), posterior.log_variance)
+    parts = []
+    for place in order.tensor_split(-(-rows // block)):
+        few = Posterior(*(value[place.to(value.device)] for value in centered))
+        parts.append(gaussian_contrast(few, identity[place], seed, as_whole_number(chunk, "chunk", 1)))
+    return _bracket(parts, rates[order.to(rates.device)], True, confidence, method)
+
+
+def information_bracket_of(
+    posterior: Any,
+    prior: Any = None,
+    *,
+    confidence: float = 0.95,
+    method: LowerMethod = "proved",
+    seed: int = 0,
+    chunk: int = CHUNK,
+) -> InformationBracket:
+    """Bounds on the information of any code that can be drawn and has a density: a flow, a mixture, categories.
+
+    All rows make one block. Global random state is left as it was.
+
+    Args:
+        posterior: of N rows: a ``torch.distributions`` object with N as the first part of its batch shape, or anything
+            with its ``sample()``, which gives N codes, and ``log_prob(codes)``, which takes codes ``(n, 1, ...)`` and
+            gives ``(n, N)``, or ``(n, N, ...)`` where further axes are summed.
+        prior: with ``log_prob(codes)``; the rate is in closed form where torch knows one, else of the draws. None: no
+            rate, so that only other rows give an upper side.
+        confidence: of each of the four bounds on its own, in (0, 1).
+        method: see :func:`information_bracket`.
+        seed: of the draws.
+        chunk: numbers held at once while rows are compared, about.
+
+    Raises:
+        ValueError: if there are fewer than 2 rows, densities do not have one number for each pair, or a row's own
+            density is not finite.
+    """
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(as_whole_number(seed, "seed", 0) + SEED_OFFSET)
+        draws = posterior.sample()
+    rows = len(draws)
+    _check_settings(rows, confidence, BLOCK, method)
+    density = _pair_density(posterior, draws, as_whole_number(chunk, "chunk", 1))
+    places = torch.arange(rows, device=draws.device)
+    own = torch.cat([density(part)[torch.arange(len(part)), part] for part in places.split(max(1, chunk // rows))])
+    if not bool(own.isfinite().all()):
+        raise ValueError("`posterior` must give each row's own draw a finite log-density, got NaN or infinity.")
+    rates, exact = _rates_of(posterior, prior, draws, own)
+    return _bracket([contrast(density, own, chunk)], rates, exact, confidence, method)
+
+
+def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
+    rows, size = len(draws), max(1, draws[0].numel())
+
+    def density(part: Tensor) -> Tensor:
+        few = max(1, chunk // (rows * size))
+        with torch.no_grad():
+            tables = [posterior.log_prob(draws[some].unsqueeze(1)) for some in part.split(few)]
+        table = as_float64(torch.cat(tables))
+        if table.shape[:2] != (len(part), rows):
+            raise ValueError(
+                f"`posterior.log_prob` must give a number for each of {len(part)} codes and {rows} rows, got "
+                f"{tuple(table.shape)}."
+            )
+        return table.flatten(start_dim=2).sum(dim=2) if table.ndim > 2 else table
+
+    return density
+
+
+def _rates_of(posterior: Any, prior: Any, draws: Tensor, own: Tensor) -> tuple[Tensor | None, bool]:
+    if prior is None:
+        return None, False
+    try:
+        if isinstance(posterior, Distribution):
+            return as_float64(kl_divergence(posterior, prior)).reshape(len(draws), -1).sum(dim=1), True
+    except NotImplementedError:
+        pass
+    return own - as_float64(prior.log_prob(draws)).reshape(len(draws), -1).sum(dim=1), False
+
+
+def _checked(mean: Any, log_variance: Any) -> Posterior:
+    values = [as_float64(as_tensor(mean, "mean")), as_float64(as_tensor(log_variance, "log_variance"))]
+    if values[0].ndim != 2 or values[0].shape != values[1].shape or values[0].shape[1] == 0:
+        shapes = [tuple(value.shape) for value in values]
+        raise ValueError(f"`mean` and `log_variance` must both have shape (N, latent_dim), got {shapes}.")
+    for name, value in zip(("mean", "log_variance"), values, strict=True):
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"`{name}` must be finite, got NaN or infinity: the model has diverged.")
+    if float(values[1].abs().max() if values[1].numel() else 0.0) > MAX_LOG_VARIANCE:
+        raise ValueError(f"`log_variance` must lie within +-{MAX_LOG_VARIANCE:g}, got {values[1].abs().max():.4g}.")
+    return Posterior(*values)
+
+
+def _rates(rate: Any, rows: int) -> Tensor:
+    rates = as_float64(as_tensor(rate, "rate"))
+    if rates.shape != (rows,) or not bool(rates.isfinite().all()):
+        raise ValueError(f"`rate` must hold a finite number for each of {rows} rows, got {tuple(rates.shape)}.")
+    return rates
+
+
+def _check_settings(rows: int, confidence: float, block: int, method: str) -> None:
+    if not 0 < as_number(confidence, "confidence") < 1:
+        raise ValueError(f"`confidence` must lie between 0 and 1, got {confidence}.")
+    if method not in ("proved", "normal"):
+        raise ValueError(f"`method` must be 'proved' or 'normal', got {method!r}.")
+    as_whole_number(block, "block", 3)
+    if rows < 2:
+        raise ValueError(f"there must be at least 2 rows, to compare one with another, got {rows}; give more.")
+
+
+def _bracket(
+    parts: list[Contrast], rates: Tensor | None, exact: bool, confidence: float, method: str
+) -> InformationBracket:
+    """Put the four bounds together; ``rates`` in the order of the parts."""
+    whole, sizes, error = (
+        Contrast(*map(torch.cat, zip(*parts, strict=True))),
+        [len(p.lower) for p in parts],
+        1 - confidence,
+    )
+    rows = sum(sizes)
+    lower_estimate, rate = float(whole.lower.mean()), None if rates is None else float(rates.mean())
+    limits = [_normal_upper(whole.upper, whole.upper_influence, error if rates is None else error / 2)]
+    if rates is not None:
+        limits.append(_normal_upper(rates, rates, error / 2))
+    if method == "proved":
+        lower = _population_lower(_draws_lower(whole.lower, error / 2), sizes, error / 2)
+    else:
+        lower = -_normal_upper(-whole.lower, -whole.lower_influence, error)
+    # The block of a row is a function of the row, and takes at most the entropy of the blocks' sizes.
+    between = -sum(size / rows * math.log(size / rows) for size in sizes)
+    rows_limits = [math.log(rows), upper_bound_of_mean(whole.lower, math.log(max(sizes)), error) + between]
+    if rate is not None and exact:
+        rows_limits.append(rate)
+    upper_estimate = float(whole.upper.mean())
+    return InformationBracket(
+        lower=max(0.0, lower),
+        upper=max(0.0, *limits) if len(limits) == 1 else max(0.0, min(limits)),
+        rows_lower=max(0.0, _draws_lower(whole.lower, error)),
+        rows_upper=max(0.0, min(rows_limits)),
+        lower_estimate=lower_estimate,
+        upper_estimate=upper_estimate if rate is None else min(upper_estimate, rate),
+        rate=rate,
+        cap=sum(size * math.log(size) for size in sizes) / rows,
+        rows=rows,
+        blocks=len(sizes),
+        confidence=confidence,
+        lower_proved=method == "proved",
+    )
+
+
+def _normal_upper(values: Tensor, influence: Tensor, error: float) -> float:
+    """Student's upper bound on the expectation of an average, infinite where the average is."""
+    average = float(values.mean())
+    if not math.isfinite(average):
+        return math.inf
+    return average + float(student.ppf(1 - error, len(values) - 1) * influence.std() / math.sqrt(len(values)))
+
+
+def _draws_lower(summands: Tensor, error: float) -> float:
+    """Lower bound, over the draws, on the blocks' information, from summands that a mixture keeps above a floor."""
+    floor = min(0.5, 10 / len(summands))  # costs about as much as the bound itself does
+    kept = torch.logaddexp(summands + math.log1p(-floor), torch.full_like(summands, math.log(floor)))
+    return lower_bound_of_mean(kept, math.log(floor), error)
+
+
+def _population_lower(information: float, sizes: list[int], error: float) -> float:
+    r"""From the information of blocks to that of the population: concentration of self-bounding functions.
+
+    :math:`f = \sum_g B_g I_g` changes by at most ``c`` with a row, and by at most :math:`a f` with all of them.
+    Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On concentration of self-bounding functions*,
+    theorem 1.
+    """
+    step = max(math.log(size) + (size - 1) * math.log(size / (size - 1)) for size in sizes)
+    smallest = min(sizes)
+    a = 1 + (1 - 1 / smallest) / (math.log(smallest) - 1 + 1 / smallest)
+    value, need = sum(sizes) * max(0.0, information) / step, -math.log(error)
+    spread = need * (3 * a + 1) / 6
+    bernstein = math.sqrt(spread**2 + 2 * need * a * value) - spread
+    return (value - min(bernstein, math.sqrt(sum(sizes) * need / 2))) * step / sum(sizes)

@@ -1,0 +1,102 @@
+"""The callback's numbers are the function's, and being watched changes nothing."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from certvae import information_bracket
+from certvae.callbacks import InformationCallback
+from certvae.datamodules import DigitsDataModule
+from certvae.theory.row_noise import row_uniform
+from tests.callbacks.test_diagnostics import Nothing
+from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
+from tests.plain_vae import ForeignVAE, fit, plain_loader
+from tests.runs import small_vae, trainer
+
+pytestmark = pytest.mark.slow
+KEYS = {"lower", "upper", "lower_estimate", "upper_estimate", "rate", "cap"}
+
+
+def logged(runner: Any, name: str = "information") -> dict[str, float]:
+    return {key.split("/")[1]: float(value) for key, value in runner.callback_metrics.items() if key.startswith(name)}
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(1000, 32), (1000, 90), (50, 7)])
+def test_the_numbers_are_those_of_the_function(tmp_path: Path, rows: int, batch_size: int) -> None:
+    callback = InformationCallback("encoder", block=30, rows=rows, save_dir=tmp_path, seed=2)
+    runner, model = fit(tmp_path, [callback], None, plain_loader(90, batch_size))
+    order = row_uniform(torch.arange(90), 1, 2)[:, 0].argsort()[:rows]
+    with torch.no_grad():
+        mean, log_variance = model.encoder(next(iter(plain_loader(90, 90)))[0])
+    expected = information_bracket(mean[order], log_variance[order], block=30, seed=2)
+    found = logged(runner)
+    assert set(found) == KEYS
+    for key, value in found.items():
+        assert value == pytest.approx(getattr(expected, key), abs=1e-4), key
+    assert callback.bracket is not None
+    record = json.loads((tmp_path / "information_val.jsonl").read_text())
+    assert record["rows_upper"] == callback.bracket.rows_upper
+    assert (record["epoch"], record["partial"], record["rows"]) == (0, False, min(rows, 90))
+
+
+def test_our_own_vae_needs_no_name_and_the_sanity_check_counts_for_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runner = trainer(tmp_path, callbacks=[InformationCallback()], num_sanity_val_steps=2, max_epochs=2)
+    runner.fit(small_vae(learning_rate=0.0), datamodule=DigitsDataModule(subset=300))
+    found = logged(runner)
+    assert found["rate"] == pytest.approx(float(runner.callback_metrics["val/rate"]), rel=1e-5)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "the code carries" in line]
+    assert len(lines) == 1  # nothing changed in the second epoch
+    assert lines[0].startswith("epoch 0: the code carries")
+
+
+def test_a_part_of_the_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path, [InformationCallback("encoder", name="head")], None, plain_loader(), limit_val_batches=2)
+    printed = capsys.readouterr().out
+    assert "epoch 0: head: the code carries" in printed
+    assert "64 rows); a part of the validation set is missing" in printed
+
+
+def test_a_code_that_is_only_a_mean_gives_one_warning_and_no_numbers(tmp_path: Path) -> None:
+    callback = InformationCallback("encoder")
+    with pytest.warns(UserWarning, match="measures nothing: the code is only a mean") as caught:
+        runner, _ = fit(tmp_path, [callback], lambda: ForeignVAE("mean"), max_epochs=3)
+    assert len([item for item in caught if "measures nothing" in str(item.message)]) == 1
+    assert logged(runner) == {}
+    assert callback.bracket is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_run_is_the_same_bits_with_and_without_it(tmp_path: Path, precision: str) -> None:
+    def code(module: Any, batch: Any) -> Any:
+        torch.rand(1), np.random.rand()  # noqa: NPY002
+        return module.encoder(module.front(module.images(batch)))
+
+    found = []
+    for callbacks in ([], [InformationCallback("encoder")], [InformationCallback(code)]):
+        np.random.seed(0)  # noqa: NPY002
+        runner, model = fit(tmp_path, callbacks, NoisyVAE, precision=precision, max_epochs=2)
+        found.append([plain(model.state_dict()), plain(runner.optimizers[0].state_dict()), streams()])
+        assert bool(logged(runner)) == bool(callbacks)
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_cannot_work_says_why(tmp_path: Path) -> None:
+    for arguments, message in (
+        ({"block": 2}, "`block` must be at least 3 rows, got 2"),
+        ({"rows": 1}, "`rows` must be at least 2, got 1"),
+        ({"confidence": 1.0}, "`confidence` must lie between 0 and 1"),
+        ({"name": "a/b"}, "`name` must be letters"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            InformationCallback(**arguments)
+    with pytest.raises(ValueError, match="`latents='encoderr'` names no submodule"):
+        fit(tmp_path, [InformationCallback("encoderr")])
+    with pytest.raises(ValueError, match="gave no row; choose another by `dataloader`"):
+        fit(tmp_path, [InformationCallback("encoder")], None, DataLoader(Nothing()))
