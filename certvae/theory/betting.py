@@ -221,7 +221,9 @@ class BetSchedule:
         return self.bets[:, cell].repeat_interleave(self.sizes)
 
 
-def bet_schedule(teacher: Tensor, scores: Tensor, alpha: float, lowest: float) -> BetSchedule:
+def bet_schedule(
+    teacher: Tensor, scores: Tensor, alpha: float, lowest: float, margin: float | None = None
+) -> BetSchedule:
     r"""Bets that look at earlier rows only and aim at the wealth :math:`1/\alpha` after the last one.
 
     The rows are cut into blocks. The bets of a block follow from the rows before it. If the scores were a Brownian
@@ -239,6 +241,7 @@ def bet_schedule(teacher: Tensor, scores: Tensor, alpha: float, lowest: float) -
         scores: :math:`a_i` in nats, shape ``(n,)``.
         alpha: allowed error probability.
         lowest: :math:`\log(\epsilon_S / K)`.
+        margin: if given, only the cell that holds it is returned.
     """
     rows, components = teacher.shape
     early, late = _blocks(rows)
@@ -250,7 +253,10 @@ def bet_schedule(teacher: Tensor, scores: Tensor, alpha: float, lowest: float) -
     first = late[0].start
     past = _Past.of(teacher[:first], scores[:first])
     typical = min(math.sqrt(2 * goal / rows) / past.deviation, _CAP / max(past.margin - lowest, 1e-12))
-    pilot = _Pilot(_lay_cells(teacher[:first], past, rows, typical, goal, lowest), components, lowest)
+    ends = _lay_cells(teacher[:first], past, rows, typical, goal, lowest)
+    if margin is not None:
+        ends = ends[min(int((ends < margin).sum()), len(ends) - 1)][None]
+    pilot = _Pilot(ends, components, lowest)
     for block, bet in zip(early, opening, strict=True):
         pilot.add(teacher[block], scores[block], past.mean, bet)
     goal += 0.03 + 0.3 * typical + 0.3 * typical**2 * components  # about what the pilot overlooks
