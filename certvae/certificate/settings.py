@@ -69,7 +69,7 @@ class CertificateSettings:
         """Settings for a teacher that promises a floor.
 
         Args:
-            floor: what the teacher promises; see :attr:`certvae.teachers.TeacherCard.floor`.
+            floor: what the teacher promises; see :class:`certvae.teachers.TeacherCard`.
             method: name of the bound; default as above.
             teacher_floor: instead of ``floor``; it is checked on every row.
             others: as above.
