@@ -17,6 +17,7 @@ class CurvePoint(NamedTuple):
         teacher_information: the threshold.
         alignment_loss: certified where it is below the threshold by more than the safety margin.
         margin_lower: lower bound of their difference.
+        margin: threshold less alignment loss, as the certificate states it.
     """
 
     epoch: int
@@ -24,11 +25,7 @@ class CurvePoint(NamedTuple):
     teacher_information: float
     alignment_loss: float
     margin_lower: float
-
-    @property
-    def margin(self) -> float:
-        """Threshold less alignment loss."""
-        return self.teacher_information - self.alignment_loss
+    margin: float
 
     @property
     def certified(self) -> bool:
@@ -55,7 +52,8 @@ class Curve:
         while self.points and self.points[-1].epoch > epoch:
             self.points.pop()
         c = certificate
-        self.points.append(CurvePoint(epoch, str(c.status), c.teacher_information, c.alignment_loss, c.margin_lower))
+        values = (c.teacher_information, c.alignment_loss, c.margin_lower, c.margin)
+        self.points.append(CurvePoint(epoch, str(c.status), *values))
 
     @property
     def best(self) -> CurvePoint | None:
@@ -87,4 +85,5 @@ class Curve:
 
     def restore(self, state: list[list[Any]]) -> None:
         """Take over what :meth:`state` gave."""
-        self.points = [CurvePoint(*values) for values in state]
+        # A state of version 0.1 has no margin.
+        self.points = [CurvePoint(*values[:5], *(values[5:] or [values[2] - values[3]])) for values in state]

@@ -120,10 +120,11 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
-        count, average = self._teacher_average(trainer)
+        count, average, score = self._averages(trainer)
         drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)
         if ledger is not None:
-            look = ledger.take(name_rows(count, average), looks) if trainer.is_global_zero else 0
+            seen = name_rows(count, score)
+            look = ledger.take(name_rows(count, average), looks, seen) if trainer.is_global_zero else 0
             self.metric.settings = replace(self.metric.settings, look=int(trainer.strategy.broadcast(look)))
         leaks = self._finish_audit()
         # What any rank finds counts for all.
@@ -139,16 +140,17 @@ class Evaluation:
     def _finish_audit(self) -> list[str]:
         return self._audit.findings if self._last_witness is None else self._audit.finish(self._last_witness)
 
-    def _teacher_average(self, trainer: Trainer) -> tuple[float, Tensor]:
-        """Rows of all processes, and the teacher's average over them."""
-        own = self.metric.sums().moments[0, : self.metric.num_components + 1].clone()  # it is reduced in place
+    def _averages(self, trainer: Trainer) -> tuple[float, Tensor, Tensor]:
+        """Rows of all processes, and the averages over them of the teacher, shape ``(K,)``, and of the score."""
+        components = self.metric.num_components
+        own = self.metric.sums().moments[0, : components + 3].clone()  # it is reduced in place
         totals = trainer.strategy.reduce(own, reduce_op="sum").cpu()
         if totals[0] == 0:
             raise ValueError(
                 "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
                 "not 'sequential', so that batches come as one. Choose another by `dataloader`."
             )
-        return float(totals[0]), totals[1:] / totals[0]
+        return float(totals[0]), totals[1 : components + 1] / totals[0], totals[-1:] / totals[0]
 
     def _teacher_drift(self, count: float, average: Tensor) -> float | None:
         """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""

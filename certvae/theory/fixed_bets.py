@@ -14,7 +14,8 @@ HALVINGS = 22  # the bound is then short by a millionth of its distance from the
 def lower_bound_of_mean(values: Tensor, least: float, error: float) -> float:
     r"""A number that is below the average mean of independent numbers, except with probability ``error``.
 
-    .. math:: \inf \left\{ m > a : \frac1K \sum_k \prod_i \left(1 + c_k \frac{y_i - m}{m - a}\right) < 1 / \alpha \right\}
+    .. math::
+        \inf \left\{ m > a : \frac1K \sum_k \prod_i \left(1 + c_k \frac{y_i - m}{m - a}\right) < 1 / \alpha \right\}
 
     The numbers need not have the same distribution, nor an upper limit, and their order does not matter, because the
     stakes :math:`c_k` are fixed in advance. Proof in docs/information.md. Source of the idea: Waudby-Smith and Ramdas,

@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 def run(folder: Path, model: Any, *callbacks: Any, epochs: int = 2, **arguments: Any) -> Any:
     """Train on the digits, with the certificate first."""
-    runner = trainer(folder, max_epochs=epochs, callbacks=[CertificateCallback(), *callbacks], **arguments)
+    runner = trainer(
+        folder, max_epochs=epochs, callbacks=[CertificateCallback(method="normal"), *callbacks], **arguments
+    )
     runner.fit(model, datamodule=DigitsDataModule(batch_size=32))
     return runner
 

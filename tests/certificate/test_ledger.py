@@ -24,6 +24,13 @@ def test_objects_with_one_file_share_their_counts(tmp_path: Path) -> None:
     assert LookLedger(path).take("a") == 10
 
 
+def test_who_sees_the_same_once_more_takes_no_new_look(tmp_path: Path) -> None:
+    """As a run that was killed after its look and goes on from the checkpoint before it."""
+    path = tmp_path / "looks.json"
+    assert [LookLedger(path).take("a", seen=seen) for seen in ("x", "y", "y", "z", "x")] == [1, 2, 2, 3, 1]
+    assert LookLedger(path).take("b", seen="x") == 1
+
+
 def test_two_processes_have_one_ledger(tmp_path: Path) -> None:
     path = tmp_path / "looks.json"
     code = "import sys; from certvae.certificate.ledger import LookLedger; print(LookLedger(sys.argv[1]).take('a'))"
@@ -37,7 +44,7 @@ def test_without_a_file_each_object_counts_for_itself() -> None:
     assert [one.take("a"), one.take("a"), LookLedger().take("a")] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"a": 0}', '{"a": true}', '{"a": 1.5}', '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"x": 0}}', '{"a": {"x": true}}', '{"a": 1}', '{"a": {}, "a": {}}'])
 def test_a_file_that_is_no_ledger_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "looks.json").write_text(text)
     with pytest.raises(ValueError, match="ledger|JSON|Expecting|twice"):

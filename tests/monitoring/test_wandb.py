@@ -87,7 +87,7 @@ def test_the_config_says_which_teacher_it_was(lost: tuple[Path, RunFile]) -> Non
     assert config["teacher"]["num_components"] == 5
     assert config["teacher"]["information_train"] == pytest.approx(teacher.card.information_train)
     assert config["safety_margin"] == 0.05
-    assert config["method"] == "normal"
+    assert config["method"] == "betting"
     assert file.config["alignment_weight"] == 200.0  # of the module, by Lightning
 
 

@@ -110,7 +110,7 @@ def exact_spread(rows: list[list[Decimal]]) -> Decimal:
 def test_numbers_are_exact_to_1e_9_nats_for_extreme_probabilities(
     data: st.DataObject, rows: int, components: int, split: bool
 ) -> None:
-    """One-hot, 1e-300, near-uniform and sharp rows; relative where log-probabilities reach 1e40."""
+    """One-hot, 1e-300, near-uniform and sharp rows; relative where log-probabilities reach 1e7."""
     teacher = probabilities(cast(Any, data).draw, rows, components)
     witness = logits(cast(Any, data).draw, teacher)
     metric = CertificateMetric(components)
