@@ -511,7 +511,8 @@ def sampling(folder: Path) -> str:
 
 
 def looks(folder: Path, **options: Any) -> str:
-    seen = [measured(Model(), spending=True, **options).look for _ in range(3)]
+    models = [Model(nn.Linear(4, K)) for _ in range(3)]  # the same model would be the same look
+    seen = [measured(model, spending=True, **options).look for model in models]
     return "COUNTED" if seen == [1, 2, 3] else "FORGOTTEN"
 
 
