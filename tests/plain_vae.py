@@ -16,7 +16,7 @@ from certvae.datamodules import DigitsDataModule
 from tests.runs import digits_teacher, trainer
 
 
-class ForeignEncoder(nn.Module):
+class UserEncoder(nn.Module):
     """Gives a code of six numbers as ``"mean"``, ``"pair"`` or ``"distribution"``."""
 
     def __init__(self, kind: str) -> None:
@@ -30,12 +30,12 @@ class ForeignEncoder(nn.Module):
         return (mean, log_variance) if self.kind == "pair" else Normal(mean, (log_variance / 2).exp())
 
 
-class ForeignSteps:
-    """The steps of :class:`ForeignVAE`, for a LightningModule of either import name."""
+class UserSteps:
+    """The steps of :class:`UserVAE`, for a LightningModule of either import name."""
 
     def __init__(self, kind: str = "pair") -> None:
         super().__init__()
-        self.encoder, self.decoder, self.learning_rate = ForeignEncoder(kind), nn.Linear(6, 64), 0.1
+        self.encoder, self.decoder, self.learning_rate = UserEncoder(kind), nn.Linear(6, 64), 0.1
 
     def images(self, batch: Any) -> Tensor:
         return batch[0].flatten(1)
@@ -62,7 +62,7 @@ class ForeignSteps:
         return torch.optim.SGD(self.parameters(), lr=self.learning_rate)  # type: ignore[attr-defined]
 
 
-class ForeignVAE(ForeignSteps, LightningModule):
+class UserVAE(UserSteps, LightningModule):
     """A VAE that knows nothing of certificates, with batches ``(images, labels)``."""
 
 
@@ -101,6 +101,6 @@ def fit(
 ) -> tuple[Trainer, Any]:
     """Train a foreign VAE, or what ``make`` makes, seeded, and validate it on the loaders."""
     torch.manual_seed(0)
-    model, runner = (make or ForeignVAE)(), trainer(folder, callbacks=callbacks, **arguments)
+    model, runner = (make or UserVAE)(), trainer(folder, callbacks=callbacks, **arguments)
     runner.fit(model, plain_loader(), plain_loader() if loaders is None else loaders)
     return runner, model

@@ -12,7 +12,7 @@ from certvae import Certificate
 from certvae.callbacks import AlignmentCallback, CertificateCallback, Latents
 from certvae.models.schedules import LinearSchedule
 from certvae.theory.information import kl_divergence
-from tests.plain_vae import ForeignVAE, plain_loader
+from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import digits_teacher, trainer
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ def _forget_compiled_code() -> Iterator[None]:
     torch.compiler.reset()
 
 
-class AlignedByHand(ForeignVAE):
+class AlignedByHand(UserVAE):
     """The same term, written into the module."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -44,7 +44,7 @@ def fit(folder: Path, model: Any, *callbacks: Any, **arguments: Any) -> Any:
     return model
 
 
-def foreign(kind: type[ForeignVAE] = ForeignVAE) -> ForeignVAE:
+def foreign(kind: type[UserVAE] = UserVAE) -> UserVAE:
     torch.manual_seed(0)
     return kind()
 
@@ -79,7 +79,7 @@ def test_an_aligned_model_is_certified_and_keeps_its_checkpoint_keys(tmp_path: P
     assert logged == pytest.approx(certificate.certificate.alignment_loss, abs=0.05)
 
 
-class Watched(ForeignVAE):
+class Watched(UserVAE):
     """Trains its decoder only, so that the gradient at its code is that of the term; compares the two."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Watched(ForeignVAE):
         self.weights.append(weight)
 
 
-class SharedStep(ForeignVAE):
+class SharedStep(UserVAE):
     """Its validation calls its training step."""
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
@@ -124,7 +124,7 @@ def test_the_gradient_at_the_code_is_the_closed_form_times_the_epochs_weight(tmp
     assert model.weights == pytest.approx([0.0] * 6 + [4.0] * 6 + [8.0] * 12, abs=1e-4)
 
 
-class Twice(ForeignVAE):
+class Twice(UserVAE):
     """Has its encoder in a list, and calls it twice a step: with the image, and with a brighter one."""
 
     def __init__(self) -> None:
@@ -165,7 +165,7 @@ def test_a_compiled_module_is_aligned_as_it_is_without_compilation(tmp_path: Pat
     assert all(torch.allclose(value, plain[name], atol=1e-6) for name, value in model.state_dict().items())
 
 
-class Configured(ForeignVAE):
+class Configured(UserVAE):
     """Keeps a hyper-parameter, and trains with a stateful optimizer."""
 
     def __init__(self, rate: float = 0.01) -> None:
@@ -211,7 +211,7 @@ def test_checkpoints_with_and_without_the_callback_are_alike_and_each_resumes_th
         assert resumed["global_step"] == 2 * without["global_step"]
 
 
-class Failing(ForeignVAE):
+class Failing(UserVAE):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         raise RuntimeError("their own error")
 
@@ -227,7 +227,7 @@ def test_the_module_gets_its_own_step_back(tmp_path: Path) -> None:
     assert not failing.encoder._forward_hooks
 
 
-class SkipsOrDict(ForeignVAE):
+class SkipsOrDict(UserVAE):
     """Skips every second batch and returns a dict for the others."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -239,7 +239,7 @@ def test_a_step_may_return_a_dict_or_nothing(tmp_path: Path) -> None:
     assert fit(tmp_path, foreign(SkipsOrDict), aligned()).encoder.body.weight.isfinite().all()
 
 
-class ByHand(ForeignVAE):
+class ByHand(UserVAE):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False

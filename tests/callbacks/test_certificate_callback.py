@@ -19,7 +19,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import read_latents
 from certvae.theory.bounds import spending
 from certvae.theory.row_noise import row_normal
-from tests.plain_vae import ForeignVAE, expected, plain_loader
+from tests.plain_vae import UserVAE, expected, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 
@@ -126,7 +126,7 @@ def test_validate_alone_works(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["mean", "pair", "distribution"])
 def test_a_foreign_vae_is_measured_through_a_hook(tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
-    model, callback = ForeignVAE(kind), CertificateCallback(teacher=digits_teacher(), latents="encoder")
+    model, callback = UserVAE(kind), CertificateCallback(teacher=digits_teacher(), latents="encoder")
     trainer(tmp_path, callbacks=[callback]).fit(model, plain_loader(), plain_loader())
     assert callback.certificate is not None
     assert callback.certificate.margin == pytest.approx(expected(model).margin, abs=1e-5)
@@ -139,12 +139,12 @@ def test_a_foreign_vae_is_measured_through_a_function(tmp_path: Path) -> None:
         return module.encoder(batch[0].flatten(1))
 
     callback = CertificateCallback(teacher=digits_teacher(), latents=code, images=lambda batch: batch[0])
-    trainer(tmp_path, callbacks=[callback]).fit(ForeignVAE(), plain_loader(), plain_loader())
+    trainer(tmp_path, callbacks=[callback]).fit(UserVAE(), plain_loader(), plain_loader())
     assert callback.certificate is not None
     assert callback.certificate.num_samples == 90
 
 
-class CallsTwice(ForeignVAE):
+class CallsTwice(UserVAE):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.step(batch)
         self.step(batch)
@@ -176,7 +176,7 @@ def test_a_distribution_that_is_no_gaussian_gives_its_mean_only() -> None:
 
 
 def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
-    class Failing(ForeignVAE):
+    class Failing(UserVAE):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
             raise RuntimeError("their own error")
 
@@ -193,29 +193,29 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[callback]).fit(model, *(loaders or (plain_loader(), plain_loader())))
 
     with pytest.raises(ValueError, match="`teacher` must be a teacher or the path of its file"):
-        run(CertificateCallback(), ForeignVAE())
+        run(CertificateCallback(), UserVAE())
     with pytest.raises(
         ValueError, match=r"`latents='encoder.bodi'` names no submodule. The nearest are \['encoder.body'"
     ):
-        run(CertificateCallback(digits_teacher(), "encoder.bodi"), ForeignVAE())
+        run(CertificateCallback(digits_teacher(), "encoder.bodi"), UserVAE())
     with pytest.raises(ValueError, match="without `latents` the module's step must return a dict"):
-        run(CertificateCallback(digits_teacher()), ForeignVAE())
+        run(CertificateCallback(digits_teacher()), UserVAE())
     with pytest.raises(TypeError, match="`latents` must give a mean tensor"):
-        run(CertificateCallback(digits_teacher(), lambda module, batch: "code"), ForeignVAE())
+        run(CertificateCallback(digits_teacher(), lambda module, batch: "code"), UserVAE())
     with pytest.raises(ValueError, match=r"`latents` must have shape \(B, latent_dim\)"):
-        run(CertificateCallback(digits_teacher(), lambda module, batch: batch[0]), ForeignVAE())
+        run(CertificateCallback(digits_teacher(), lambda module, batch: batch[0]), UserVAE())
     with pytest.raises(ValueError, match="`latents` hold NaN"):
-        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.full((32, 6), torch.nan)), ForeignVAE())
+        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.full((32, 6), torch.nan)), UserVAE())
     with pytest.raises(ValueError, match="`images='picture'` is not in the batch"):
-        run(CertificateCallback(digits_teacher(), "encoder", images="picture"), ForeignVAE())
+        run(CertificateCallback(digits_teacher(), "encoder", images="picture"), UserVAE())
     with pytest.raises(ValueError, match="`latents` gave 3 rows for a batch of 32 inputs"):
-        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.zeros(3, 6)), ForeignVAE())
-    model = ForeignVAE()
+        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.zeros(3, 6)), UserVAE())
+    model = UserVAE()
     model.unused = nn.Linear(1, 1)
     with pytest.raises(ValueError, match="was not called during this step"):
         run(CertificateCallback(digits_teacher(), "unused"), model)
     with pytest.raises(ValueError, match="`latent_dim` must be at least num_components - 1 = 8, got 6"):
-        run(CertificateCallback(digits_teacher(9), "encoder"), ForeignVAE())
+        run(CertificateCallback(digits_teacher(9), "encoder"), UserVAE())
 
 
 def test_bad_arguments_are_refused() -> None:
@@ -232,7 +232,7 @@ def test_images_in_another_range_are_refused(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(images, torch.zeros(40)), batch_size=20)
     with pytest.raises(ValueError, match=r"made for values in \[0, 1\]"):
         trainer(tmp_path, callbacks=[CertificateCallback(digits_teacher(), "encoder")]).fit(
-            ForeignVAE(), plain_loader(), loader
+            UserVAE(), plain_loader(), loader
         )
 
 

@@ -22,13 +22,13 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from certvae import Status
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
 
 
-class Witnessed(ForeignVAE):
+class Witnessed(UserVAE):
     """Trains its own witness and, if asked, normalizes batches."""
 
     def __init__(self, normalize: bool = False) -> None:
@@ -108,7 +108,7 @@ def test_one_row_has_no_bound_which_early_stopping_takes_as_told(
     callback, checkpoint = watch(), ModelCheckpoint(tmp_path, monitor="certificate/margin_lower", mode="max")
     stopping = EarlyStopping("certificate/margin_lower", mode="max", check_finite=check_finite)
     runner = trainer(tmp_path, max_epochs=9, enable_checkpointing=True, callbacks=[callback, stopping, checkpoint])
-    runner.fit(ForeignVAE(), plain_loader(), plain_loader(1))
+    runner.fit(UserVAE(), plain_loader(), plain_loader(1))
     assert float(runner.callback_metrics["certificate/margin_lower"]) == -torch.inf
     assert measured(callback).status is Status.VACUOUS
     assert callback.looks == epochs
@@ -116,7 +116,7 @@ def test_one_row_has_no_bound_which_early_stopping_takes_as_told(
 
 
 def test_a_scheduler_on_the_margin_lowers_the_learning_rate(tmp_path: Path) -> None:
-    class Scheduled(ForeignVAE):
+    class Scheduled(UserVAE):
         def configure_optimizers(self) -> Any:
             optimizer = super().configure_optimizers()
             plateau = ReduceLROnPlateau(optimizer, mode="max", patience=0, threshold=9.0, threshold_mode="abs")
@@ -137,7 +137,7 @@ def test_two_certificates_are_kept_apart_in_logs_files_and_checkpoints(tmp_path:
     saved = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
     first = two()
     fit(tmp_path, [*first, saved], max_epochs=2, enable_checkpointing=True)
-    second, model = two(), ForeignVAE()
+    second, model = two(), UserVAE()
     runner = trainer(tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[*second, saved])
     runner.fit(model, plain_loader(), plain_loader(), ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert [callback.looks for callback in first + second] == [2, 2, 3, 3]
@@ -154,7 +154,7 @@ def test_two_certificates_of_one_name_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="more than one stateful callback of type `CertificateCallback`"):
         trainer(tmp_path, callbacks=[watch(), watch()])
 
-    class Equipped(ForeignVAE):
+    class Equipped(UserVAE):
         def configure_callbacks(self) -> Any:
             return [watch(name="a"), watch(name="a")]
 
@@ -172,13 +172,13 @@ def test_the_status_line_goes_with_progress_bars(tmp_path: Path, bar: Any, capsy
         max_epochs=1,
         callbacks=[callback, bar()],
         default_root_dir=tmp_path,
-    ).fit(ForeignVAE(), plain_loader(), plain_loader())
+    ).fit(UserVAE(), plain_loader(), plain_loader())
     assert "epoch 0: NOT_CERTIFIED" in capsys.readouterr().out
     assert callback.looks == 1
 
 
 def test_manual_optimization_is_measured(tmp_path: Path) -> None:
-    class Manual(ForeignVAE):
+    class Manual(UserVAE):
         def __init__(self) -> None:
             super().__init__()
             self.automatic_optimization = False

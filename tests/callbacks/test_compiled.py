@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.plain_vae import ForeignVAE, expected, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, expected, measured, plain_loader, watch
 from tests.runs import trainer
 
 pytestmark = pytest.mark.slow
@@ -20,10 +20,10 @@ def _forget_compiled_code() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def compiled(way: str, backend: str) -> tuple[ForeignVAE, Any]:
+def compiled(way: str, backend: str) -> tuple[UserVAE, Any]:
     """A model, and what is given to the trainer; ``eager`` and ``aot_eager`` need no C++ compiler."""
     torch.manual_seed(0)
-    model = ForeignVAE()
+    model = UserVAE()
     if way == "whole":
         return model, torch.compile(model, backend=backend)
     if way == "in place":

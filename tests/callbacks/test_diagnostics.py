@@ -17,7 +17,7 @@ from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import row_normal
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
-from tests.plain_vae import ForeignVAE, fit, plain_loader
+from tests.plain_vae import UserVAE, fit, plain_loader
 from tests.runs import small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -75,7 +75,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     assert float(aggregate_information(posterior)) == pytest.approx(whole, abs=1e-12)
 
 
-class Scaled(ForeignVAE):
+class Scaled(UserVAE):
     """The means are the first six pixels, each times a number; nothing is trained."""
 
     scales = torch.tensor([1.0, 0.0, 1e-3, 10.0, 0.5, 1.0])

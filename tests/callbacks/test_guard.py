@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 
 from certvae.callbacks import CertificateCallback, CertificateGuard, CertificateLostError, DualController
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignVAE, plain_loader
+from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -48,7 +48,7 @@ def test_a_collapsed_model_is_rescued_and_kept_by_the_guard_alone(tmp_path: Path
     assert guard.reached
 
 
-class WithAdam(ForeignVAE):
+class WithAdam(UserVAE):
     def configure_optimizers(self) -> Any:
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
@@ -176,7 +176,7 @@ def test_a_deficit_that_is_not_known_counts_as_a_whole_one() -> None:
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a CertificateCallback with name='certificate' .* got none"):
-        trainer(tmp_path, callbacks=[CertificateGuard(0.1)]).fit(ForeignVAE(), plain_loader(), plain_loader())
+        trainer(tmp_path, callbacks=[CertificateGuard(0.1)]).fit(UserVAE(), plain_loader(), plain_loader())
     with pytest.raises(ValueError, match="`target` must be below 0.6.* nats, the teacher information of 0.6"):
         fit(tmp_path, CertificateGuard(0.65))
     with pytest.raises(ValueError, match="`target` must be above 0"):

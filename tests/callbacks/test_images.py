@@ -19,7 +19,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.models.priors import VampPrior
 from certvae.reading.latents import LatentCapture
 from tests.commands.test_cli import EXPERIMENTS
-from tests.plain_vae import ForeignVAE, plain_loader, watch
+from tests.plain_vae import UserVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytest.importorskip("tensorboard", reason="tensorboard is not installed")
@@ -129,7 +129,7 @@ def test_every_shipped_run_of_a_vae_names_the_pictures(name: str) -> None:
 def test_a_foreign_module_names_its_code_beside_a_certificate(tmp_path: Path, order: int) -> None:
     """Both callbacks catch the same submodule; neither sees the other's calls."""
     torch.manual_seed(0)
-    model, callbacks = ForeignVAE("distribution"), [watch(), ReconstructionImages(latents="encoder")][::order]
+    model, callbacks = UserVAE("distribution"), [watch(), ReconstructionImages(latents="encoder")][::order]
     runner = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, "tb", ""), callbacks=callbacks)
     runner.fit(model, plain_loader(), plain_loader())
     inputs = next(iter(plain_loader()))[0][:8]

@@ -9,7 +9,7 @@ import torch
 from certvae import Certificate, Status
 from certvae.callbacks import StatusLine
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignSteps, ForeignVAE, expected, measured, plain_loader, watch
+from tests.plain_vae import UserSteps, UserVAE, expected, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
 pytestmark = pytest.mark.slow
@@ -22,7 +22,7 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-class TheirVAE(ForeignSteps, L.LightningModule):
+class TheirVAE(UserSteps, L.LightningModule):
     """A VAE under the other import name."""
 
 
@@ -103,7 +103,7 @@ def test_our_datamodule_with_their_base_works_under_both_trainers(tmp_path: Path
         rows = [data.on_after_batch_transfer(batch, 0) for batch in data.loader(split)]
         assert measured(callback).margin == pytest.approx(expected(model, rows).margin, abs=1e-5)
     assert len(runner.predict(model, datamodule=data)) == 2
-    trainer(tmp_path, callbacks=[callback]).test(ForeignVAE(), data, verbose=False)
+    trainer(tmp_path, callbacks=[callback]).test(UserVAE(), data, verbose=False)
 
 
 def test_a_teacher_for_other_data_is_refused_under_their_trainer(tmp_path: Path) -> None:

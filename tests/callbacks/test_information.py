@@ -15,7 +15,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.theory.row_noise import row_uniform
 from tests.callbacks.test_diagnostics import Nothing
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
-from tests.plain_vae import ForeignVAE, fit, plain_loader
+from tests.plain_vae import UserVAE, fit, plain_loader
 from tests.runs import small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_part_of_the_set_is_named(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_a_code_that_is_only_a_mean_gives_one_warning_and_no_numbers(tmp_path: Path) -> None:
     callback = InformationCallback("encoder")
     with pytest.warns(UserWarning, match="measures nothing: the code is only a mean") as caught:
-        runner, _ = fit(tmp_path, [callback], lambda: ForeignVAE("mean"), max_epochs=3)
+        runner, _ = fit(tmp_path, [callback], lambda: UserVAE("mean"), max_epochs=3)
     assert len([item for item in caught if "measures nothing" in str(item.message)]) == 1
     assert logged(runner) == {}
     assert callback.bracket is None

@@ -15,7 +15,7 @@ from certvae.callbacks import CertificateCallback
 from certvae.certificate.metric import CertificateMetric
 from certvae.datamodules import DigitsDataModule
 from certvae.monitoring.batch_reader import BatchReader
-from tests.plain_vae import ForeignVAE, expected, fit, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ ON_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="16-mixed is a
 PRECISIONS = [pytest.param(name, marks=ON_GPU if name == "16-mixed" else ()) for name in BOUNDS]
 
 
-class Witnessed(ForeignVAE):
+class Witnessed(UserVAE):
     """Trains its own witness, which takes the module's precision."""
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ def test_a_witness_is_computed_in_the_wider_type_of_itself_and_its_codes(
     torch.manual_seed(0)
     witness, codes = nn.Linear(6, 5).to(weights), torch.randn(33, 6, dtype=code)
     reader = BatchReader(digits_teacher(), witness=witness)
-    reader.setup(trainer(tmp_path), ForeignVAE())
+    reader.setup(trainer(tmp_path), UserVAE())
     wide = torch.promote_types(weights, code)
     answers = reader.witness_for(codes)(codes)
     assert answers.dtype == wide

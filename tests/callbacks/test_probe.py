@@ -14,7 +14,7 @@ from certvae import certify
 from certvae.callbacks import CertificateCallback, Latents, ProbeCallback
 from certvae.datamodules import DigitsDataModule
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
-from tests.plain_vae import ForeignVAE, plain_loader, watch
+from tests.plain_vae import UserVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def test_a_vae_that_reconstructs_and_is_not_aligned_is_informative_without_a_cer
     assert metrics["probe/margin"] < metrics["certificate/teacher_information"]
 
 
-class ConstantCode(ForeignVAE):
+class ConstantCode(UserVAE):
     def step(self, batch: Any) -> Tensor:
         mean = self.encoder(torch.ones_like(self.images(batch)))[0]
         return (self.decoder(mean) - self.images(batch)).pow(2).mean()
@@ -59,13 +59,13 @@ def test_a_constant_code_has_no_probe_margin(tmp_path: Path) -> None:
     assert probe.figures["margin_lower"] <= 1e-9
 
 
-class Skips(ForeignVAE):
+class Skips(UserVAE):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.step(batch)
         return {"loss": loss} if batch_idx % 2 else None
 
 
-class ByHand(ForeignVAE):
+class ByHand(UserVAE):
     def __init__(self) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,14 +81,14 @@ class ByHand(ForeignVAE):
 @pytest.mark.parametrize(
     ("kind", "latents", "arguments", "steps"),
     [
-        (ForeignVAE, "encoder", {}, 15),
-        (ForeignVAE, "encoder", {"accumulate_grad_batches": 2}, 15),
-        (ForeignVAE, "encoder", {"precision": "bf16-mixed"}, 15),
-        (ForeignVAE, "encoder", {"precision": "64-true"}, 15),
-        (ForeignVAE, "encoder", {"num_sanity_val_steps": 2, "val_check_interval": 1, "max_epochs": 1}, 5),
-        (ForeignVAE, "encoder.body:chunk", {}, 15),
-        (ForeignVAE, Latents("encoder", calls="first"), {}, 15),
-        (ForeignVAE, lambda module, batch: module.encoder(module.images(batch)), {}, 15),
+        (UserVAE, "encoder", {}, 15),
+        (UserVAE, "encoder", {"accumulate_grad_batches": 2}, 15),
+        (UserVAE, "encoder", {"precision": "bf16-mixed"}, 15),
+        (UserVAE, "encoder", {"precision": "64-true"}, 15),
+        (UserVAE, "encoder", {"num_sanity_val_steps": 2, "val_check_interval": 1, "max_epochs": 1}, 5),
+        (UserVAE, "encoder.body:chunk", {}, 15),
+        (UserVAE, Latents("encoder", calls="first"), {}, 15),
+        (UserVAE, lambda module, batch: module.encoder(module.images(batch)), {}, 15),
         (ByHand, "encoder", {}, 15),
         (Skips, "encoder", {}, 6),
     ],
@@ -144,7 +144,7 @@ def saved(folder: Path, epochs: int, resume: bool = False) -> ProbeCallback:
     probe, saving = ProbeCallback(), ModelCheckpoint(folder, "last", enable_version_counter=False)
     options = {"max_epochs": epochs, "enable_checkpointing": True, "callbacks": [probe, watch(), saving]}
     path = folder / "last.ckpt" if resume else None
-    trainer(folder, **options).fit(ForeignVAE(), plain_loader(batch_size=20), plain_loader(), ckpt_path=path)
+    trainer(folder, **options).fit(UserVAE(), plain_loader(batch_size=20), plain_loader(), ckpt_path=path)
     return probe
 
 
@@ -155,7 +155,7 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_the_module_keeps_its_checkpoint_k
     assert plain(resumed.state_dict()) == plain(straight.state_dict())
     assert resumed.figures == straight.figures
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert list(checkpoint["state_dict"]) == list(ForeignVAE().state_dict())
+    assert list(checkpoint["state_dict"]) == list(UserVAE().state_dict())
     assert len(checkpoint["optimizer_states"]) == 1
 
 
@@ -164,10 +164,10 @@ def test_a_validation_scores_the_probe_of_a_checkpoint_and_a_fit_goes_on_from_it
     """In one process: what a validation loads does not belong to inference mode."""
     figures, probe = saved(tmp_path, 2).figures, ProbeCallback()
     runner = trainer(tmp_path, callbacks=[watch(), probe])
-    runner.validate(ForeignVAE(), plain_loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    runner.validate(UserVAE(), plain_loader(), ckpt_path=tmp_path / "last.ckpt", verbose=False)
     assert probe.figures == pytest.approx(figures, abs=1e-9)
     steps = probe.state_dict()["steps"]
-    runner.fit(ForeignVAE(), plain_loader(batch_size=20), plain_loader())
+    runner.fit(UserVAE(), plain_loader(batch_size=20), plain_loader())
     assert probe.state_dict()["steps"] == steps + 5
 
 
@@ -175,7 +175,7 @@ def test_a_validation_without_a_probe_logs_nothing_and_says_so(tmp_path: Path) -
     probe = ProbeCallback()
     runner = trainer(tmp_path, callbacks=[watch(), probe])
     with pytest.warns(UserWarning, match="ProbeCallback has no probe to score"):
-        runner.validate(ForeignVAE(), plain_loader(), verbose=False)
+        runner.validate(UserVAE(), plain_loader(), verbose=False)
     assert probe.figures == {}
     assert not [name for name in runner.callback_metrics if name.startswith("probe")]
     assert "certificate/margin" in runner.callback_metrics
@@ -185,13 +185,13 @@ def test_two_probes_under_two_names_watch_two_codes(tmp_path: Path) -> None:
     constant = lambda module, batch: torch.ones(len(batch[0]), 3)  # noqa: E731
     certificates = [watch(), watch(latents=constant, name="none", witness=nn.Linear(3, 5))]
     probes = [ProbeCallback(learning_rate=0.1), ProbeCallback("none", name="nothing")]
-    metrics = fit(tmp_path, ForeignVAE(), *certificates, *probes, max_epochs=5).callback_metrics
+    metrics = fit(tmp_path, UserVAE(), *certificates, *probes, max_epochs=5).callback_metrics
     assert metrics["probe/margin"] > 0.05 > metrics["nothing/margin"]
 
 
 def test_the_trainer_of_the_other_import_name_runs_it(tmp_path: Path) -> None:
     theirs: Any = pytest.importorskip("lightning.pytorch", reason="`lightning` is not installed beside ours")
-    kind = type("Theirs", (*ForeignVAE.__mro__[1:2], theirs.LightningModule), {})
+    kind = type("Theirs", (*UserVAE.__mro__[1:2], theirs.LightningModule), {})
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     options = {**quiet, "enable_checkpointing": False, "default_root_dir": tmp_path, "accelerator": "cpu"}
     runner = theirs.Trainer(max_epochs=3, callbacks=[watch(), ProbeCallback()], **options)
@@ -202,4 +202,4 @@ def test_the_trainer_of_the_other_import_name_runs_it(tmp_path: Path) -> None:
 
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a CertificateCallback with name='other' .* got \\['certificate'\\]"):
-        fit(tmp_path, ForeignVAE(), watch(), ProbeCallback("other"))
+        fit(tmp_path, UserVAE(), watch(), ProbeCallback("other"))

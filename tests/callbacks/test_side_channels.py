@@ -74,7 +74,7 @@ def test_what_a_step_adds_to_the_code_in_place_is_not_the_encoders_answer(tmp_pa
     assert measured(callback).witness_information == pytest.approx(0.0, abs=1e-9)
 
 
-class SideDoor(nn.Module):
+class SideChannel(nn.Module):
     """A witness that reads the labels of the batch instead of the code."""
 
     labels: Tensor
@@ -87,7 +87,7 @@ class SideDoor(nn.Module):
 class Telling(Conditional):
     """Opens the side door."""
 
-    def __init__(self, door: SideDoor) -> None:
+    def __init__(self, door: SideChannel) -> None:
         super().__init__("tensor")
         self.door = [door]
 
@@ -101,7 +101,7 @@ def test_a_side_door_to_the_batch_is_found_where_no_batch_shows_it_alone(
     tmp_path: Path, order: Tensor, batch_size: int
 ) -> None:
     """Batches of one row, and batches of one class: each is a constant answer to a constant code."""
-    door = SideDoor()
+    door = SideChannel()
     callback = CertificateCallback(TEACHER, "encoder", images=1, witness=door)
     loader = rows(order, batch_size)
     trainer(tmp_path, callbacks=[callback]).validate(Telling(door), loader, verbose=False)
@@ -124,7 +124,7 @@ def test_a_look_that_was_taken_stays_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_set_cut_short_and_a_leak_are_no_success(tmp_path: Path, cut: bool) -> None:
     """Neither reaches a guard's target, nor is it the best look of a run."""
-    door, limit = SideDoor(), {"limit_val_batches": 2} if cut else {}
+    door, limit = SideChannel(), {"limit_val_batches": 2} if cut else {}
     witness = None if cut else door
     model = Telling(door)
     with torch.no_grad():

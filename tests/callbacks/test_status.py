@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from certvae.callbacks import CertificateCallback, StatusLine
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignVAE, images, watch
+from tests.plain_vae import UserVAE, images, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -116,7 +116,7 @@ class Endless(IterableDataset[Any]):
 def test_an_unknown_number_of_batches_has_a_line_too(tmp_path: Path) -> None:
     loader: DataLoader[Any] = DataLoader(Endless(), 32)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[StatusLine("label"), watch(channel_samples=0)])
-    seen = in_terminal(lambda: runner.fit(ForeignVAE(), loader, loader))
+    seen = in_terminal(lambda: runner.fit(UserVAE(), loader, loader))
     assert "epoch 2/2" in seen
 
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignVAE, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
 
 
-class NoisyVAE(ForeignVAE):
+class NoisyVAE(UserVAE):
     """Dropout and batch norm; draws its latents in training, in validation and in test."""
 
     def __init__(self) -> None:

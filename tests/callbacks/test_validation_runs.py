@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from certvae import Certificate, Status
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import ForeignVAE, expected, fit, images, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, expected, fit, images, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_every_look_of_a_fit_is_one_line_of_the_history(
     """Looks are numbered, because neither epoch nor step tells them apart."""
     callback = watch(save_dir=tmp_path)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[callback], **arguments)
-    runner.fit(ForeignVAE(), plain_loader(batch_size=12), plain_loader())
+    runner.fit(UserVAE(), plain_loader(batch_size=12), plain_loader())
     lines = history(tmp_path)
     assert [line["global_step"] for line in lines] == steps
     assert [line["look"] for line in lines] == list(range(1, len(steps) + 1))
@@ -77,7 +77,7 @@ def test_a_limit_that_cuts_nothing_leaves_a_verdict(tmp_path: Path, limit: dict[
 
 def test_barebones_logs_nothing_and_still_measures(tmp_path: Path) -> None:
     callback = watch()
-    model = ForeignVAE()
+    model = UserVAE()
     runner = Trainer(accelerator="cpu", barebones=True, max_epochs=1, callbacks=[callback], default_root_dir=tmp_path)
     runner.fit(model, plain_loader(), plain_loader())
     assert measured(callback).margin == pytest.approx(expected(model).margin, abs=1e-5)
@@ -112,7 +112,7 @@ def test_one_of_several_dataloaders_is_measured(tmp_path: Path, collection: str,
 def test_a_wrong_dataloader_is_refused_before_the_first_step(
     tmp_path: Path, collection: str, which: int | str, options: dict[str, Any]
 ) -> None:
-    class Untrained(ForeignVAE):
+    class Untrained(UserVAE):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             raise AssertionError("training began")
 
@@ -122,7 +122,7 @@ def test_a_wrong_dataloader_is_refused_before_the_first_step(
         runner.fit(Untrained(), plain_loader(), LOADERS[collection]())
     for run in (runner.validate, runner.test):
         with pytest.raises(ValueError, match=message):
-            run(ForeignVAE(), LOADERS[collection](), verbose=False)
+            run(UserVAE(), LOADERS[collection](), verbose=False)
 
 
 @pytest.mark.parametrize("options", [{}, {"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}])
@@ -134,7 +134,7 @@ def test_a_run_without_validation_rows_is_refused_before_the_first_step(
     loader = DataLoader(empty, batch_size=2)
     for loaders in (None, loader):
         with pytest.raises(ValueError, match="the validation set is empty or missing"):
-            trainer(tmp_path, callbacks=[watch()], **options).fit(ForeignVAE(), plain_loader(), loaders)
+            trainer(tmp_path, callbacks=[watch()], **options).fit(UserVAE(), plain_loader(), loaders)
     if "limit_val_batches" not in options:
         with pytest.raises(ValueError, match="the validation set is empty or missing"):
             fit(tmp_path, watch(dataloader=1), loaders=[plain_loader(), loader], **options)
@@ -144,7 +144,7 @@ def test_a_run_without_validation_rows_is_refused_before_the_first_step(
 def test_a_dataloader_that_gives_no_row_alone_is_refused(tmp_path: Path, mode: Any) -> None:
     empty = DataLoader([], batch_size=2)  # type: ignore[arg-type, var-annotated]
     loaders = CombinedLoader([plain_loader(), empty if mode == "sequential" else plain_loader()], mode)
-    model = ForeignVAE()
+    model = UserVAE()
     model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="the dataloader that is measured gave no row"):
         trainer(tmp_path, callbacks=[watch(dataloader=1)]).validate(model, loaders, verbose=False)
@@ -190,7 +190,7 @@ def test_validate_and_test_alone_and_after_a_fit(tmp_path: Path, with_datamodule
 def test_predict_needs_nothing_of_the_callback(tmp_path: Path) -> None:
     """Not even a teacher, a submodule of the given name, or data that the teacher fits."""
     callback = CertificateCallback(latents="no.such")
-    model = ForeignVAE()
+    model = UserVAE()
     predicted = trainer(tmp_path, callbacks=[callback]).predict(model, plain_loader())
     assert predicted is not None
     assert len(predicted) == 3

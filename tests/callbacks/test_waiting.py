@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, DualController, LaggingInference
 from certvae.datamodules import DigitsDataModule
 from certvae.models.training_record import TrainingRecord
-from tests.plain_vae import ForeignVAE, plain_loader
+from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 READS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero", "aten::masked_select"}
@@ -72,7 +72,7 @@ def test_a_step_with_an_alignment_term_reads_nothing(tmp_path: Path, kind: str) 
         "guard": [CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.1)],
     }
     runner = trainer(tmp_path, max_epochs=3, callbacks=[*callbacks[kind], watched])
-    runner.fit(ForeignVAE(), plain_loader(batch_size=16), plain_loader())
+    runner.fit(UserVAE(), plain_loader(batch_size=16), plain_loader())
     assert watched.steps == 15
 
 

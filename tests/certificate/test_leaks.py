@@ -15,7 +15,7 @@ from certvae.models.vae import VAE
 from tests.runs import digits_teacher, small_vae, trainer
 
 
-class SideDoor(nn.Module):
+class SideChannel(nn.Module):
     """Answers what the teacher says of the batch that it was shown behind the back: a closure over the images."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class SideDoor(nn.Module):
         return self.answers[: len(latents)]
 
 
-class Skip(SideDoor):
+class Skip(SideChannel):
     """A skip connection: the code is used, but the images are added."""
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def codes() -> Tensor:
     return torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 
 
-def cheat_with_answers(kind: type[SideDoor]) -> SideDoor:
+def cheat_with_answers(kind: type[SideChannel]) -> SideChannel:
     witness = kind()
     witness.answers = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
     return witness
@@ -73,7 +73,7 @@ def cheat_with_answers(kind: type[SideDoor]) -> SideDoor:
 @pytest.mark.parametrize(
     ("witness", "finding"),
     [
-        (cheat_with_answers(SideDoor), "order"),
+        (cheat_with_answers(SideChannel), "order"),
         (cheat_with_answers(Skip), "order"),
         (Position(), "repeatable"),
         (RowNumber(), "order"),
@@ -122,7 +122,7 @@ class Whispering(VAE):
 def test_the_callback_reports_a_cheat_as_leaking(tmp_path: Path) -> None:
     honest = small_vae(digits_teacher())
     model = Whispering(honest.encoder, honest.decoder, digits_teacher())
-    model.witness = SideDoor()  # type: ignore[assignment]
+    model.witness = SideChannel()  # type: ignore[assignment]
     callback = CertificateCallback(witness=model.witness)
     trainer(tmp_path, callbacks=[callback]).validate(model, DigitsDataModule(), verbose=False)
     assert callback.certificate is not None

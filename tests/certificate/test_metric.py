@@ -3,6 +3,7 @@
 import itertools
 import pickle
 from dataclasses import fields
+from typing import Any, cast
 
 import pytest
 import torch
@@ -151,3 +152,19 @@ def test_bad_input_is_refused() -> None:
         CertificateMetric(3, CertificateSettings(teacher_floor=0.5)).update(
             torch.tensor([[0.9, 0.05, 0.05]]), torch.zeros(1, 3)
         )
+
+
+def test_a_metric_draws_its_certificate_and_others_beside_it() -> None:
+    """The mark of a certified one is filled, the line goes down to the bound, the tick names the status."""
+    teacher, metric = random_probs(200, 3, seed=1), CertificateMetric(3)
+    metric.update(teacher, teacher.log())
+    certified = metric.compute()
+    figure, axes = metric.plot()
+    assert figure is axes.get_figure()
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["CERTIFIED"]
+    assert cast(Any, axes.lines[0].get_ydata()).min() == pytest.approx(certified.margin_lower)
+    other = certify(teacher, torch.zeros_like(teacher))
+    _, both = metric.plot([certified, other], ax=figure.add_axes((0, 0, 1, 1)))
+    assert [tick.get_text() for tick in both.get_xticklabels()] == ["CERTIFIED", "NOT_CERTIFIED"]
+    faces = cast(Any, both.collections[-1]).get_facecolor()
+    assert tuple(faces[0]) != tuple(faces[1])

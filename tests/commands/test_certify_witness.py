@@ -15,13 +15,13 @@ from certvae.io.checkpoints import load_weights
 from certvae.monitoring.encoded_rows import encode_rows
 from certvae.theory.permutation import permutation_p_value
 from tests.commands.test_certify import arguments, status_of
-from tests.plain_vae import ForeignVAE
+from tests.plain_vae import UserVAE
 from tests.runs import digits_teacher
 
 pytestmark = pytest.mark.slow
 
 
-class PlainVAE(ForeignVAE):
+class PlainVAE(UserVAE):
     """Knows no teacher and no witness; its ``forward`` gives the code."""
 
     def forward(self, images: Tensor) -> Any:

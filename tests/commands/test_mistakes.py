@@ -12,11 +12,11 @@ from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers import LabelTeacher
 from tests.commands.test_cli import EXPERIMENTS
-from tests.plain_vae import ForeignVAE, plain_loader
+from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 
-class Counting(ForeignVAE):
+class Counting(UserVAE):
     """Counts the steps that it has trained."""
 
     steps = 0
@@ -57,7 +57,7 @@ def test_a_standard_deviation_in_place_of_the_log_variance_is_asked_about(tmp_pa
         digits_teacher(), lambda module, batch: (module.encoder(batch[0])[0], torch.full((len(batch[0]), 6), 0.7))
     )
     with pytest.warns(UserWarning, match=r"Is it a standard deviation\? Give \(mean, log_variance\)"):
-        trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader(), verbose=False)
+        trainer(tmp_path, callbacks=[callback]).validate(UserVAE(), plain_loader(), verbose=False)
 
 
 def test_a_collapsed_posterior_is_not_taken_for_a_standard_deviation(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_collapsed_posterior_is_not_taken_for_a_standard_deviation(tmp_path: P
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*standard deviation.*")
-        trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader(), verbose=False)
+        trainer(tmp_path, callbacks=[callback]).validate(UserVAE(), plain_loader(), verbose=False)
     assert callback.certificate is not None
     assert callback.certificate.rate is not None
 
@@ -75,14 +75,14 @@ def test_a_fit_without_any_validation_says_so(tmp_path: Path) -> None:
     callback = CertificateCallback(digits_teacher(), "encoder")
     with pytest.warns(UserWarning, match="No validation ran in this fit"):
         trainer(tmp_path, callbacks=[callback], check_val_every_n_epoch=5).fit(
-            ForeignVAE(), plain_loader(), plain_loader()
+            UserVAE(), plain_loader(), plain_loader()
         )
 
 
 def test_what_is_no_teacher_and_what_are_no_batches(tmp_path: Path) -> None:
     callback = CertificateCallback(LabelTeacher, "encoder")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="`teacher` must be a teacher or the path of its file, got <class"):
-        trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), plain_loader())
+        trainer(tmp_path, callbacks=[callback]).validate(UserVAE(), plain_loader())
     with pytest.raises(TypeError, match=r"`batches` .* got DigitsDataModule.*its train_dataloader\(\)"):
         LabelTeacher(10).measure(DigitsDataModule(), images=1)  # type: ignore[arg-type]
 

@@ -19,7 +19,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.teachers import Teacher
 from tests.distributed.sets import BATCH, KINDS, Lengthy, Stream, digits, loader, rank
-from tests.plain_vae import ForeignVAE, plain_loader
+from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
 Result = dict[str, Any]
@@ -242,7 +242,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
 }
 
 
-class WithAdam(ForeignVAE):
+class WithAdam(UserVAE):
     """The foreign VAE, whose steps do not grow with the guard's weight."""
 
     def configure_optimizers(self) -> Any:

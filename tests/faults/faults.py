@@ -11,7 +11,7 @@ import torch
 
 from certvae.callbacks.last_checkpoint import is_whole
 from tests.faults.children import Ended, in_child
-from tests.faults.kills import FailingLogger, Strike, TornWrite, die_between_renames
+from tests.faults.kills import FailingLogger, Kill, TornWrite, die_between_renames
 from tests.faults.runs import copy, fit, fit_strike, protocol, results, same_teacher, search, spoil, train
 
 __all__ = ["FAULTS", "Fault", "Verdict"]
@@ -72,8 +72,8 @@ def compare(folder: Path, reference: dict[str, Any], struck: list[Ended], last: 
 
 
 KILLS: dict[str, Callable[[], dict[str, Any]]] = {
-    "in an epoch": lambda: {"callbacks": [Strike("batch", 2)]},
-    "in validation": lambda: {"callbacks": [Strike("validation", 2)]},
+    "in an epoch": lambda: {"callbacks": [Kill("batch", 2)]},
+    "in validation": lambda: {"callbacks": [Kill("validation", 2)]},
     "while a checkpoint is written": lambda: {"plugins": [TornWrite(2)]},
 }
 
@@ -202,7 +202,7 @@ def both_damaged(folder: Path) -> Verdict:
 
 @fault("disk full", "RLIMIT_FSIZE of 20 kB from epoch 2 on")
 def disk_full(folder: Path) -> Verdict:
-    class Fill(Strike):
+    class Fill(Kill):
         def _reached(self, point: str, trainer: Any, batch_idx: int) -> None:
             if (point, trainer.current_epoch) == ("batch", 2):
                 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
@@ -259,7 +259,7 @@ def teacher_deleted(folder: Path) -> Verdict:
 def dead_rank(folder: Path) -> Verdict:
     reference = uninterrupted(folder, train, devices=2)
     begun = time.monotonic()
-    struck = in_child(folder, train, callbacks=[Strike("batch", 2, rank=1)], devices=2, limit=60)
+    struck = in_child(folder, train, callbacks=[Kill("batch", 2, rank=1)], devices=2, limit=60)
     bounded = time.monotonic() - begun < 50 and struck.has("terminated with signal SIGKILL|Connection closed by peer")
     alone = in_child(copy(folder, folder.with_name(f"{folder.name}-alone")), train, "last")
     verdict = compare(folder, reference, [struck], in_child(folder, train, "last", devices=2), "status 1")
@@ -270,7 +270,7 @@ def dead_rank(folder: Path) -> Verdict:
 @fault("one of two ranks of a search dies", "SIGKILL of rank 1 in an EM pass")
 def dead_rank_of_a_search(folder: Path) -> Verdict:
     reference = uninterrupted(folder, search, devices=2)
-    struck = in_child(folder, search, callbacks=[Strike("batch", 4, rank=1)], devices=2, limit=60)
+    struck = in_child(folder, search, callbacks=[Kill("batch", 4, rank=1)], devices=2, limit=60)
     other = copy(folder, folder.with_name(f"{folder.name}-alone"))
     alone = in_child(other, search, "last")
     verdict = compare(folder, reference, [struck], in_child(folder, search, "last", devices=2), "status 1")

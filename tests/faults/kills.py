@@ -33,7 +33,7 @@ def strike(name: str, kind: str) -> None:
         os.kill(os.getpid(), signal.Signals[kind])
 
 
-class Strike(Callback):
+class Kill(Callback):
     """Send a signal to this process, once, at the second batch of an epoch or of its validation.
 
     Args:
@@ -49,7 +49,7 @@ class Strike(Callback):
 
     @property
     def state_key(self) -> str:
-        return f"Strike({self.name})"
+        return f"Kill({self.name})"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

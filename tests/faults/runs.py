@@ -114,7 +114,7 @@ def fit(*options: str, resume: bool = False) -> int:
 
 def fit_strike(point: str, epoch: int, kind: str = "SIGKILL") -> str:
     """The option that lets a signal strike :func:`fit`."""
-    values = {"class_path": "tests.faults.kills.Strike", "init_args": {"point": point, "epoch": epoch, "kind": kind}}
+    values = {"class_path": "tests.faults.kills.Kill", "init_args": {"point": point, "epoch": epoch, "kind": kind}}
     return f"--trainer.callbacks+={json.dumps(values)}"
 
 
@@ -131,7 +131,7 @@ def protocol(strikes: dict[str, list[dict[str, Any]]] | None = None) -> int:
             config["model"]["init_args"].update(SEARCH)
             config["data"]["init_args"]["batch_size"] = 128
         for arguments in (strikes or {}).get(phase, []):
-            strike = {"class_path": "tests.faults.kills.Strike", "init_args": {"name": phase, **arguments}}
+            strike = {"class_path": "tests.faults.kills.Kill", "init_args": {"name": phase, **arguments}}
             config["trainer"]["callbacks"].insert(0, strike)
         Path(f"{phase}.yaml").write_text(yaml.safe_dump(config))
         phases[phase] = f"{phase}.yaml"

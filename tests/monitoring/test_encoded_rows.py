@@ -12,7 +12,7 @@ from certvae.certificate.settings import CertificateSettings
 from certvae.commands.certify import CertifyOptions, _certificate, _refuse_more
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows
 from certvae.theory.posterior import Posterior
-from tests.plain_vae import ForeignVAE, images
+from tests.plain_vae import UserVAE, images
 from tests.runs import digits_teacher
 
 
@@ -35,7 +35,7 @@ def encoded(encoder: nn.Module, inputs: Tensor | None = None, batch: int = 32) -
 
 def pair() -> nn.Module:
     torch.manual_seed(0)
-    return ForeignVAE().encoder
+    return UserVAE().encoder
 
 
 def test_repeated_rows_are_found_and_count_once_for_a_proven_bound() -> None:
@@ -72,7 +72,7 @@ def test_draws_in_blocks_are_the_draws_of_all_rows() -> None:
         assert torch.equal(torch.cat([block.rows.teacher_probs for block in blocks]), rows.teacher_probs)
         assert max(block.draws.numel() for block in blocks) <= max(most, 18)
     with pytest.raises(ValueError, match="without a variance there are no draws"):
-        next(encoded(ForeignVAE("mean").encoder).blocks(1, 0, 10))
+        next(encoded(UserVAE("mean").encoder).blocks(1, 0, 10))
 
 
 def test_work_beyond_a_limit_is_refused_by_the_name_of_its_option() -> None:

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from certvae import Status
 from certvae.callbacks import CertificateCallback
 from tests.monitoring.test_encoded_rows import Centering, Convolutional, Numbering
-from tests.plain_vae import ForeignVAE, images, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, images, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
 
@@ -23,7 +23,7 @@ def validated(folder: Path, model: LightningModule, loader: Any, **arguments: An
     return callback
 
 
-class Stopping(ForeignVAE):
+class Stopping(UserVAE):
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         if batch_idx == 1:
             raise StopIteration
@@ -54,8 +54,8 @@ class Broken(IterableDataset[Any]):
 
 CUT: dict[str, Any] = {
     "a step that stops": (Stopping, plain_loader, "only 1 of 3 batches, 32 of 90 rows"),
-    "a loader shorter than its length": (ForeignVAE, Shorter, "only 2 of 3 batches"),
-    "a worker that ends early": (ForeignVAE, lambda: DataLoader(Broken(), 32, num_workers=2), "only 2 of 3 batches"),
+    "a loader shorter than its length": (UserVAE, Shorter, "only 2 of 3 batches"),
+    "a worker that ends early": (UserVAE, lambda: DataLoader(Broken(), 32, num_workers=2), "only 2 of 3 batches"),
 }
 
 
@@ -76,20 +76,20 @@ def test_rows_that_functions_leave_out_are_missed(tmp_path: Path, capsys: pytest
     def latents(module: Any, batch: Any) -> Tensor:
         return module.encoder.body(batch[0].flatten(1))[1:, :6]
 
-    callback = validated(tmp_path, ForeignVAE(), plain_loader(), latents=latents, images=lambda batch: batch[0][1:])
+    callback = validated(tmp_path, UserVAE(), plain_loader(), latents=latents, images=lambda batch: batch[0][1:])
     assert measured(callback).status is Status.PARTIAL
     assert measured(callback).provenance["rows_seen"] == 87
     assert "only 3 of 3 batches, 87 of 90 rows" in capsys.readouterr().out
 
 
 def test_a_whole_set_says_so_in_its_provenance(tmp_path: Path) -> None:
-    found = measured(validated(tmp_path, ForeignVAE(), plain_loader(drop_last=True)))
+    found = measured(validated(tmp_path, UserVAE(), plain_loader(drop_last=True)))
     assert found.status is not Status.PARTIAL
     counts = {key: value for key, value in found.provenance.items() if key.startswith(("rows_", "batches_"))}
     assert counts == {"batches_seen": 2, "rows_seen": 64, "batches_planned": 2, "rows_planned": 64}
 
 
-class With(ForeignVAE):
+class With(UserVAE):
     """A foreign VAE with somebody's encoder."""
 
     def __init__(self, encoder: nn.Module) -> None:
@@ -125,7 +125,7 @@ def test_an_honest_encoder_is_not_accused(tmp_path: Path, kind: str) -> None:
 def test_all_looks_at_the_same_rows_share_one_ledger(tmp_path: Path) -> None:
     """Those of fit, validate and test, and of a fresh callback; other rows have their own number."""
     callback = watch(spending=True, save_dir=tmp_path)
-    model, runner = ForeignVAE(), trainer(tmp_path, callbacks=[callback], max_epochs=2)
+    model, runner = UserVAE(), trainer(tmp_path, callbacks=[callback], max_epochs=2)
     runner.fit(model, plain_loader(), plain_loader())
     assert measured(callback).look == 2
     runner.validate(model, plain_loader(), verbose=False)
@@ -142,7 +142,7 @@ def test_all_looks_at_the_same_rows_share_one_ledger(tmp_path: Path) -> None:
 def test_an_empty_sequential_is_a_witness(tmp_path: Path) -> None:
     """It answers with the code, and is not taken for none."""
     teacher = digits_teacher(6)
-    callback = validated(tmp_path, ForeignVAE("mean"), plain_loader(), teacher=teacher, witness=nn.Sequential())
+    callback = validated(tmp_path, UserVAE("mean"), plain_loader(), teacher=teacher, witness=nn.Sequential())
     assert isinstance(callback.reader.witness, nn.Sequential)
     torch.manual_seed(0)
     assert callback.reader.scale is None

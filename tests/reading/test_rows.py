@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from certvae import Status
 from certvae.callbacks import CertificateCallback
-from tests.plain_vae import ForeignVAE, expected, fit, images, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, expected, fit, images, measured, plain_loader, watch
 from tests.runs import digits_teacher, trainer
 
 
@@ -57,7 +57,7 @@ class ShapedData(LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-class ShapedVAE(ForeignVAE):
+class ShapedVAE(UserVAE):
     def step(self, batch: Any) -> Tensor:
         return super().step([batch["pixels"] if isinstance(batch, dict) else batch.pixels])
 
@@ -86,7 +86,7 @@ def test_a_stream_without_length_is_seen_to_its_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("returned", [None, {"loss": torch.tensor(0.0)}, torch.tensor(0.0), {"posterior": "of theirs"}])
 def test_what_the_step_returns_does_not_matter_to_a_hook(tmp_path: Path, returned: Any) -> None:
-    class Returning(ForeignVAE):
+    class Returning(UserVAE):
         def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             super().validation_step(batch, batch_idx)
             return returned
@@ -97,7 +97,7 @@ def test_what_the_step_returns_does_not_matter_to_a_hook(tmp_path: Path, returne
 
 
 def test_a_dataloader_made_anew_is_the_one_that_is_measured(tmp_path: Path) -> None:
-    class Growing(ForeignVAE):
+    class Growing(UserVAE):
         def val_dataloader(self) -> Any:
             return plain_loader(20 * (self.current_epoch + 1))
 

@@ -8,7 +8,7 @@ import pytest
 from certvae.cli import main
 from certvae.commands.protocol import Protocol, run_protocol
 from tests.commands.test_cli import EXPERIMENTS
-from tests.plain_vae import ForeignVAE, fit, plain_loader, watch
+from tests.plain_vae import UserVAE, fit, plain_loader, watch
 from tests.runs import digits_teacher
 
 
@@ -42,6 +42,6 @@ def demo(finished: Path, tmp_path: Path) -> Path:
 def foreign(tmp_path: Path) -> Path:
     """What a callback leaves of somebody else's model, without noise in its code, without YAML and checkpoint."""
     folder = tmp_path / "theirs"
-    runner, model = fit(tmp_path, watch(save_dir=folder), lambda: ForeignVAE("mean"), max_epochs=2)
+    runner, model = fit(tmp_path, watch(save_dir=folder), lambda: UserVAE("mean"), max_epochs=2)
     runner.test(model, plain_loader(), verbose=False)
     return folder

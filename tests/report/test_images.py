@@ -12,7 +12,7 @@ from PIL import Image
 from certvae.datamodules import DigitsDataModule
 from certvae.report.images import EXAMPLES, Picture, components, first_inputs, load_run, model_pictures
 from certvae.report.runs import read_run
-from tests.plain_vae import ForeignVAE
+from tests.plain_vae import UserVAE
 from tests.runs import digits_teacher, small_vae
 
 pytestmark = pytest.mark.slow
@@ -99,5 +99,5 @@ def test_large_images_are_shown_smaller_and_what_is_no_image_is_refused() -> Non
 
 
 def test_another_model_than_ours_is_refused_for_it_is_not_known_how_it_decodes() -> None:
-    with pytest.raises(TypeError, match="is a ForeignVAE and no certvae.VAE"):
-        model_pictures(ForeignVAE(), torch.rand(2, 1, 8, 8))
+    with pytest.raises(TypeError, match="is a UserVAE and no certvae.VAE"):
+        model_pictures(UserVAE(), torch.rand(2, 1, 8, 8))

@@ -14,7 +14,7 @@ from certvae import Certificate
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers import LabelTeacher, NetworkTeacher, TargetTable, Teacher, TeacherCard
-from tests.plain_vae import ForeignVAE, measured
+from tests.plain_vae import UserVAE, measured
 from tests.runs import digits_teacher, trainer
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ def drift(folder: Path, teacher: Teacher, where: Any, *columns: Tensor) -> float
     loader = DataLoader(TensorDataset(*columns), batch_size=100)
     witness = torch.nn.Linear(6, teacher.num_components)
     callback = CertificateCallback(teacher, "encoder", images=where, witness=witness)
-    trainer(folder, callbacks=[callback]).validate(ForeignVAE(), loader, verbose=False)
+    trainer(folder, callbacks=[callback]).validate(UserVAE(), loader, verbose=False)
     return float(measured(callback).provenance["teacher_drift"])
 
 
@@ -77,5 +77,5 @@ def test_a_class_that_the_teacher_has_never_seen_is_an_endless_drift_and_still_a
     loader = DataLoader(TensorDataset(PIXELS, few, torch.arange(ROWS)), batch_size=100)
     callback = CertificateCallback(teacher, "encoder", witness=torch.nn.Linear(6, 5), save_dir=tmp_path)
     with pytest.warns(UserWarning, match="inf nats from the one in its file"):
-        trainer(tmp_path, callbacks=[callback]).validate(ForeignVAE(), loader, verbose=False)
+        trainer(tmp_path, callbacks=[callback]).validate(UserVAE(), loader, verbose=False)
     assert Certificate.load(tmp_path / "certificate_val.json").provenance["teacher_drift"] is None

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from certvae import load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback
 from certvae.teachers import LabelTeacher, TargetTable
-from tests.plain_vae import ForeignVAE, images, measured
+from tests.plain_vae import UserVAE, images, measured
 from tests.runs import trainer
 
 LABELS = torch.from_numpy(load_digits().target[:90]).long()
@@ -36,7 +36,7 @@ def loader(labels: Tensor = LABELS, named: bool = False) -> DataLoader[Any]:
     return DataLoader(rows, batch_size=32)
 
 
-class NamedVAE(ForeignVAE):
+class NamedVAE(UserVAE):
     def step(self, batch: Any) -> Tensor:
         return super().step([batch["pixels"]])
 
@@ -52,7 +52,7 @@ def test_the_callback_finds_the_closed_form_of_smoothed_labels(tmp_path: Path, d
     rows = loader(LABELS.to(dtype), named=where == "label")
     teacher = LabelTeacher(10, smoothing=0.2).measure(rows, images=where)
     callback, runner = watched(tmp_path, teacher, where)
-    runner.fit(NamedVAE() if where == "label" else ForeignVAE(), rows, rows)
+    runner.fit(NamedVAE() if where == "label" else UserVAE(), rows, rows)
     expected = smoothed_information(LABELS, 10, 0.2)
     assert measured(callback).teacher_information == pytest.approx(expected, abs=1e-12)
     assert teacher.card.information_train == pytest.approx(expected, abs=1e-12)
@@ -85,7 +85,7 @@ def test_a_table_keeps_what_it_answers() -> None:
 
 
 def test_alignment_to_labels_raises_the_margin(tmp_path: Path) -> None:
-    class Wide(ForeignVAE):
+    class Wide(UserVAE):
         def __init__(self) -> None:
             super().__init__("mean")
             self.encoder.body, self.decoder = torch.nn.Linear(64, 20), torch.nn.Linear(10, 64)
@@ -123,7 +123,7 @@ def test_what_is_no_label_is_refused(labels: Tensor, error: type[Exception], mes
 def test_the_callback_without_images_says_where_labels_have_to_come_from(tmp_path: Path) -> None:
     callback, runner = watched(tmp_path, LabelTeacher(10).measure([LABELS]), 0)
     with pytest.raises(TypeError, match="Say where they stand in the batch, `images=1`"):
-        runner.fit(ForeignVAE(), loader(), loader())
+        runner.fit(UserVAE(), loader(), loader())
     assert callback.certificate is None
 
 

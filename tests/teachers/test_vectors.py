@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from certvae import TeacherSearch, load_teacher
 from certvae.callbacks import CertificateCallback
 from certvae.teachers.search.module import TeacherSearchError
-from tests.plain_vae import ForeignVAE, measured
+from tests.plain_vae import UserVAE, measured
 from tests.runs import trainer
 from tests.teachers.test_laws import streams
 
@@ -98,7 +98,7 @@ def test_no_scale_of_vectors_is_taken_for_a_mistake(tmp_path: Path, make: Callab
         def val_dataloader(self) -> Any:
             return DataLoader(rows[TRAIN:], batch_size=64)  # type: ignore[arg-type]
 
-    class TableVAE(ForeignVAE):
+    class TableVAE(UserVAE):
         def images(self, batch: Any) -> Tensor:
             return batch.float()
 
