@@ -123,7 +123,8 @@ class Evaluation:
         count, average, score = self._averages(trainer)
         drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)
         if ledger is not None:
-            seen = name_rows(count, score)
+            # A fit that was killed and goes on sees the same once more; whoever validates anew looks anew.
+            seen = name_rows(count, score) if trainer.state.fn == "fit" else ""
             look = ledger.take(name_rows(count, average), looks, seen) if trainer.is_global_zero else 0
             self.metric.settings = replace(self.metric.settings, look=int(trainer.strategy.broadcast(look)))
         leaks = self._finish_audit()

@@ -82,11 +82,12 @@ def test_rows_that_functions_leave_out_are_missed(tmp_path: Path, capsys: pytest
     assert "only 3 of 3 batches, 87 of 90 rows" in capsys.readouterr().out
 
 
-def test_a_whole_set_says_so_in_its_provenance(tmp_path: Path) -> None:
+def test_a_whole_set_names_no_counts_which_differ_between_processes(tmp_path: Path) -> None:
     found = measured(validated(tmp_path, UserVAE(), plain_loader(drop_last=True)))
     assert found.status is not Status.PARTIAL
     counts = {key: value for key, value in found.provenance.items() if key.startswith(("rows_", "batches_"))}
-    assert counts == {"batches_seen": 2, "rows_seen": 64, "batches_planned": 2, "rows_planned": 64}
+    assert counts == {}
+    assert found.num_samples == 64
 
 
 class With(UserVAE):
