@@ -63,7 +63,7 @@ class WitnessAudit:
             again = _answers(witness, self._first[0])
             self._note(_unless(not _differ(as_logits(self._first[1], "answers"), again), LATER))
         self._note(_unless(_equal_codes_agree(latents, as_logits(answers, "answers")), UNEQUAL))
-        self._sample.add(torch.cat([latents.double(), answers.to(latents.device).double()], dim=1), positions)
+        self._sample.add(torch.cat([as_float64(latents), as_float64(answers.to(latents.device))], dim=1), positions)
 
     @torch.no_grad()
     def finish(self, witness: Witness) -> list[str]:
