@@ -7,9 +7,10 @@ For each seed: a teacher search, then every YAML of this folder as a change to b
 scikit-learn's digits). Data, teacher, witness and the number of optimizer steps are the same, and the alignment weight
 is 0.
 
-Beside the certificate stand what users look at, and a linear probe of the mean codes for the teacher's component and
-for the label, fitted on training rows and scored on the rows that are kept for certificates. A good probe with a
-negative raw margin is the finding, and no contradiction: the code is informative, but nothing fixed reads it.
+Beside the certificate stand its reading, the information bracket, the fitted reader, what users look at, and a linear
+probe of the mean codes for the teacher's component and for the label, fitted on training rows and scored on the rows
+that are kept for certificates. A good probe with a negative raw margin is the finding, and no contradiction: the code
+is informative, but nothing fixed reads it. ``--observation_std`` above the data's largest eigenvalue collapses them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,8 +56,12 @@ COMPARED = 512  # kept rows, evenly spaced, between which the mutual information
 COLUMNS = {
     "baseline": "{baseline}",
     "seed": "{seed}",
-    "status": "{status}",
-    "raw margin [90 % interval]": "{margin:+.3f} [{margin_lower:+.3f}, {margin_upper:+.3f}]",
+    "reading": "{reading}",
+    "status": "{proven_status}",
+    "code carries": "{information_lower:.2f} to {information_upper:.2f}",
+    "raw margin (at least)": "{proven_margin:+.3f} ({proven_lower:+.3f})",
+    "fitted reader: mean, draw": "{fitted_mean:+.3f}, {fitted_draw:+.3f}",
+    "probe callback": "{probe_margin:+.3f}",
     "excludes 0": "{excludes_zero}",
     "channel margin": "{channel_margin:+.2f}",
     "calibrated": "{calibrated_channel_margin:+.3f}",
@@ -116,9 +121,11 @@ def measure(study: Study, seed: int, name: str, values: dict[str, Any], changes:
 
 def usual_signs(cli: LightningCLI) -> dict[str, Any]:
     """Active units and mutual information of the kept rows; accuracies of the probe and of the most frequent class."""
+    probe = cli.trainer.callback_metrics.get("probe/margin", torch.tensor(torch.nan))
     train, kept = (codes(cli, split, rows) for split, rows in (("train", PROBED), ("test", None)))
     spaced = torch.linspace(0, len(kept.component) - 1, min(COMPARED, len(kept.component))).long()
     found: dict[str, Any] = {
+        "probe_margin": float(probe),
         "rate": float(kept.rate.mean()),
         "active_units": int((kept.posterior.mean.var(dim=0) >= 0.01).sum()),
         "mutual_information": float(aggregate_information(Posterior(*(part[spaced] for part in kept.posterior)))),
@@ -197,12 +204,38 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
         f"without alignment at most one run in ten is certified, by chance ({len(certified)} of {len(lines)})": (
             10 * len(certified) <= len(lines)
         ),
+        **readings(lines),
         "no channel margin is positive": all(line["channel_margin"] <= 0 for line in lines),
         "some raw margins are below 0 although the code holds over 1 nat, and a probe is twice as good as the most "
         f"frequent class ({len(probed)} runs)": len(probed) > 0,
         f"some raw margins are below 0 at less than half of the constant's squared error ({len(faithful)} runs)": (
             len(faithful) > 0
         ),
+    }
+
+
+def readings(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the reading of a run must be, whatever its bracket says."""
+    sharp = [line for line in lines if line["mean_squared_error"] < 0.9 * line["constant_squared_error"]]
+    blind = [line for line in lines if line["rate"] < 0.02]
+    return {
+        f"every run whose code helps to reconstruct, by a tenth of the constant's error, is read as INFORMATIVE or "
+        f"ALIGNED ({len(sharp)} runs)": all(line["reading"] in ("INFORMATIVE", "ALIGNED") for line in sharp),
+        f"every run with a rate below 0.02 nats is read as COLLAPSED ({len(blind)} runs)": all(
+            line["reading"] == "COLLAPSED" for line in blind
+        ),
+    }
+
+
+def collapsed_claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show at an observation variance above the data's largest eigenvalue."""
+    plain = [line for line in lines if line["baseline"] == "vae"]
+    return {
+        f"the plain VAE is read as COLLAPSED ({len(plain)} runs)": all(
+            line["reading"] == "COLLAPSED" for line in plain
+        ),
+        **readings(lines),
+        "no run is certified": all(line["proven_status"] != "CERTIFIED" for line in lines),
     }
 
 
@@ -217,14 +250,17 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     if not runs:
         names = ", ".join(name for name, _, _ in settings(given.sweep))
         parser.error(f"--only must name one of {names}; got {' '.join(given.only)}")
-    study = Study("baselines", given)
+    collapsed = given.observation_std is not None
+    study = Study("baselines", given, results="baselines_collapsed" if collapsed else None)
     lines = [
         measure(study, seed, name, compose(file, given.quick), changes)
         for seed in study.seeds
         for name, file, changes in runs
     ]
     lines.sort(key=lambda line: [name for name, _, _ in runs].index(line["baseline"]))
-    study.report(Results(lines, COLUMNS, claims(lines), {"baselines": draw(lines)}))
+    study.report(
+        Results(lines, COLUMNS, (collapsed_claims if collapsed else claims)(lines), {study.results: draw(lines)})
+    )
     return lines
 
 

@@ -9,6 +9,8 @@ seed 0; 500 rows validate.
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -138,7 +140,7 @@ def shifted() -> Tensor:
 
 def searched(images: Tensor) -> Teacher:
     """A teacher of 8 components, searched on images."""
-    with TemporaryDirectory() as folder:
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # a table of candidates is not of this table
         settings: dict[str, Any] = {"temperatures": (4.0,), "pca_dim": 16, "pca_passes": 3, "em_iterations": 20}
         search = TeacherSearch((8,), **settings, seed=0, output_dir=folder)
         train, val = loaders(images, batch_size=64)

@@ -1,4 +1,4 @@
-"""The fitted reader: nearly as good as a logistic regression, worth nothing on noise, whatever the scale of the code."""
+"""The fitted reader: nearly as good as a logistic regression, worth nothing on noise, and blind to scale."""
 
 import pytest
 import torch
