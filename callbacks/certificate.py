@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -27,11 +27,18 @@ __all__ = ["LOGGED", "CertificateCallback"]
 class CertificateCallback(Callback):
     """Measure the raw-witness certificate on each validation epoch, for any LightningModule with a latent code.
 
+    Beside the verdict on the raw witness it says whether the code carries anything at all. This *reading* is
+    ``ALIGNED``, ``INFORMATIVE``, ``COLLAPSED`` or ``UNDECIDED`` (:class:`certvae.Reading`). It follows from the
+    information bracket (:func:`certvae.information_bracket`), which needs no teacher, and from a reader that is fitted
+    to the code.
+
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
-    witness_information}`` in nats and ``certificate/certified`` (1 or 0) at the end of each validation epoch, and the
-    same under ``test_certificate/`` for ``Trainer.test``. A higher margin is better. Prints one line when the status
-    changes; the margin stands in Lightning's progress bar too. Loggers that can show more are told more, see
-    :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no random state touched.
+    witness_information, information_lower, information_upper, fitted_margin}`` in nats and ``certificate/{certified,
+    informative, collapsed}`` (1 or 0) at the end of each validation epoch, and the same under ``test_certificate/`` for
+    ``Trainer.test``. A higher margin is better. Prints a line when status or reading change, with the cause and what to
+    do (:meth:`certvae.Certificate.diagnose`); the margin stands in Lightning's progress bar too. Loggers that can show
+    more are told more, see :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no
+    random state touched.
 
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
@@ -67,10 +74,14 @@ class CertificateCallback(Callback):
             ``certificates_val.jsonl``, one line for each validation of a fit; default: nothing is written.
         check_encoder: whether some rows of the first batch are encoded again, alone and in another order, so that codes
             made from a whole batch are found. It costs one more forward pass of that batch.
+        information_rows: most rows from which the information bracket and the fitted reader are made, which a hash of
+            their places picks; 0 makes neither, and then the reading of what is not certified is ``UNDECIDED``.
+        on_divergence: what happens at codes or rates that are not finite: ``"warn"`` gives no certificate for this
+            epoch and one warning that names the row; ``"raise"`` ends the run with a ValueError.
         seed: of the draws. Each row has its own random numbers, whatever process it is on.
 
     Attributes:
-        certificate: the latest certificate.
+        certificate: of the latest validation; None before, and after one whose codes were not finite.
         looks: validations measured so far, those of ``Trainer.validate`` too; kept in checkpoints.
         reader: where codes, inputs, teacher and witness come from.
 
@@ -96,11 +107,17 @@ class CertificateCallback(Callback):
         name: str = "certificate",
         save_dir: str | Path | None = None,
         check_encoder: bool = False,
+        information_rows: int = 4096,
+        on_divergence: Literal["warn", "raise"] = "warn",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if channel_samples < 0:
             raise ValueError(f"`channel_samples` must be at least 0, got {channel_samples}.")
+        if information_rows < 0:
+            raise ValueError(f"`information_rows` must be at least 0, got {information_rows}.")
+        if on_divergence not in ("warn", "raise"):
+            raise ValueError(f"`on_divergence` must be 'warn' or 'raise', got {on_divergence!r}.")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
         self._given: dict[str, Any] = {
@@ -112,11 +129,12 @@ class CertificateCallback(Callback):
         }
         CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's own floor is known in `setup` only
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
-        self.check_encoder = check_encoder
+        self.check_encoder, self.information_rows, self.on_divergence = check_encoder, information_rows, on_divergence
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
         self.looks = 0
+        self._said: Certificate | None = None
         self._evaluation: Evaluation | None = None
         self._loader_position = 0
         self._run_log = CertificateLog(name, safety_margin)
@@ -216,6 +234,7 @@ class CertificateCallback(Callback):
             self.channel_samples,
             self.seed,
             self.check_encoder,
+            self.information_rows,
         )
 
     def on_validation_batch_start(
@@ -250,6 +269,8 @@ class CertificateCallback(Callback):
             self.reader.capture.listen(False)
             return
         certificate = self._finish(trainer, pl_module, "val")
+        if certificate is None:
+            return
         if trainer.state.fn != "fit":
             self._run_log.finish(trainer, certificate, "val")
             return
@@ -258,18 +279,26 @@ class CertificateCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.certificate is not None:
             self._run_log.finish(trainer, self.certificate, "val")
-        else:
+            if self.certificate is not self._said:
+                self._say(pl_module, self.certificate, "at the end", "val")
+        elif self.looks == 0:
             rank_zero_warn(
                 "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
             )
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._run_log.finish(trainer, self._finish(trainer, pl_module, "test"), "test")
+        certificate = self._finish(trainer, pl_module, "test")
+        if certificate is not None:
+            self._run_log.finish(trainer, certificate, "test")
 
-    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate:
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> Certificate | None:
         assert self._evaluation is not None
         ledger = self._ledger if self.spending else None
         certificate = self._evaluation.finish(trainer, ledger, self.looks if stage == "val" else 1)
+        if certificate is None:
+            self._report_divergence(trainer)
+            self.certificate = None
+            return None
         certificate.provenance |= self._provenance(trainer, stage)
         self._log(pl_module, certificate, stage, self._evaluation.device)
         self._announce(trainer, pl_module, certificate, stage)
@@ -280,6 +309,13 @@ class CertificateCallback(Callback):
         self.certificate = certificate
         return certificate
 
+    def _report_divergence(self, trainer: Trainer) -> None:
+        assert self._evaluation is not None
+        said = f"epoch {trainer.current_epoch}: {self._evaluation.fault}: the model has diverged"
+        if self.on_divergence == "raise":
+            raise ValueError(f"{said}, and `on_divergence` is 'raise'.")
+        rank_zero_warn(f"{said}. There is no certificate of this epoch; the run goes on.")
+
     def _log(self, pl_module: LightningModule, certificate: Certificate, stage: str, device: torch.device) -> None:
         prefix = self.name if stage == "val" else f"test_{self.name}"
         for name in LOGGED:
@@ -289,10 +325,15 @@ class CertificateCallback(Callback):
                 pl_module.log(f"{prefix}/{name}", tensor, prog_bar=name == "margin", sync_dist=True)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
-        previous = self.certificate.status if self.certificate is not None else None
-        if certificate.status is not previous:
-            name = "" if self.name == "certificate" else f"{self.name}: "
-            pl_module.print(f"epoch {trainer.current_epoch}: {name}{certificate.line(f'{stage} ')}")
+        said = self._said
+        if said is None or (said.status, said.reading) != (certificate.status, certificate.reading):
+            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage)
+
+    def _say(self, pl_module: LightningModule, certificate: Certificate, when: str, stage: str) -> None:
+        name = "" if self.name == "certificate" else f"{self.name}: "
+        diagnosis, self._said = certificate.diagnose(), certificate
+        pl_module.print(f"{when}: {name}{certificate.line(f'{stage} ')}")
+        pl_module.print(f"  {diagnosis.finding}\n  To do: {diagnosis.cure}")
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         teacher = self.reader.teacher
@@ -301,7 +342,11 @@ class CertificateCallback(Callback):
             "epoch": trainer.current_epoch,
             "global_step": trainer.global_step,
             "look": self.looks if stage == "val" else None,
-            "teacher": {"kind": teacher.kind, "seed": teacher.card.seed},
+            "teacher": {
+                "kind": teacher.kind,
+                "seed": teacher.card.seed,
+                "information_train": teacher.card.information_train,
+            },
             "witness_scale": self.reader.scale,
             "channel_samples": self.channel_samples,
             "torch": torch.__version__,

@@ -162,6 +162,8 @@ class ProbeCallback(Callback):
         if self._evaluation is None:
             return
         scored, self._evaluation = self._evaluation.finish(trainer), None
+        if scored is None:
+            return  # the model has diverged, as the certificate callback says
         self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status: a probe certifies nothing
         for name, figure in self.figures.items():
             value = torch.tensor(figure, dtype=torch.float64, device=self._device)

@@ -6,7 +6,7 @@ What needs Lightning or scikit-learn is imported when it is first used: :func:`c
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from certvae.certificate.certificate import Certificate, Status
+    from certvae.certificate.certificate import Certificate, Reading, Status
     from certvae.certificate.metric import CertificateMetric
     from certvae.certificate.settings import CertificateSettings
     from certvae.certificate.verdict import certify
@@ -23,6 +23,7 @@ __all__ = [
     "CertificateMetric",
     "CertificateSettings",
     "InformationBracket",
+    "Reading",
     "SimplexWitness",
     "Status",
     "TeacherSearch",
@@ -40,7 +41,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _load(name: str) -> Any:
-    if name in ("Certificate", "Status"):
+    if name in ("Certificate", "Reading", "Status"):
         from certvae.certificate import certificate
 
         return getattr(certificate, name)

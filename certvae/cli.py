@@ -11,6 +11,7 @@ USAGE = """usage: certvae COMMAND ...
   protocol                          search, full, no_align, rescue for each seed, then a table, a summary and a figure
   certify                           certificate.json from a checkpoint, a teacher and a YAML, on rows kept for it
   verify                            recompute a certificate.json; exit status 0 only if it holds
+  diagnose                          what a certificate.json says of the code, why, and what to do
   report                            one HTML file on a run, or on several side by side
 
 certvae COMMAND --help lists the options of each; certvae --version prints the version."""
@@ -36,6 +37,12 @@ def _verify() -> Main:
     return main
 
 
+def _diagnose() -> Main:
+    from certvae.commands.diagnose import main
+
+    return main
+
+
 def _report() -> Main:
     from certvae.report.command import main
 
@@ -52,6 +59,7 @@ _COMMANDS: dict[str, Callable[[], Main]] = {
     "protocol": _protocol,
     "certify": _certify,
     "verify": _verify,
+    "diagnose": _diagnose,
     "report": _report,
 }
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")

@@ -4,41 +4,23 @@ import hashlib
 import json
 import math
 import sys
-from dataclasses import asdict, dataclass, field, fields
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
+from certvae.certificate.diagnosis import Diagnosis, diagnose, read
+from certvae.certificate.fitted_margin import FittedMargin
+from certvae.certificate.status import Reading, Status
 from certvae.io.files import write_atomic
 from certvae.io.untrusted import parse_json, read_limited
+from certvae.theory.bracket import InformationBracket
+from certvae.theory.sums import ComponentMargin
 
-__all__ = ["Certificate", "Status", "check_fields", "digest"]
+__all__ = ["Certificate", "Reading", "Status", "check_fields", "digest"]
 
-SCHEMA = "certvae.certificate/1"
+SCHEMA, FIRST_SCHEMA = "certvae.certificate/2", "certvae.certificate/1"
 CERTIFICATE_LIMIT = 2**22  # bytes; 100,000 components in the calibration's prior fit in
-
-
-class Status(StrEnum):
-    """Verdict of a certificate.
-
-    ``NOT_CERTIFIED`` is never 'proved collapsed': the test is one-sided.
-    """
-
-    CERTIFIED = "CERTIFIED"
-    NOT_CERTIFIED = "NOT_CERTIFIED"
-    VACUOUS = "VACUOUS"
-    LEAKING = "LEAKING"
-    PARTIAL = "PARTIAL"
-
-
-_MEANING = {
-    Status.CERTIFIED: "the latent code is not constant in the input",
-    Status.NOT_CERTIFIED: "not shown to differ from a constant code (which does not prove collapse)",
-    Status.VACUOUS: "the teacher varies too little to certify anything",
-    Status.LEAKING: "a leak test failed, so that no number here can be trusted",
-    Status.PARTIAL: "only a part of the set was seen, so there is no verdict",
-}
 
 
 @dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
@@ -46,7 +28,8 @@ class Certificate:
     """What was measured on one set of rows, and what follows. Values are in nats.
 
     Attributes:
-        status: the verdict.
+        status: the verdict on the raw witness.
+        reading: whether the code carries anything at all; see :class:`Reading`.
         teacher_information: ``I_T``, the cost of the best constant student; the threshold.
         alignment_loss: ``A``, the cost of the raw witness on the mean path.
         margin: ``I_T - A``. At most the information that the mean code carries about the input.
@@ -68,9 +51,13 @@ class Certificate:
         look: number of this look, if the error is spent over looks; ``confidence`` is then that of the whole run.
         leaks: what the leak tests found; empty for a sound witness. See :mod:`certvae.certificate.leaks`.
         provenance: what was measured, with which versions.
+        components: what each component of the teacher adds to margin and teacher information.
+        information: what the code carries, from both sides, without a teacher; None where it has no variance.
+        fitted: what a reader finds in the code that was fitted to it on other rows; None where it was not tried.
     """
 
     status: Status
+    reading: Reading
     teacher_information: float
     alignment_loss: float
     margin: float
@@ -92,16 +79,46 @@ class Certificate:
     look: int | None = None
     leaks: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    components: list[ComponentMargin] = field(default_factory=list)
+    information: InformationBracket | None = None
+    fitted: FittedMargin | None = None
 
     @property
     def certified(self) -> bool:
         """Whether the status is ``CERTIFIED``."""
         return self.status is Status.CERTIFIED
 
+    @property
+    def informative(self) -> bool:
+        """Whether the code is shown to carry something: the reading is ``ALIGNED`` or ``INFORMATIVE``."""
+        return self.reading in (Reading.ALIGNED, Reading.INFORMATIVE)
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the reading is ``COLLAPSED``."""
+        return self.reading is Reading.COLLAPSED
+
+    @property
+    def information_lower(self) -> float | None:
+        """Nats that a draw of the code carries at least."""
+        return None if self.information is None else self.information.lower
+
+    @property
+    def information_upper(self) -> float | None:
+        """Nats that a draw of the code carries at most; None where nothing limits it."""
+        return None if self.information is None or self.information.upper == math.inf else self.information.upper
+
+    @property
+    def fitted_margin(self) -> float | None:
+        """Margin of the fitted reader, on draws where the code has a variance."""
+        if self.fitted is None:
+            return None
+        return self.fitted.mean if self.fitted.draw is None else self.fitted.draw
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; a bound of minus infinity becomes None."""
-        values = {"schema": SCHEMA, **asdict(self), "status": str(self.status)}
-        return {key: None if value == -math.inf else value for key, value in values.items()}
+        """Plain values, ready for JSON; an infinite bound becomes None."""
+        values = {"schema": SCHEMA, **asdict(self), "status": str(self.status), "reading": str(self.reading)}
+        return {key: _plain(value) for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Certificate":
@@ -112,9 +129,11 @@ class Certificate:
         """
         if not isinstance(values, dict):
             raise ValueError(f"a certificate must be a JSON object, got {short(values)}: expected a JSON object.")
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"`schema` must be {SCHEMA!r}, got {short(values.get('schema'))}.")
-        given = {key: value for key, value in values.items() if key != "schema"}
+        schema, given = values.get("schema"), {key: value for key, value in values.items() if key != "schema"}
+        if schema not in (SCHEMA, FIRST_SCHEMA):
+            raise ValueError(f"`schema` must be {SCHEMA!r} or {FIRST_SCHEMA!r}, got {short(schema)}.")
+        if schema == FIRST_SCHEMA:
+            given = _ADDED | given
         names = {item.name for item in fields(cls)}
         if set(given) != names:
             raise ValueError(
@@ -124,9 +143,12 @@ class Certificate:
         for name in ("margin_lower", "channel_margin_lower", "calibrated_channel_margin_lower"):
             if given[name] is None and given[name.removesuffix("_lower")] is not None:
                 given[name] = -math.inf
-        if given["status"] not in list(Status):
-            raise ValueError(f"`status` must be one of {', '.join(Status)}, got {short(given['status'])}.")
-        return cls(**{**given, "status": Status(given["status"])})
+        for name, kind in (("status", Status), ("reading", Reading)):
+            if given[name] not in list(kind):
+                raise ValueError(f"`{name}` must be one of {', '.join(kind)}, got {short(given[name])}.")
+            given[name] = kind(given[name])
+        certificate = cls(**given | _parts(given))
+        return replace(certificate, reading=read(certificate)) if schema == FIRST_SCHEMA else certificate
 
     def save(self, path: str | Path) -> Path:
         """Write the certificate as JSON, atomically."""
@@ -160,7 +182,8 @@ class Certificate:
 
     def __str__(self) -> str:
         lines = [
-            f"{self.status}: {_MEANING[self.status]}.",
+            f"{self.status}: {self.status.meaning}.",
+            f"{self.reading}: {self.reading.meaning}.",
             f"  margin               {self.margin:8.4f} nats   "
             f"({self._bound_text()}; must exceed {self.safety_margin:g})",
             f"  teacher information  {self.teacher_information:8.4f} nats   (the threshold: best constant student)",
@@ -175,14 +198,24 @@ class Certificate:
             )
         if self.rate is not None:
             lines.append(f"  rate                 {self.rate:8.4f} nats")
+        if self.information is not None:
+            lines.append(f"  information          {self.information.span()}")
+        if self.fitted is not None:
+            lines.append(f"  fitted reader        {self.fitted.line()}")
         if self.p_value is not None:
             lines.append(f"  permutation p-value  {self.p_value:8.2g}")
         lines += [f"  leak: {finding}" for finding in self.leaks]
         lines.append(f"  {self.num_samples} rows, {self.num_components} components")
         return "\n".join(lines)
 
+    def diagnose(self) -> Diagnosis:
+        """What the numbers say, why, and what to do about it."""
+        return diagnose(self)
+
     def line(self, where: str = "") -> str:
-        """The verdict in one line, such as ``CERTIFIED (margin 0.767 nats, at least 0.750 at 95 %, betting; ...)``.
+        """Reading and verdict in one line.
+
+        Such as ``ALIGNED, CERTIFIED (margin 0.767 nats, at least 0.750 at 95 %, betting; ...)``.
 
         Args:
             where: put before the margin, such as ``"val "``.
@@ -194,7 +227,9 @@ class Certificate:
             said = f"{margin}; {'; '.join(self.leaks)}"
         else:
             said = f"{margin}, {self._bound_text(3)}; teacher information {self.teacher_information:.3f}"
-        return f"{self.status} ({said})"
+        if self.information is not None:
+            said += f"; the code carries {self.information.span()}"
+        return f"{self.reading}, {self.status} ({said})"
 
     def _missing(self) -> str:
         counts = [
@@ -213,8 +248,64 @@ class Certificate:
         return f"at least {self.margin_lower:.{digits}f} at {100 * self.confidence:.4g} %, {self.method}{look}"
 
 
+_ADDED: dict[str, Any] = {"reading": "UNDECIDED", "components": [], "information": None, "fitted": None}  # by schema 2
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON, where an infinite bound is None."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isinf(value) else value
+
+
+def _parts(given: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a certificate that have fields of their own.
+
+    Raises:
+        ValueError: if one does not have them, or a value is not of its type.
+    """
+    listed = given["components"]
+    if not isinstance(listed, list):
+        raise ValueError(f"`components` must be a list, got {short(listed)}.")
+    unbounded = {"lower": -math.inf, "upper": math.inf, "rows_upper": math.inf, "upper_estimate": math.inf}
+    return {
+        "components": [_part(ComponentMargin, "components", value, {}) for value in listed],
+        "information": _part(InformationBracket, "information", given["information"], unbounded),
+        "fitted": _part(FittedMargin, "fitted", given["fitted"], {"lower": -math.inf}),
+    }
+
+
+def _part(cls: type[Any], name: str, value: Any, unbounded: dict[str, float]) -> Any:
+    if value is None and name != "components":
+        return None
+    kinds = {item.name: getattr(item.type, "__name__", str(item.type)) for item in fields(cls)}
+    if not isinstance(value, dict) or set(value) != set(kinds):
+        raise ValueError(f"`{name}` must hold exactly {', '.join(kinds)}, got {short(value)}.")
+    filled = {key: unbounded.get(key) if item is None else item for key, item in value.items()}
+    for key, item in filled.items():
+        if not _fits(item, kinds[key], key in unbounded):
+            raise ValueError(f"`{name}` holds {short(item)} as {key!r}, which is not of its type.")
+    return cls(**filled)
+
+
+def _fits(value: Any, kind: str, unbounded: bool) -> bool:
+    if value is None:
+        return "None" in kind
+    if isinstance(value, bool) or kind == "bool":
+        return isinstance(value, bool) and kind == "bool"
+    if kind == "str":
+        return isinstance(value, str) and value.isprintable() and len(value) < 100
+    if kind == "int":
+        return isinstance(value, int) and 0 <= value <= 10**18
+    return isinstance(value, int | float) and (unbounded or abs(value) <= sys.float_info.max)
+
+
 _KINDS: dict[str, type] = {
     "status": Status,
+    "reading": Reading,
+    "components": list,
+    "information": InformationBracket,
+    "fitted": FittedMargin,
     "method": str,
     "num_samples": int,
     "num_components": int,
@@ -230,6 +321,8 @@ _OPTIONAL = {
     "calibrated_channel_margin_lower",
     "rate",
     "look",
+    "information",
+    "fitted",
 }
 
 

@@ -3,6 +3,7 @@
 import math
 
 from certvae.certificate.certificate import Certificate, Status, check_fields
+from certvae.certificate.diagnosis import read
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import verdict
 from certvae.theory.bounds import Evidence
@@ -28,7 +29,8 @@ def check_claims(certificate: Certificate) -> None:
         settings = CertificateSettings(
             c.safety_margin, c.confidence, c.method, c.teacher_floor, c.witness_floor, c.look
         )
-        claims = [*_of_numbers(c), *_of_margins(c, settings)]
+        reading = ("reading follows from the numbers", c.reading is read(c))
+        claims = [*_of_numbers(c), *_of_margins(c, settings), reading]
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ClaimsError(f"a field is not what it should be: {error}") from None
     for claim, holds in claims:
@@ -48,7 +50,39 @@ def _of_numbers(c: Certificate) -> list[tuple[str, bool]]:
         ("p_value in (0, 1]", c.p_value is None or 0 < c.p_value <= 1),
         ("rate >= 0", c.rate is None or c.rate >= -SLACK),
         ("status follows from the numbers", c.status is Status.PARTIAL or c.status is verdict(c)),
+        *_of_components(c),
+        *_of_information(c),
     ]
+
+
+def _of_components(c: Certificate) -> list[tuple[str, bool]]:
+    if not c.components:
+        return []  # of a file of the first schema
+    wholes = {"share": 1.0, "margin": c.margin, "information": c.teacher_information}
+    sums = {name: sum(getattr(part, name) for part in c.components) for name in wholes}
+    near = {name: abs(sums[name] - whole) <= 1e-6 * (1 + abs(whole)) for name, whole in wholes.items()}
+    return [
+        ("there are K components", len(c.components) == c.num_components),
+        *((f"the components' {name} adds up", holds) for name, holds in near.items()),
+    ]
+
+
+def _of_information(c: Certificate) -> list[tuple[str, bool]]:
+    """What the bracket's four bounds must satisfy, and the fitted reader's."""
+    claims = []
+    if c.information is not None:
+        b = c.information
+        claims += [
+            ("information: 0 <= lower <= cap", 0 <= b.lower <= b.cap + SLACK),
+            ("information: lower_estimate <= cap", b.lower_estimate <= b.cap + SLACK),
+            ("information: upper >= 0", b.upper >= 0),
+            ("information: rows >= 2", b.rows >= 2),
+            ("information: its confidence is in (0, 1)", 0 < b.confidence < 1),
+        ]
+    if c.fitted is not None:
+        shown = c.fitted.mean if c.fitted.draw is None else c.fitted.draw
+        claims.append(("fitted: lower <= margin", c.confidence < 0.5 or c.fitted.lower <= shown + SLACK))
+    return claims
 
 
 def _of_margins(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bool]]:

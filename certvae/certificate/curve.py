@@ -18,6 +18,7 @@ class CurvePoint(NamedTuple):
         alignment_loss: certified where it is below the threshold by more than the safety margin.
         margin_lower: lower bound of their difference.
         margin: threshold less alignment loss, as the certificate states it.
+        reading: of the code, as text.
     """
 
     epoch: int
@@ -26,6 +27,7 @@ class CurvePoint(NamedTuple):
     alignment_loss: float
     margin_lower: float
     margin: float
+    reading: str = "UNDECIDED"
 
     @property
     def certified(self) -> bool:
@@ -53,7 +55,7 @@ class Curve:
             self.points.pop()
         c = certificate
         values = (c.teacher_information, c.alignment_loss, c.margin_lower, c.margin)
-        self.points.append(CurvePoint(epoch, str(c.status), *values))
+        self.points.append(CurvePoint(epoch, str(c.status), *values, str(c.reading)))
 
     @property
     def best(self) -> CurvePoint | None:

@@ -8,10 +8,14 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from certvae.certificate.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate
+from certvae.certificate.diagnosis import read
+from certvae.certificate.fitted_margin import FittedMargin
+from certvae.certificate.margins import bounded_margin
 from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.status import Reading, Status
 from certvae.theory.arguments import as_whole_number
-from certvae.theory.bounds import Evidence
+from certvae.theory.bracket import InformationBracket
 from certvae.theory.permutation import permutation_p_value
 from certvae.theory.scores import SCORES, OrderedRows, ScoredRows
 from certvae.theory.sums import CertificateSums
@@ -28,6 +32,8 @@ def certificate_from_rows(
     *,
     permutations: int = 0,
     generator: torch.Generator | None = None,
+    information: InformationBracket | None = None,
+    fitted: FittedMargin | None = None,
 ) -> Certificate:
     """The certificate of rows that are all at hand.
 
@@ -36,6 +42,8 @@ def certificate_from_rows(
         settings: how numbers become a verdict.
         permutations: of the permutation test that fills in ``p_value``; 0 makes no test.
         generator: CPU generator of the permutations; default: the global random state.
+        information: as in :func:`certificate_from_sums`.
+        fitted: as in :func:`certificate_from_sums`.
 
     Raises:
         ValueError: if no row has positive weight, or a rigorous method got unequal weights.
@@ -45,7 +53,7 @@ def certificate_from_rows(
     if permutations and sums.num_rows:
         p_value = permutation_p_value(rows.teacher[kept], rows.log_witness[kept], permutations, generator)
     fits = sums.num_rows * (sums.num_components + 4) <= settings.max_kept
-    return certificate_from_sums(sums, settings, rows.counted() if fits else None, p_value)
+    return certificate_from_sums(sums, settings, rows.counted() if fits else None, p_value, information, fitted)
 
 
 def certificate_from_sums(
@@ -53,6 +61,8 @@ def certificate_from_sums(
     settings: CertificateSettings,
     rows: OrderedRows | None = None,
     p_value: float | None = None,
+    information: InformationBracket | None = None,
+    fitted: FittedMargin | None = None,
 ) -> Certificate:
     """Turn additive sums into a certificate; every certificate is made here.
 
@@ -62,6 +72,8 @@ def certificate_from_sums(
         rows: the rows themselves in the order of their set, for a bound that needs them; without them its
             ``fallback`` is taken, which the certificate then names.
         p_value: of a permutation test made on the rows.
+        information: what the same code carries, from both sides.
+        fitted: what a fitted reader finds in it.
 
     Raises:
         ValueError: if no row was counted, or a rigorous method got unequal weights.
@@ -70,14 +82,15 @@ def certificate_from_sums(
         settings = replace(settings, method=settings.bound.fallback)
     if settings.bound.rigorous and not sums.equal_weights:
         raise ValueError(f"`method={settings.method!r}` needs weights that are 0 or one common value.")
-    information = sums.teacher_information()
-    margins = {name: _margin_and_bound(sums, settings, rows, name) for name in SCORES if sums.has(name)}
+    teacher_information = sums.teacher_information()
+    margins = {name: bounded_margin(sums, settings, rows, name) for name in SCORES if sums.has(name)}
     none = (None, None)
     margin, lower = margins["mean"]
     certificate = Certificate(
         status=Status.PARTIAL,
-        teacher_information=information,
-        alignment_loss=information - margin,
+        reading=Reading.UNDECIDED,
+        teacher_information=teacher_information,
+        alignment_loss=teacher_information - margin,
         margin=margin,
         margin_lower=lower,
         safety_margin=settings.safety_margin,
@@ -96,31 +109,15 @@ def certificate_from_sums(
         witness_floor=settings.applied_floor,
         look=settings.look,
         leaks=_exceeds_rate(sums),
+        components=sums.components(),
+        information=information,
+        fitted=fitted,
     )
     return judge(certificate)
 
 
-def _margin_and_bound(
-    sums: CertificateSums, settings: CertificateSettings, rows: OrderedRows | None, score: str
-) -> tuple[float, float]:
-    coefficients = sums.influence(score)
-    margin = sums.mean(coefficients)
-    evidence = Evidence(
-        margin,
-        sums.standard_deviation(coefficients),
-        sums.effective_size,
-        sums.num_components,
-        settings.teacher_floor,
-        settings.applied_floor,
-        sums.equal_weights,
-        None if rows is None else rows.teacher,
-        None if rows is None else rows.scores[score],
-    )
-    return margin, settings.bound.lower(evidence, settings.alpha)
-
-
 def judge(certificate: Certificate, *, partial: bool = False, leaks: Sequence[str] = ()) -> Certificate:
-    """The same numbers with the status that follows from them and from what was found.
+    """The same numbers with the status and the reading that follow from them and from what was found.
 
     Args:
         certificate: the numbers.
@@ -128,7 +125,8 @@ def judge(certificate: Certificate, *, partial: bool = False, leaks: Sequence[st
         leaks: what leak tests found, beside what the certificate states.
     """
     found = replace(certificate, leaks=[*certificate.leaks, *leaks])
-    return replace(found, status=Status.PARTIAL if partial else verdict(found))
+    judged = replace(found, status=Status.PARTIAL if partial else verdict(found))
+    return replace(judged, reading=read(judged))
 
 
 def _exceeds_rate(sums: CertificateSums) -> list[str]:
@@ -170,6 +168,7 @@ def certify(
     rate: Any = None,
     permutations: int = 0,
     generator: torch.Generator | None = None,
+    information: InformationBracket | None = None,
 ) -> Certificate:
     """Certify that a witness is not constant in the input, from arrays or tensors of any float type.
 
@@ -194,6 +193,8 @@ def certify(
             test. It does not change the status. It uses the rows of positive weight, each once; see
             :func:`certvae.theory.permutation.permutation_p_value`.
         generator: CPU generator of the permutations; default: the global random state.
+        information: what the code carries, from :func:`certvae.information_bracket`; with it the certificate's reading
+            says whether a code that is not certified is informative or collapsed.
 
     Returns:
         The certificate. With one row the bound of ``normal`` and ``bernstein`` is minus infinity.
@@ -213,4 +214,6 @@ def certify(
         witness_floor=settings.applied_floor,
         teacher_floor=settings.teacher_floor,
     )
-    return certificate_from_rows(rows, settings, permutations=permutations, generator=generator)
+    return certificate_from_rows(
+        rows, settings, permutations=permutations, generator=generator, information=information
+    )

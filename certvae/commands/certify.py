@@ -25,6 +25,7 @@ from certvae.commands.lightning import run_lightning
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, sha256_tensors
 from certvae.io.untrusted import parse_yaml, read_limited
+from certvae.monitoring.code_sample import SampledCodes
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
 from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number
@@ -229,11 +230,27 @@ def _certificate(
         scores = _channel_scores(rows, witness, calibration, settings, options)
         scored = replace(scored, scores={**scored.scores, **scores})
     generator = torch.Generator().manual_seed(options.seed)
-    certificate = certificate_from_rows(scored, settings, permutations=options.permutations, generator=generator)
+    codes = _sampled(rows, options.seed)
+    certificate = certificate_from_rows(
+        scored,
+        settings,
+        permutations=options.permutations,
+        generator=generator,
+        information=codes.bracket(settings.confidence, seed=options.seed),
+        fitted=codes.fitted(settings, options.seed),
+    )
     audit = WitnessAudit(seed=options.seed)
     audit.add(witness, rows.mean, answers, torch.arange(len(rows.mean)))
     leaks = [*rows.leaks, *audit.finish(witness), *_shuffled_leaks(rows, witness, options.seed)]
     return judge(certificate, leaks=leaks)
+
+
+def _sampled(rows: EncodedRows, seed: int) -> SampledCodes:
+    """All rows, each once, in an order that does not depend on what is in them."""
+    order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 3)[:, 0].argsort()
+    kept = order[~rows.repeats[order]]
+    parts = (rows.mean, rows.log_variance, rows.rate, rows.teacher_probs)
+    return SampledCodes(*(None if part is None else part[kept].double() for part in parts))  # type: ignore[arg-type]
 
 
 def _scored(rows: EncodedRows, answers: Tensor, settings: CertificateSettings, **channel: Any) -> ScoredRows:

@@ -17,8 +17,10 @@ from certvae.certificate.metric import CertificateMetric
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import judge
 from certvae.monitoring.batch_reader import BatchReader
+from certvae.monitoring.code_sample import CodeSample
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
+from certvae.theory.arguments import MAX_NATS
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 
@@ -40,6 +42,7 @@ class Evaluation:
         channel_samples: draws of the latent for each row.
         seed: of the draws.
         check_encoder: whether some rows of the first batch are encoded again, alone and in another order.
+        information_rows: most rows from which information bracket and fitted reader are made; 0 makes neither.
 
     Raises:
         ValueError: if the settings need a floor that the teacher does not promise.
@@ -56,6 +59,7 @@ class Evaluation:
         channel_samples: int = 0,
         seed: int = 0,
         check_encoder: bool = False,
+        information_rows: int = 0,
     ) -> None:
         self.reader, self.channel_samples, self.seed = reader, channel_samples, seed
         self.device = reader.start(pl_module)
@@ -64,6 +68,9 @@ class Evaluation:
         self._positions = RowPositions(loader, trainer)
         self._check_encoder, self._first_batch = check_encoder, True
         self._last_witness: nn.Module | None = None
+        self._sample = CodeSample(information_rows, seed) if information_rows else None
+        self._deterministic = False
+        self.fault = ""
         reader.capture.listen()
 
     def begin(self) -> None:
@@ -75,22 +82,28 @@ class Evaluation:
     @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """Add the rows of a batch."""
-        captured = self.reader.code(pl_module, batch, outputs).checked()
+        captured = self.reader.code(pl_module, batch, outputs)
         witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
         if self._first_batch:
             self._first_batch = False
             self._check_first(pl_module, batch, inputs, captured)
         positions, weights = self._positions.next(inputs.shape[0])
-        answers = witness(captured.mean)
+        self._attendance.end(inputs.shape[0])
+        answers, probs = witness(captured.mean), self.reader.teacher_probs(batch)
+        self.fault = self.fault or _fault(captured, answers, positions)
+        if self.fault:
+            return
         self.metric.update(
-            self.reader.teacher_probs(batch),
+            probs,
             answers,
             weights,
             channel_logits=self._channel_logits(witness, captured, positions),
             rate=captured.rate,
             positions=positions,
         )
-        self._attendance.end(inputs.shape[0])
+        if self._sample is not None:
+            self._sample.add(captured, positions, weights > 0, probs)
+        self._deterministic = getattr(captured, "deterministic", False)  # TODO
         self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
 
@@ -108,8 +121,10 @@ class Evaluation:
         posterior = Posterior(captured.mean, captured.log_variance)
         return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
 
-    def finish(self, trainer: Trainer, ledger: LookLedger | None = None, looks: int = 1) -> Certificate:
+    def finish(self, trainer: Trainer, ledger: LookLedger | None = None, looks: int = 1) -> Certificate | None:
         """The certificate of all processes' rows; collectives that every rank must reach.
+
+        A model that has diverged has none: :attr:`fault` then says where.
 
         Args:
             trainer: knows the processes.
@@ -120,6 +135,9 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
+        if trainer.strategy.reduce_boolean_decision(bool(self.fault), all=False):
+            self.fault = self.fault or "codes of another process are not finite"
+            return None
         count, average, score = self._averages(trainer)
         drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)
         if ledger is not None:
@@ -132,10 +150,25 @@ class Evaluation:
         partial = trainer.strategy.reduce_boolean_decision(self._attendance.missing, all=False)
         if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
             leaks = ["found on another process"]
-        certificate = judge(self.metric.compute(), partial=partial, leaks=leaks)
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        certificate = self._with_information(self.metric.compute(), trainer)
         certificate.provenance |= {"teacher_drift": drift, **(_attendance(counts) if partial else {})}
-        return certificate
+        return judge(certificate, partial=partial, leaks=leaks)
+
+    def _with_information(self, certificate: Certificate, trainer: Trainer) -> Certificate:
+        """The same with what the sampled rows say of the code."""
+        deterministic = trainer.strategy.reduce_boolean_decision(self._deterministic, all=False)
+        provenance = certificate.provenance | ({"deterministic": True} if deterministic else {})
+        codes = None if self._sample is None else self._sample.gather(trainer, self.device)
+        if codes is None or len(codes.mean) < 2:
+            return replace(certificate, provenance=provenance)
+        try:
+            information = codes.bracket(certificate.confidence, seed=self.seed)
+            fitted = codes.fitted(replace(self.metric.settings, look=None), self.seed)
+        except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
+            rank_zero_warn(f"No information bracket is measured in epoch {trainer.current_epoch}: {error}")
+            return replace(certificate, provenance=provenance)
+        return replace(certificate, provenance=provenance, information=information, fitted=fitted)
 
     @isolate_rng()
     def _finish_audit(self) -> list[str]:
@@ -166,6 +199,18 @@ class Evaluation:
                 "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
             )
         return drift if math.isfinite(drift) else None
+
+
+def _fault(captured: Captured, answers: Tensor, positions: Tensor) -> str:
+    """What is not finite, and in which row; empty if all is well."""
+    for name, values in (*captured._asdict().items(), ("witness", answers)):
+        if isinstance(values, Tensor):
+            size = values.abs().reshape(len(values), -1).amax(dim=1)
+            broken = ~(size <= MAX_NATS) if name == "rate" else ~size.isfinite()
+            if bool(broken.any()):
+                row = int(positions[broken.cpu()][0])
+                return f"the {name.replace('_', '-')} of row {row} is {size[broken][0]:.3g}, not a finite number"
+    return ""
 
 
 def _attendance(counts: Tensor) -> dict[str, int | None]:

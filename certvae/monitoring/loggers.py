@@ -31,7 +31,12 @@ LOGGED = (
     "channel_margin",
     "rate",
     "witness_information",
+    "information_lower",
+    "information_upper",
+    "fitted_margin",
     "certified",
+    "informative",
+    "collapsed",
 )
 IDENTITY = (
     "num_components",
@@ -91,7 +96,8 @@ class CertificateLog:
 
     def _summary(self) -> dict[str, Any]:
         best, first = self.curve.best, self.curve.first_certified_epoch
-        values: dict[str, Any] = {"status": self.curve.points[-1].status}
+        last = self.curve.points[-1]
+        values: dict[str, Any] = {"status": last.status, "reading": last.reading}
         if best is not None:
             values |= {"best_margin": best.margin, "best_epoch": best.epoch}
         if first is not None:
@@ -179,7 +185,7 @@ def _log_artifact(run: Any, certificate: Certificate, path: Path) -> None:
     import wandb
 
     values = certificate.to_dict()
-    metadata = {key: values[key] for key in ("status", "margin", "margin_lower", "num_samples")}
+    metadata = {key: values[key] for key in ("status", "reading", "margin", "margin_lower", "num_samples")}
     artifact = wandb.Artifact(f"{path.stem}-{run.id}", "certificate", metadata=metadata)
     artifact.add_file(str(path))
     run.log_artifact(artifact)

@@ -69,16 +69,20 @@ class InformationBracket:
         values = asdict(self) | {"at_cap": self.at_cap}
         return {name: None if value in (math.inf, -math.inf) else value for name, value in values.items()}
 
-    def line(self) -> str:
-        """The population's reading in words."""
-        of = f"({self.confidence:.4g} confidence, {self.rows:,} rows)".replace("0.95 ", "95 % ")
-        most = f"at most {self.upper:.3g} nats"
+    def span(self) -> str:
+        """The population's bounds in words."""
+        most = "" if self.upper == math.inf else f"at most {self.upper:.3g} nats"
         if self.at_cap:
             limit = f"near {self.cap:.2f}, the most that blocks of {self.rows // self.blocks:,} rows can show"
-            return f"the code carries at least {self.lower:.3g} nats, {limit}, and {most} {of}"
+            return f"at least {self.lower:.3g} nats, {limit}{', and ' if most else ''}{most}"
         if self.lower == 0:
-            return f"the code carries {most} {of}"
-        return f"the code carries between {self.lower:.3g} and {self.upper:.3g} nats {of}"
+            return most or "an unknown number of nats"
+        return f"between {self.lower:.3g} and {self.upper:.3g} nats" if most else f"at least {self.lower:.3g} nats"
+
+    def line(self) -> str:
+        """The population's reading in one sentence."""
+        confidence = f"{100 * self.confidence:.4g} % confidence"
+        return f"the code carries {self.span()} ({confidence}, {self.rows:,} rows)"
 
 
 def information_bracket(

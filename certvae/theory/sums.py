@@ -11,10 +11,11 @@ A row of the data enters through the features ``f = (1, T_1..T_K, h, a, c, d, r)
 ``r``  rate, ``KL(q(z|x) || p(z))``
 =====  ==========================================================================================
 
-The sums are ``sum_i w_i f_i f_i^T`` and, for the witness information, ``sum_i w_i S_i`` and
-``sum_i w_i H(S_i)``: O(K^2) numbers however many rows there are, and nothing per row. Means, variances and
-covariances of every linear function of the features follow exactly. That covers the margins, because the
-average teacher enters them only through coefficients that are known at the end.
+The sums are ``sum_i w_i f_i f_i^T``, for the witness information ``sum_i w_i S_i`` and ``sum_i w_i H(S_i)``, and
+for the parts of each component ``sum_i w_i T_ik log S_ik`` and ``sum_i w_i T_ik log T_ik``: O(K^2) numbers however
+many rows there are, and nothing per row. Means, variances and covariances of every linear function of the features
+follow exactly. That covers the margins, because the average teacher enters them only through coefficients that are
+known at the end.
 """
 
 from dataclasses import dataclass
@@ -26,10 +27,25 @@ from certvae.theory.arguments import MAX_MAGNITUDE, as_whole_number
 from certvae.theory.information import entropy
 from certvae.theory.scores import SCORES, ScoredRows
 
-__all__ = ["CertificateSums"]
+__all__ = ["CertificateSums", "ComponentMargin"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
+
+
+@dataclass  # not frozen: torchmetrics copies a certificate field by field
+class ComponentMargin:
+    """What one component of the teacher adds, in nats.
+
+    Attributes:
+        share: its average probability.
+        margin: its part of the margin; below 0 where the witness does worse than the average teacher.
+        information: its part of the teacher information.
+    """
+
+    share: float
+    margin: float
+    information: float
 
 
 @dataclass(frozen=True)
@@ -41,17 +57,19 @@ class CertificateSums:
         witness: ``sum_i w_i (S_i, H(S_i))``, float64, shape ``(K + 1,)``.
         counts: number of rows with positive weight, ``sum w^2``, and the weight of the rows that came with
             channel, calibrated and rate values, float64, shape ``(5,)``.
+        parts: ``sum_i w_i T_ik log S_ik`` and ``sum_i w_i T_ik log T_ik``, float64, shape ``(2, K)``.
     """
 
     moments: Tensor
     witness: Tensor
     counts: Tensor
+    parts: Tensor
 
     @staticmethod
     def packed_size(num_components: int) -> int:
         """Length of the packed vector for ``num_components`` components."""
         as_whole_number(num_components, "num_components", 2)
-        return (num_components + 6) ** 2 + num_components + 1 + 5
+        return (num_components + 6) ** 2 + num_components + 1 + 5 + 2 * num_components
 
     @classmethod
     def unpack(cls, packed: Tensor, num_components: int) -> "CertificateSums":
@@ -67,12 +85,13 @@ class CertificateSums:
                 f"{tuple(packed.shape)}."
             )
         features = num_components + 6
-        moments, witness, counts = packed.split([features**2, num_components + 1, 5])
-        return cls(moments.view(features, features), witness, counts)
+        sizes = [features**2, num_components + 1, 5, 2 * num_components]
+        moments, witness, counts, parts = packed.split(sizes)
+        return cls(moments.view(features, features), witness, counts, parts.view(2, num_components))
 
     def pack(self) -> Tensor:
         """All sums as one float64 vector, so that one collective adds them up."""
-        return torch.cat([self.moments.flatten(), self.witness, self.counts])
+        return torch.cat([self.moments.flatten(), self.witness, self.counts, self.parts.flatten()])
 
     def __add__(self, other: "CertificateSums") -> "CertificateSums":
         if self.num_components != other.num_components:
@@ -80,7 +99,8 @@ class CertificateSums:
                 f"`other` must have {self.num_components} components, got {other.num_components}: sums of different "
                 "teachers cannot be added."
             )
-        return CertificateSums(self.moments + other.moments, self.witness + other.witness, self.counts + other.counts)
+        mine, others = (vars(sums).values() for sums in (self, other))
+        return CertificateSums(*(one + another for one, another in zip(mine, others, strict=True)))
 
     @classmethod
     def of(cls, rows: ScoredRows) -> "CertificateSums":
@@ -97,7 +117,8 @@ class CertificateSums:
         total = weights.sum()
         counts = [(weights > 0).sum().to(total), (weights**2).sum()]
         counts += [total if name in scores else torch.zeros_like(total) for name in _OPTIONAL]
-        return cls(weighted.T @ features, weights @ witness_rows, torch.stack(counts))
+        parts = torch.stack([weights @ (teacher * rows.log_witness), weights @ torch.xlogy(teacher, teacher)])
+        return cls(weighted.T @ features, weights @ witness_rows, torch.stack(counts), parts)
 
     @property
     def num_components(self) -> int:
@@ -151,6 +172,18 @@ class CertificateSums:
         """``H(Sbar) - mean H(S)`` in nats; never below 0."""
         mean = self.witness / self.total_weight
         return max(0.0, float(entropy(mean[:-1]) - mean[-1]))
+
+    def components(self) -> list["ComponentMargin"]:
+        r"""The parts of margin and teacher information that belong to each component; they add up to both.
+
+        .. math:: M_k = E\, T_k \log S_k - \bar T_k \log \bar T_k, \qquad
+                  I_k = E\, T_k \log T_k - \bar T_k \log \bar T_k \ge M_k + E (T_k - S_k)
+
+        A single :math:`M_k` can exceed its :math:`I_k`, where the witness is too sure of the component.
+        """
+        mean = self.teacher_mean
+        score, most = self.parts / self.total_weight - torch.xlogy(mean, mean)
+        return [ComponentMargin(*values) for values in zip(mean.tolist(), score.tolist(), most.tolist(), strict=True)]
 
     def influence(self, score: str) -> Tensor:
         r"""Coefficients of :math:`g = score - \sum_k T_k \log \bar T_k`, whose mean is the score's margin.

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from certvae import TeacherSearch
-from certvae.callbacks import (
-    AlignmentCallback,
-    CertificateCallback,
-    CertificateGuard,
-    CollapseDiagnostics,
-    ProbeCallback,
-)
+from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, CollapseDiagnostics
 from certvae.teachers import LabelTeacher, Teacher
 
 LATENTS = "encoder:chunk"
@@ -86,7 +80,7 @@ def measure(
     scale: float = 2.0,
     epochs: int = 15,
     rows: int = 500,
-    method: str = "normal",
+    method: str | None = None,
     teacher: Teacher | None = None,
     images: int | Callable[[Any], Tensor] = 1,
     columns: tuple[Tensor, ...] = (IMAGES, LABELS),
@@ -102,7 +96,7 @@ def measure(
         scale: at which the witness is read.
         epochs: of training.
         rows: of validation.
-        method: of the bound.
+        method: of the bound; default: the proven one.
         teacher: default: the labels, smoothed.
         images: where the teacher's input stands in a batch.
         columns: of a batch; the first is what the encoder sees.
@@ -111,7 +105,7 @@ def measure(
     train, val = loaders(*columns, rows=rows, batch_size=250 if teacher is None else 64)
     teacher = teacher or LabelTeacher(10, smoothing).measure(train, images=images)
     watch = CertificateCallback(teacher, LATENTS, images=images, witness_scale=scale, method=method)
-    callbacks: list[Any] = [watch, ProbeCallback(), CollapseDiagnostics(LATENTS)]
+    callbacks: list[Any] = [watch, CollapseDiagnostics(LATENTS)]
     if weight is not None:
         callbacks.append(AlignmentCallback(teacher, LATENTS, images=images, weight=weight))
     if guard is not None:
@@ -124,10 +118,15 @@ def measure(
     trainer.fit(model, train, val)
     c, seen = watch.certificate, trainer.callback_metrics
     assert c is not None
-    numbers = (c.margin, c.margin_lower, c.teacher_information, c.witness_information, c.rate, c.channel_margin)
-    cells = ["-" if value is None else f"{value:.3f}" for value in (*numbers, float(seen["probe/margin"]))]
+    assert c.information is not None
+    assert c.fitted is not None
+    code = f"{c.information.lower:.3f} to {c.information.upper:.3f}"
+    margins = (c.margin, c.margin_lower, c.teacher_information, c.witness_information)
+    numbers = (*margins, c.rate, c.channel_margin, c.fitted.mean, c.fitted.draw)
+    cells = [code, *("-" if value is None else f"{value:.3f}" for value in numbers)]
     units, drift = int(seen["diagnostics/active_units"]), c.provenance["teacher_drift"]
-    print(f"| {name} | {c.status} | {' | '.join(cells)} | {units} | {drift:.3f} |", flush=True)
+    what = f"{name} | {c.reading}, {c.status} | {c.diagnose().cause}"
+    print(f"| {what} | {' | '.join(cells)} | {units} | {drift:.3f} |", flush=True)
 
 
 def shifted() -> Tensor:
@@ -152,8 +151,9 @@ def main() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "(?s).*(does not have many workers|logging interval|LeafSpec).*")
     warnings.filterwarnings("ignore", ".*nats from the one in its file.*")  # the last column says it
-    print("| case | status | margin | at least | `I_T` | `I_S` | rate | channel | probe | units | drift |")
-    print("|---" * 11 + "|")
+    numbers = "margin | at least | `I_T` | `I_S` | rate | channel | reader, mean | reader, draw | units | drift"
+    print(f"| case | reading, status | cause | code | {numbers} |")
+    print("|---" * 14 + "|")
     measure("plain")
     measure("aligned, weight 10", weight=10.0)
     measure("aligned, weight 0.3", weight=0.3)

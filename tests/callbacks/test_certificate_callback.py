@@ -1,5 +1,6 @@
 """The callback: its numbers are the one-shot certificate's, and it changes nothing."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import read_latents
 from certvae.theory.bounds import spending
 from certvae.theory.row_noise import row_normal
-from tests.plain_vae import UserVAE, expected, plain_loader
+from tests.plain_vae import UserVAE, expected, plain_loader, watch
+from tests.plain_vae import fit as fit_plain
 from tests.runs import digits_teacher, small_vae, trainer
 
 
@@ -47,12 +49,35 @@ def test_numbers_are_the_one_shot_certificate_of_the_validation_rows(tmp_path: P
             channel_logits=torch.stack(draws),
             rate=rate,
         )
-    for name in LOGGED:
+    of_the_sample = {"information_lower", "information_upper", "fitted_margin", "informative", "collapsed"}
+    for name in set(LOGGED) - of_the_sample:
         logged = runner.callback_metrics[f"certificate/{name}"]
         assert float(logged) == pytest.approx(float(getattr(expected, name)), abs=1e-5), name
     assert callback.certificate is not None
     assert callback.certificate.num_samples == 300
     assert callback.certificate.status is expected.status
+    for name in of_the_sample:
+        assert float(runner.callback_metrics[f"certificate/{name}"]) == getattr(callback.certificate, name), name
+
+
+def diverging(module: Any, batch: Any) -> torch.Tensor:
+    """Mean codes, of which the fourth of a batch is not finite in epoch 1."""
+    codes: torch.Tensor = module.encoder.body(module.images(batch))[:, :6].clone()
+    if module.current_epoch == 1 and not module.trainer.sanity_checking:
+        codes[3] = torch.inf
+    return codes
+
+
+def test_an_epoch_that_diverged_has_no_certificate_and_the_run_goes_on(tmp_path: Path) -> None:
+    callback = watch(latents=diverging, save_dir=tmp_path)
+    said = "epoch 1: the mean of row 3 is inf, not a finite number: the model has diverged. .* the run goes on"
+    with pytest.warns(UserWarning, match=said):
+        fit_plain(tmp_path, [callback], max_epochs=3)
+    assert callback.certificate is not None
+    epochs = [item.provenance["epoch"] for item in read_history(tmp_path / "certificates_val.jsonl")]
+    assert epochs == [0, 2]
+    with pytest.raises(ValueError, match="the mean of row 3"):
+        fit_plain(tmp_path, [watch(latents=diverging, on_divergence="raise")], max_epochs=3)
 
 
 @pytest.mark.slow
@@ -90,9 +115,13 @@ def test_the_sanity_check_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_one_line_is_printed_when_the_status_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, CertificateCallback(), epochs=4)
-    lines = [line for line in capsys.readouterr().out.splitlines() if "CERTIFIED" in line]
-    assert 1 <= len(lines) <= 2
+    said = capsys.readouterr().out.splitlines()
+    lines = [line for line in said if line.startswith("epoch")]
+    assert 1 <= len(lines) <= 3
+    answers = [line.split(" (")[0].split(": ")[1] for line in lines]
+    assert all(one != other for one, other in pairwise(answers))
     assert "margin" in lines[0]
+    assert sum(line.startswith("  To do: ") for line in said) >= len(lines)
 
 
 @pytest.mark.slow
@@ -211,8 +240,8 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         run(CertificateCallback(digits_teacher(), lambda module, batch: "code"), UserVAE())
     with pytest.raises(ValueError, match=r"`latents` must have shape \(B, latent_dim\)"):
         run(CertificateCallback(digits_teacher(), lambda module, batch: batch[0]), UserVAE())
-    with pytest.raises(ValueError, match="`latents` hold NaN"):
-        run(CertificateCallback(digits_teacher(), lambda module, batch: torch.full((32, 6), torch.nan)), UserVAE())
+    with pytest.raises(ValueError, match="`on_divergence` must be 'warn' or 'raise', got 'stop'"):
+        CertificateCallback(on_divergence="stop")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`images='picture'` is not in the batch"):
         run(CertificateCallback(digits_teacher(), "encoder", images="picture"), UserVAE())
     with pytest.raises(ValueError, match="`latents` gave 3 rows for a batch of 32 inputs"):

@@ -12,6 +12,7 @@ import torch
 
 from certvae import Certificate, Status, certify
 from certvae.certificate.claims import ClaimsError, check_claims
+from certvae.certificate.verdict import judge
 from tests.conftest import random_logits, random_probs
 
 
@@ -100,7 +101,7 @@ def test_no_bound_is_believed_that_one_row_cannot_give(method: str) -> None:
     honest = certify(teacher, teacher.log(), **arguments)  # type: ignore[arg-type]
     check_claims(honest)
     forged = replace(honest, num_samples=1)
-    unbounded = replace(forged, margin_lower=-math.inf, status=Status.NOT_CERTIFIED)
+    unbounded = judge(replace(forged, margin_lower=-math.inf))
     for certificate in (forged, unbounded):
         with pytest.raises(ClaimsError, match="one row bounds nothing"):
             check_claims(certificate)

@@ -2,7 +2,6 @@
 
 import pickle
 from copy import deepcopy
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from certvae import Certificate, CertificateMetric, CertificateSettings, certify
+from tests import same
 from tests.conftest import random_logits, random_probs
 
 pytestmark = pytest.mark.slow
@@ -25,12 +25,7 @@ SEEDS = st.integers(0, 2**16)
 
 def assert_same(one: Certificate, other: Certificate) -> None:
     """Every field to 1e-10, relative where values are large."""
-    for item in fields(Certificate):
-        left, right = getattr(one, item.name), getattr(other, item.name)
-        if isinstance(left, float) and isinstance(right, float):
-            assert left == pytest.approx(right, rel=1e-10, abs=1e-10), item.name
-        else:
-            assert left == right, item.name
+    same.assert_same(one, other, relative=1e-10)
 
 
 class Interleavings(RuleBasedStateMachine):

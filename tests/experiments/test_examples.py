@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from certvae import Certificate, Status
+from certvae import Status
+from certvae.certificate.diagnosis import CAUSES
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +77,7 @@ def test_the_page_for_your_model_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = run_page("your-model.md", tmp_path, monkeypatch)
-    assert capsys.readouterr().out.count(": CERTIFIED (") == 6
+    assert capsys.readouterr().out.count(": ALIGNED, CERTIFIED (") >= 6
     assert seen["clean"].certificate.margin > seen["noisy"].certificate.margin
     assert (tmp_path / "teacher" / "teacher.safetensors").is_file()
 
@@ -84,63 +85,21 @@ def test_the_page_for_your_model_runs(
 def test_the_page_of_causes_tells_them_apart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    diagnose, teacher = (run_page("not-certified.md", tmp_path, monkeypatch)[key] for key in ("diagnose", "teacher"))
+    run_page("not-certified.md", tmp_path, monkeypatch)
     said = capsys.readouterr().out
-    for name, answer in (
-        ("plain", "informative, but not aligned"),
+    for name, cause in (
+        ("plain", "not aligned"),
         ("KL weight 20", "collapsed"),
-        ("witness scale 0.05", "the witness hardly moves"),
-        ("witness scale 20", "the witness claims more than the probe finds"),
+        ("witness scale 0.05", "witness scale too small"),
+        ("witness scale 20", "witness scale too large"),
     ):
-        assert f"{name}: {answer}" in said
-    assert "nothing: certified" in said
-    for row, answer in rows_of_the_table():
-        assert answer in diagnose(*row, teacher), row
+        assert f"{name}: {cause}" in said
+    assert "ALIGNED: the mean code carries at least" in said
 
 
-def rows_of_the_table() -> list[tuple[tuple[Certificate, float], str]]:
-    """Certificates and probe margins of the page's table, and the beginning of what is to be said of them."""
-    expected = {
-        "aligned, weight 0.3": "informative, but not aligned",
-        "aligned, weight 1, one epoch": "an affine map finds little",
-        "KL weight 8": "informative, but not aligned",
-        "KL weight 60": "collapsed",
-        "KL weight 60, guard 0.5": "nothing: certified",
-        "aligned at scale 2, read at scale 20": "claims more than the probe finds",
-        "aligned, 30 rows, `hoeffding`": "too few rows",
-    }
-    rows = []
-    for line in (ROOT / "docs" / "not-certified.md").read_text().splitlines():
-        name, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if name in expected:
-            margin, lower, information, witness, rate, channel, probe = map(float, cells[1:8])
-            rows.append(((a_certificate(margin, lower, information, witness, rate, channel), probe), expected[name]))
-    assert len(rows) == len(expected)
-    return rows
-
-
-def a_certificate(
-    margin: float, lower: float, information: float, witness: float, rate: float, channel: float
-) -> Certificate:
-    return Certificate(
-        status=Status.CERTIFIED if lower > 0.05 else Status.NOT_CERTIFIED,
-        teacher_information=information,
-        alignment_loss=information - margin,
-        margin=margin,
-        margin_lower=lower,
-        safety_margin=0.05,
-        confidence=0.95,
-        method="normal",
-        witness_information=witness,
-        num_samples=500,
-        num_components=10,
-        p_value=None,
-        channel_margin=channel,
-        channel_margin_lower=None,
-        calibrated_channel_margin=None,
-        calibrated_channel_margin_lower=None,
-        rate=rate,
-    )
+def test_the_causes_of_the_page_and_of_the_code_are_the_same() -> None:
+    page = (ROOT / "docs" / "not-certified.md").read_text()
+    assert {cause.name for cause in CAUSES} == set(re.findall(r"^\| \*\*(.*?)\*\* \|", page, flags=re.MULTILINE))
 
 
 @pytest.mark.parametrize("name", ["your-model.md", "not-certified.md"])

@@ -1,0 +1,247 @@
+"""From a certificate's numbers to its reading, the cause, and the line to type."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from certvae.certificate.status import Reading, Status
+
+if TYPE_CHECKING:
+    from certvae.certificate.certificate import Certificate
+
+__all__ = ["CAUSES", "Cause", "Diagnosis", "diagnose", "read"]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a certificate's numbers say.
+
+    Attributes:
+        reading: whether the code carries anything.
+        cause: name of the cause, one of :data:`CAUSES`.
+        finding: what is the case, in one sentence with its numbers.
+        cure: what to do, with the line to type.
+    """
+
+    reading: Reading
+    cause: str
+    finding: str
+    cure: str
+
+    def __str__(self) -> str:
+        return f"{self.reading}: {self.finding}\n  Do: {self.cure}"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One entry of the list of causes; the first that applies is the diagnosis.
+
+    Attributes:
+        name: short name.
+        applies: whether it does.
+        finding: one sentence.
+        cure: what to do.
+    """
+
+    name: str
+    applies: Callable[["Certificate"], bool]
+    finding: Callable[["Certificate"], str]
+    cure: Callable[["Certificate"], str]
+
+
+def read(certificate: "Certificate") -> Reading:
+    """The reading that follows from the numbers of a certificate.
+
+    A part of a set, or a code that failed a leak test, is read as ``UNDECIDED``. Only what holds with its confidence
+    counts: the two sides of the information bracket and, where the code has no noise, the bound of the fitted reader.
+    """
+    c = certificate
+    if c.status in (Status.PARTIAL, Status.LEAKING):
+        return Reading.UNDECIDED
+    if c.status is Status.CERTIFIED:
+        return Reading.ALIGNED
+    if _known_least(c) > c.safety_margin:
+        return Reading.INFORMATIVE
+    if c.information is not None and c.information.upper < c.safety_margin:
+        return Reading.COLLAPSED
+    return Reading.UNDECIDED
+
+
+def diagnose(certificate: "Certificate") -> Diagnosis:
+    """Reading, cause and cure of a certificate. The order of the causes matters: each supposes that none before it is.
+
+    Args:
+        certificate: from a callback, from ``certvae certify`` or :func:`certvae.certify`.
+    """
+    cause = next(item for item in CAUSES if item.applies(certificate))
+    return Diagnosis(certificate.reading, cause.name, cause.finding(certificate), cause.cure(certificate))
+
+
+def _known_least(c: "Certificate") -> float:
+    """Nats that the code, as the decoder receives it, carries at least."""
+    if c.information is not None:
+        return c.information.lower
+    noiseless = c.provenance.get("deterministic") is True
+    return c.fitted.lower if c.fitted is not None and noiseless else 0.0
+
+
+def _channel(c: "Certificate") -> str:
+    return "the code is read" if c.information is None else f"the code carries {c.information.span()}"
+
+
+def _recorded(c: "Certificate") -> float:
+    """Teacher information on the rows that the teacher was made from, or 0."""
+    teacher = c.provenance.get("teacher")
+    known = teacher.get("information_train") if isinstance(teacher, dict) else None
+    return known if isinstance(known, float) else 0.0
+
+
+def _most(c: "Certificate") -> float:
+    """Nats that the decoder receives at most, as estimated; infinite where nobody knows."""
+    if c.information is not None:
+        return c.information.upper
+    return float("inf") if c.rate is None else c.rate
+
+
+def _rows_needed(c: "Certificate") -> str:
+    width, room = c.margin - c.margin_lower, c.margin - c.safety_margin
+    if width == float("inf"):
+        return "several times as many"
+    return f"about {100 * round(c.num_samples * (width / room) ** 2 / 100 + 0.5):,}"
+
+
+def _target(c: "Certificate") -> float:
+    return round(0.5 * c.teacher_information, 2)
+
+
+CAUSES = (
+    Cause(
+        "partial",
+        lambda c: c.status is Status.PARTIAL,
+        lambda c: "only a part of the validation set was seen, so that nothing is concluded.",
+        lambda c: "let a validation see all rows: Trainer(limit_val_batches=1.0), without fast_dev_run.",
+    ),
+    Cause(
+        "leaking",
+        lambda c: c.status is Status.LEAKING,
+        lambda c: f"the witness or the encoder reads more than the row's own code ({'; '.join(c.leaks)}).",
+        lambda c: (
+            "use the teacher's fixed witness, CertificateCallback(witness=None), and an encoder whose code of a "
+            "row does not depend on the other rows of its batch."
+        ),
+    ),
+    Cause(
+        "other inputs",
+        lambda c: c.teacher_information < 0.5 * _recorded(c),
+        lambda c: (
+            f"the teacher varies by {c.teacher_information:.3f} nats on these rows, and by {_recorded(c):.3f} "
+            "where it was made: it is asked about other inputs."
+        ),
+        lambda c: "give the teacher what it was made from: CertificateCallback(images=lambda batch: ...).",
+    ),
+    Cause(
+        "vacuous",
+        lambda c: c.status is Status.VACUOUS,
+        lambda c: f"the teacher varies by {c.teacher_information:.3f} nats only; no code can show more of it.",
+        lambda c: (
+            "take a teacher that varies: LabelTeacher(num_classes, smoothing=0.1), or TeacherSearch(components="
+            "(16, 24)).search(train_loader, val_loader)."
+        ),
+    ),
+    Cause(
+        "certified on the mean only",
+        lambda c: c.certified and _most(c) < c.safety_margin,
+        lambda c: (
+            f"the mean carries at least {c.margin_lower:.3f} nats, but the decoder receives draws, and a draw "
+            f"carries at most {_most(c):.3g}."
+        ),
+        lambda c: "lower the KL weight and align draws: AlignmentCallback(path='draw', weight=10.0).",
+    ),
+    Cause(
+        "certified",
+        lambda c: c.certified,
+        lambda c: (
+            f"the mean code carries at least {c.margin_lower:.3f} of the teacher's {c.teacher_information:.3f} nats."
+        ),
+        lambda c: "nothing.",
+    ),
+    Cause(
+        "collapsed",
+        lambda c: c.reading is Reading.COLLAPSED or (c.reading is not Reading.INFORMATIVE and _most(c) < 0.1),
+        lambda c: f"a draw of the code carries at most {_most(c):.3g} nats, whatever reads it.",
+        lambda c: (
+            "lower the KL weight (half of it, then half again), or let a guard hold the code: "
+            f"CertificateGuard(target={_target(c):g})."
+        ),
+    ),
+    Cause(
+        "too few rows",
+        lambda c: c.margin > c.safety_margin,
+        lambda c: (
+            f"the margin of {c.margin:.3f} nats is there, but {c.num_samples} rows do not prove it by {c.method!r}."
+        ),
+        lambda c: f"validate on more rows: {_rows_needed(c)}.",
+    ),
+    Cause(
+        "no noise known",
+        lambda c: c.information is None and c.fitted is None and c.channel_margin is None and c.rate is None,
+        lambda c: "only the raw witness was asked, which a code that is not aligned does not answer.",
+        lambda c: (
+            "name the log-variance too, latents='encoder:mu,logvar'; with arrays, certify(..., information="
+            "information_bracket(mean, log_variance))."
+        ),
+    ),
+    Cause(
+        "narrow channel",
+        lambda c: _most(c) < 0.5 * c.teacher_information,
+        lambda c: (
+            f"a draw of the code carries at most {_most(c):.3g} nats, and the teacher asks for "
+            f"{c.teacher_information:.3f}."
+        ),
+        lambda c: (
+            f"lower the KL weight (half of it, then half again), then add CertificateGuard(target={_target(c):g})."
+        ),
+    ),
+    Cause(
+        "another target",
+        lambda c: c.fitted_margin is not None and c.fitted_margin < 0.25 * c.teacher_information,
+        lambda c: (
+            f"{_channel(c)}, of which a fitted reader finds {c.fitted_margin or 0.0:.3f} of the teacher's "
+            f"{c.teacher_information:.3f}: the code is about something else, or it is not trained yet."
+        ),
+        lambda c: (
+            "show the encoder what the teacher sees (images=...), check that labels belong to their rows, or "
+            f"align: AlignmentCallback(weight=10.0); a guard finds the weight: CertificateGuard(target={_target(c):g})."
+        ),
+    ),
+    Cause(
+        "witness scale too small",
+        lambda c: c.witness_information < 0.05 * c.teacher_information,
+        lambda c: (
+            f"{_channel(c)}, but the witness hardly moves with it ({c.witness_information:.3f} nats): its scale "
+            "is too small for these codes, or they are not aligned yet."
+        ),
+        lambda c: (
+            f"align: AlignmentCallback(weight=10.0), or CertificateGuard(target={_target(c):g}); if it is aligned, "
+            "raise witness_scale (default 2) in both callbacks."
+        ),
+    ),
+    Cause(
+        "witness scale too large",
+        lambda c: c.fitted is not None and c.witness_information > max(c.fitted.mean, 0.0),
+        lambda c: (
+            f"the witness claims {c.witness_information:.3f} nats, a fitted reader finds "
+            f"{c.fitted.mean if c.fitted else 0.0:.3f}: the witness is too sure."
+        ),
+        lambda c: "lower witness_scale (default 2), and give the same to CertificateCallback and AlignmentCallback.",
+    ),
+    Cause(
+        "not aligned",
+        lambda c: True,
+        lambda c: f"{_channel(c)}, but not where the raw witness looks for the teacher's answer.",
+        lambda c: (
+            "if this is what you wanted to know, nothing. To certify it, align: CertificateGuard(target="
+            f"{_target(c):g}), which finds the weight, or AlignmentCallback(weight=10.0)."
+        ),
+    ),
+)

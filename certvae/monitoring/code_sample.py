@@ -1,0 +1,118 @@
+"""Rows of a pass that are kept, to say at its end how much the code carries."""
+
+from dataclasses import dataclass
+
+import torch
+from pytorch_lightning import Trainer
+from torch import Tensor
+
+from certvae.certificate.fitted_margin import FittedMargin, fitted_margin
+from certvae.certificate.settings import CertificateSettings
+from certvae.reading.latents import Captured
+from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
+from certvae.theory.posterior import Posterior
+from certvae.theory.row_sample import RowSample
+
+__all__ = ["CodeSample", "SampledCodes"]
+
+NUMBERS, FEWEST = 2**22, 512  # at most as many numbers of 8 bytes, but at least as many rows
+READ = 2048  # rows for the fitted reader, whose cost grows with them
+
+
+@dataclass(frozen=True)
+class SampledCodes:
+    """What a pass kept of n rows, float64, the same on all processes, in an order that hides nothing of their values.
+
+    Attributes:
+        mean: shape ``(n, latent_dim)``.
+        log_variance: same shape, or None.
+        rate: nats, shape ``(n,)``, or None.
+        teacher_probs: shape ``(n, K)``, or None.
+    """
+
+    mean: Tensor
+    log_variance: Tensor | None
+    rate: Tensor | None
+    teacher_probs: Tensor | None
+
+    def bracket(self, confidence: float, block: int = BLOCK, seed: int = 0) -> InformationBracket | None:
+        """Between which bounds the information of the code lies; None where it has no variance.
+
+        Args:
+            confidence: of each side.
+            block: most rows that are compared with each other.
+            seed: of the draws.
+
+        Raises:
+            ValueError: if a log-variance is not within 500 of 0, or there is only one row.
+        """
+        if self.log_variance is None:
+            return None
+        return information_bracket(
+            self.mean, self.log_variance, rate=self.rate, confidence=confidence, block=block, seed=seed
+        )
+
+    def fitted(self, settings: CertificateSettings, seed: int = 0) -> FittedMargin | None:
+        """What a reader finds in the code that is fitted to it, from the first 2,048 rows; None without a teacher.
+
+        Args:
+            settings: of the bound.
+            seed: of the draws.
+        """
+        if self.teacher_probs is None:
+            return None
+        few, draws = slice(READ), None
+        if self.log_variance is not None:
+            posterior = Posterior(self.mean[few], self.log_variance[few])
+            draws = posterior.row_draws(torch.arange(len(posterior.mean)), 1, seed)[0]
+        return fitted_margin(self.teacher_probs[few], self.mean[few], draws, settings)
+
+
+class CodeSample:
+    """The rows with the smallest hash of their place, of all processes.
+
+    Args:
+        rows: most rows that are kept; fewer of wide codes, so that memory stays below 64 MiB for codes of up to 4,096
+            coordinates.
+        seed: of the hash.
+    """
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows, self._seed = rows, seed
+        self._sample: RowSample | None = None
+        self._layout = (0, 0, 0, 0)
+
+    def add(self, captured: Captured, positions: Tensor, counted: Tensor, probs: Tensor | None = None) -> None:
+        """Offer the rows of a batch.
+
+        Args:
+            captured: their code, finite.
+            positions: of the rows in their set, shape ``(B,)``.
+            counted: whether a row counts, bool, shape ``(B,)``.
+            probs: the teacher's answers, shape ``(B, K)``.
+        """
+        mean, log_variance, rate = captured
+        columns = [mean, log_variance, None if rate is None else rate[:, None], probs]
+        self._layout = tuple(0 if part is None else part.shape[1] for part in columns)  # type: ignore[assignment]
+        if self._sample is None:
+            self._sample = self._empty(self._layout)
+        kept = counted.cpu()
+        rows = torch.cat([part.detach().cpu().double() for part in columns if part is not None], dim=1)
+        self._sample.add(rows[kept], positions.cpu()[kept])
+
+    def _empty(self, layout: tuple[int, ...]) -> RowSample:
+        return RowSample(min(self._rows, max(FEWEST, NUMBERS // max(1, sum(layout)))), self._seed)
+
+    def gather(self, trainer: Trainer, device: torch.device) -> SampledCodes | None:
+        """The sample of all processes; collectives that every rank must reach. None where no row was offered."""
+        strategy = trainer.strategy
+        layouts = strategy.all_gather(torch.tensor(self._layout, device=device)).view(-1, 4)
+        layout = tuple(int(width) for width in layouts.amax(dim=0).tolist())
+        if not sum(layout):
+            return None
+        sample = self._sample or self._empty(layout)
+        rows = sample.gather(lambda values: strategy.all_gather(values.to(device)), sum(layout)).rows
+        mean, log_variance, rate, probs = (part if part.shape[1] else None for part in rows.split(list(layout), dim=1))
+        if mean is None or not len(mean):
+            return None
+        return SampledCodes(mean, log_variance, None if rate is None else rate[:, 0], probs)
