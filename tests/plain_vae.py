@@ -66,6 +66,20 @@ class UserVAE(UserSteps, LightningModule):
     """A VAE that knows nothing of certificates, with batches ``(images, labels)``."""
 
 
+class ManualVAE(UserVAE):
+    """Steps its optimizer by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.step(batch))
+        optimizer.step()
+
+
 def images(rows: int = 90) -> Tensor:
     """The first digits, float32, shape ``(rows, 1, 8, 8)``."""
     return torch.from_numpy(DigitsDataModule().arrays.images[:rows]).float() / 255

@@ -5,7 +5,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,11 @@ def box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Box:
     made = Box(tmp_path)
     monkeypatch.chdir(tmp_path / "work")
     return made
+
+
+def slow(names: Iterable[str], *taking_long: str) -> list[Any]:
+    """The names as parameters; those that take long have the mark."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name in taking_long else name for name in names]
 
 
 def unreadable(path: Path) -> None:

@@ -80,6 +80,7 @@ def test_an_epoch_that_diverged_has_no_certificate_and_the_run_goes_on(tmp_path:
         fit_plain(tmp_path, [watch(latents=diverging, on_divergence="raise")], max_epochs=3)
 
 
+@pytest.mark.slow
 def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor="certificate/margin_lower", mode="max", filename="best")
     stopping = EarlyStopping("certificate/margin", mode="max", patience=5)
@@ -102,6 +103,7 @@ def test_full_alignment_is_certified_and_a_collapsed_code_is_not(tmp_path: Path)
         assert callback.certificate.status is status, str(callback.certificate)
 
 
+@pytest.mark.slow
 def test_the_sanity_check_is_skipped(tmp_path: Path) -> None:
     callback = CertificateCallback(save_dir=tmp_path)
     fit(tmp_path, callback, epochs=2, num_sanity_val_steps=2)
@@ -110,6 +112,7 @@ def test_the_sanity_check_is_skipped(tmp_path: Path) -> None:
     assert (tmp_path / "certificates_val.jsonl").read_text().count("schema") == 2
 
 
+@pytest.mark.slow
 def test_one_line_is_printed_when_the_status_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, CertificateCallback(), epochs=4)
     said = capsys.readouterr().out.splitlines()
@@ -121,6 +124,7 @@ def test_one_line_is_printed_when_the_status_changes(tmp_path: Path, capsys: pyt
     assert sum(line.startswith("  To do: ") for line in said) >= len(lines)
 
 
+@pytest.mark.slow
 def test_state_survives_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
     first = CertificateCallback(safety_margin=0.01)
@@ -137,6 +141,7 @@ def test_state_survives_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
     assert second.best_margin >= first.best_margin
 
 
+@pytest.mark.slow
 def test_trainer_test_writes_a_certificate_of_the_test_rows(tmp_path: Path) -> None:
     callback = CertificateCallback(save_dir=tmp_path)
     runner, model = fit(tmp_path, callback)
@@ -185,6 +190,7 @@ def test_an_encoder_called_twice_in_a_step_is_not_guessed_at(tmp_path: Path) -> 
         runner.fit(CallsTwice(), plain_loader(), plain_loader())
 
 
+@pytest.mark.slow
 def test_validate_before_fit_leaves_tensors_that_can_be_trained_with(tmp_path: Path) -> None:
     model = small_vae(digits_teacher(), alignment_weight=1.0)
     runner = trainer(tmp_path, callbacks=[CertificateCallback()])
@@ -217,6 +223,7 @@ def test_hooks_are_removed_after_an_exception(tmp_path: Path) -> None:
     assert not model.encoder._forward_hooks
 
 
+@pytest.mark.slow
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:
     def run(callback: CertificateCallback, model: LightningModule, *loaders: Any) -> None:
         trainer(tmp_path, callbacks=[callback]).fit(model, *(loaders or (plain_loader(), plain_loader())))
@@ -280,6 +287,7 @@ def test_a_history_cut_short_or_repeated_reads_as_measured_last(tmp_path: Path) 
     assert history[1].alignment_loss > history[0].alignment_loss
 
 
+@pytest.mark.slow
 def test_spent_looks_shrink_the_bound_and_are_kept_in_checkpoints(tmp_path: Path) -> None:
     """Look t has the error 6 alpha / (pi t)^2; a resumed run goes on counting."""
     checkpoint = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
@@ -296,6 +304,7 @@ def test_spent_looks_shrink_the_bound_and_are_kept_in_checkpoints(tmp_path: Path
     assert {item.confidence for item in history} == {0.95}
 
 
+@pytest.mark.slow
 def test_shares_of_all_looks_add_up_to_the_error() -> None:
     assert sum(spending(0.05, look) for look in range(1, 200_000)) == pytest.approx(0.05, rel=1e-4)
     with pytest.raises(ValueError, match="`look` must be at least 1"):

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from certvae import Status
 from certvae.callbacks import CertificateCallback
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import UserVAE, expected, fit, measured, plain_loader, watch
+from tests.plain_vae import ManualVAE, UserVAE, expected, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -178,19 +178,8 @@ def test_the_status_line_goes_with_progress_bars(tmp_path: Path, bar: Any, capsy
 
 
 def test_manual_optimization_is_measured(tmp_path: Path) -> None:
-    class Manual(UserVAE):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            optimizer: Any = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(self.step(batch))
-            optimizer.step()
-
     callback = watch(save_dir=tmp_path)
-    _, model = fit(tmp_path, callback, Manual, max_epochs=3)
+    _, model = fit(tmp_path, callback, ManualVAE, max_epochs=3)
     assert measured(callback).margin == pytest.approx(expected(model).margin, abs=1e-5)
     assert measured(callback).provenance["global_step"] == 9
 

@@ -124,6 +124,7 @@ def test_every_shipped_run_of_a_vae_names_the_pictures(name: str) -> None:
         assert shown.count("certvae.callbacks.ReconstructionImages") == 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_foreign_module_names_its_code_beside_a_certificate(tmp_path: Path, order: int) -> None:

@@ -14,7 +14,7 @@ from certvae import certify
 from certvae.callbacks import CertificateCallback, Latents, ProbeCallback
 from certvae.datamodules import DigitsDataModule
 from tests.callbacks.test_unchanged_runs import NoisyVAE, plain, streams
-from tests.plain_vae import UserVAE, plain_loader, watch
+from tests.plain_vae import ManualVAE, UserVAE, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -65,18 +65,6 @@ class Skips(UserVAE):
         return {"loss": loss} if batch_idx % 2 else None
 
 
-class ByHand(UserVAE):
-    def __init__(self) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        optimizer: Any = self.optimizers()
-        optimizer.zero_grad()
-        self.manual_backward(self.step(batch))
-        optimizer.step()
-
-
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 @pytest.mark.parametrize(
     ("kind", "latents", "arguments", "steps"),
@@ -89,7 +77,7 @@ class ByHand(UserVAE):
         (UserVAE, "encoder.body:chunk", {}, 15),
         (UserVAE, Latents("encoder", calls="first"), {}, 15),
         (UserVAE, lambda module, batch: module.encoder(module.images(batch)), {}, 15),
-        (ByHand, "encoder", {}, 15),
+        (ManualVAE, "encoder", {}, 15),
         (Skips, "encoder", {}, 6),
     ],
 )

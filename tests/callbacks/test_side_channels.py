@@ -96,6 +96,7 @@ class Telling(Conditional):
         self.door[0].labels = batch[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("order", "batch_size"), [(torch.arange(200), 1), (LABELS.argsort(), 10)])
 def test_a_side_door_to_the_batch_is_found_where_no_batch_shows_it_alone(
     tmp_path: Path, order: Tensor, batch_size: int
@@ -109,6 +110,7 @@ def test_a_side_door_to_the_batch_is_found_where_no_batch_shows_it_alone(
     assert measured(callback).margin > 1, "what it would have been certified by"
 
 
+@pytest.mark.slow
 def test_a_look_that_was_taken_stays_taken(tmp_path: Path) -> None:
     callback = CertificateCallback(digits_teacher(), spending=True)
     model, run = small_vae(), trainer(tmp_path, enable_checkpointing=True, callbacks=[callback])

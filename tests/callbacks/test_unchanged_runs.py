@@ -10,9 +10,9 @@ import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from torch import Tensor, nn
 
-from certvae.callbacks import CertificateCallback
+from certvae.callbacks import CertificateCallback, CollapseDiagnostics, InformationCallback
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import UserVAE, measured, plain_loader, watch
+from tests.plain_vae import UserVAE, fit, measured, plain_loader, watch
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -125,6 +125,26 @@ def test_functions_of_the_user_may_draw_numbers(tmp_path: Path) -> None:
     alone, watched = run(tmp_path, []), run(tmp_path, [callback])
     assert alone == watched
     assert any("repeatable" in finding for finding in measured(callback).leaks)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize(
+    ("watcher", "key"),
+    [(CollapseDiagnostics, "diagnostics/mutual_information"), (InformationCallback, "information/lower")],
+)
+def test_no_other_callback_that_watches_changes_a_bit(tmp_path: Path, watcher: Any, key: str, precision: str) -> None:
+    def code(module: Any, batch: Any) -> Any:
+        torch.rand(1), np.random.rand()  # noqa: NPY002
+        return module.encoder(module.front(module.images(batch)))
+
+    found = []
+    for callbacks in ([], [watcher("encoder")], [watcher(code)]):
+        np.random.seed(0)  # noqa: NPY002
+        runner, model = fit(tmp_path, callbacks, NoisyVAE, precision=precision, max_epochs=2)
+        found.append([plain(model.state_dict()), plain(runner.optimizers[0].state_dict()), streams()])
+        logged = [name for name in runner.callback_metrics if name.startswith(key.partition("/")[0])]
+        assert (key in logged) == bool(logged) == bool(callbacks)
+    assert found[0] == found[1] == found[2]
 
 
 def test_several_certificates_and_our_own_vae_too(tmp_path: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_step_of_the_vae_reads_nothing(tmp_path: Path, weight: float, path: An
     assert watched.steps > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["alignment", "guard"])
 def test_a_step_with_an_alignment_term_reads_nothing(tmp_path: Path, kind: str) -> None:
     watched = Watched()

@@ -47,6 +47,7 @@ def test_a_constant_teacher_is_vacuous() -> None:
     assert certify(teacher, teacher.log()).status is Status.VACUOUS
 
 
+@pytest.mark.slow
 def test_rounding_never_certifies_at_safety_margin_zero() -> None:
     """A constant witness that answers the sample's own average has margin 0 up to rounding of either sign."""
     for seed in range(200):

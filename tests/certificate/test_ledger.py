@@ -31,6 +31,7 @@ def test_who_sees_the_same_once_more_takes_no_new_look(tmp_path: Path) -> None:
     assert LookLedger(path).take("b", seen="x") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_ledger(tmp_path: Path) -> None:
     path = tmp_path / "looks.json"
     code = "import sys; from certvae.certificate.ledger import LookLedger; print(LookLedger(sys.argv[1]).take('a'))"

@@ -23,6 +23,7 @@ def rows_of(count: int, components: int, seed: int) -> tuple[Tensor, Tensor, Ten
     return teacher, logits, channel, rate
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 200), max_size=8),

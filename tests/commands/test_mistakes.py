@@ -40,6 +40,7 @@ def test_a_wrong_argument_is_told_before_the_first_training_step(
     assert model.steps == 0
 
 
+@pytest.mark.slow
 def test_rows_of_the_sanity_check_count_for_nothing(tmp_path: Path) -> None:
     certificates = []
     for checks in (0, 2):
@@ -92,6 +93,7 @@ def test_a_command_that_does_not_exist(capsys: pytest.CaptureFixture[str]) -> No
     assert "there is no command 'fitt'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_forgotten_data_dir_can_be_given_afterwards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["protocol", str(EXPERIMENTS / "cifar100.yaml"), "--seeds", "0", "--output_dir", str(tmp_path / "runs")]
     for folder in ("nowhere", "elsewhere"):

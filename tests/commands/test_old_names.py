@@ -46,6 +46,7 @@ def as_before(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--config {}", "--config={}"])
 @pytest.mark.parametrize("command", ["fit", "test"])
 def test_lightning_commands_refuse_it(run: Run, command: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,6 +54,7 @@ def test_lightning_commands_refuse_it(run: Run, command: str, option: str, capsy
     assert capsys.readouterr().err == f"certvae: ValueError: {run.config} {SENTENCE}"
 
 
+@pytest.mark.slow
 def test_certify_and_verify_refuse_it(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = ["--ckpt", str(run.checkpoint), "--teacher", str(run.teacher), "--config", str(run.config)]
     assert main(["certify", *inputs, "--output", str(tmp_path / "certificate.json")]) == 1
@@ -61,6 +63,7 @@ def test_certify_and_verify_refuse_it(run: Run, tmp_path: Path, capsys: pytest.C
     assert SENTENCE.rstrip("\n") in " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.slow
 def test_the_report_leaves_the_images_out_and_says_why(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

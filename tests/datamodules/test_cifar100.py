@@ -41,7 +41,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder.parent
 
 
-@pytest.fixture(params=["made_up", "official"])
+@pytest.fixture(params=["made_up", pytest.param("official", marks=pytest.mark.slow)])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder that holds train, test and meta; links to the real ones, so that a test can replace them."""
     origin = request.getfixturevalue("made_up" if request.param == "made_up" else "data_dir")

@@ -15,7 +15,7 @@ from certvae.certificate.history import HISTORY_LIMIT, append_history, read_hist
 from certvae.cli import main
 from certvae.commands.verify import Refusal
 from tests.conftest import random_probs
-from tests.untrusted import NO_FILES, SCRAPS, Box, box, sparse, unreadable
+from tests.untrusted import NO_FILES, SCRAPS, Box, box, slow, sparse, unreadable
 
 __all__ = ["box"]
 
@@ -123,7 +123,7 @@ def test_the_certificate_that_is_altered_here_is_good(tmp_path: Path) -> None:
     assert Certificate.load(tmp_path / "certificate.json") == certificate()
 
 
-@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("name", slow(TEXTS, "100,000 unknown fields"))
 def test_texts_that_are_no_certificate_are_refused(box: Box, name: str) -> None:
     refused(box, as_file(TEXTS[name]), reason=REASONS.get(name, ""))
 
@@ -183,6 +183,7 @@ def test_histories_of_something_else_are_refused(box: Box, name: str) -> None:
         read_history(path)
 
 
+@pytest.mark.slow
 def test_a_kill_within_a_line_costs_the_history_that_line_only(tmp_path: Path) -> None:
     path = tmp_path / "certificates_val.jsonl"
     append_history(path, certificate(0))

@@ -12,7 +12,7 @@ from certvae.datamodules import DigitsDataModule
 from certvae.io.checkpoints import CheckpointFileError, load_weights, read_checkpoint
 from tests.io.test_checkpoints_untrusted import model, saved, weights
 from tests.runs import small_vae, trainer
-from tests.untrusted import Box, box
+from tests.untrusted import Box, box, slow
 
 __all__ = ["box"]
 
@@ -53,7 +53,7 @@ def test_files_without_weights_by_name_are_refused(box: Box, name: str) -> None:
         load_weights(model(), path)
 
 
-@pytest.mark.parametrize("name", MISFITS)
+@pytest.mark.parametrize("name", slow(MISFITS, "thousands of unknown weights"))
 def test_weights_that_are_not_the_models_are_refused(box: Box, name: str) -> None:
     path, module = box.path / "last.ckpt", model()
     before = {key: value.clone() for key, value in module.state_dict().items()}

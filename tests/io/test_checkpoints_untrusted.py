@@ -16,7 +16,7 @@ from torch import nn
 
 from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError, load_weights, read_checkpoint
 from tests.runs import small_vae
-from tests.untrusted import NO_FILES, SCRAPS, Box, Planted, box, sparse, unreadable
+from tests.untrusted import NO_FILES, SCRAPS, Box, Planted, box, slow, sparse, unreadable
 
 __all__ = ["box"]
 
@@ -230,7 +230,7 @@ def test_code_in_a_checkpoint_is_not_run(box: Box, kind: str) -> None:
         small_vae(init_weights_from=path)
 
 
-@pytest.mark.parametrize("name", FORGED)
+@pytest.mark.parametrize("name", slow(FORGED, "tuples 200,000 deep"))
 def test_forged_pickles_are_refused(box: Box, name: str) -> None:
     path = box.path / "last.ckpt"
     path.write_bytes(with_pickle(FORGED[name]))

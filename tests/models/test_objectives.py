@@ -60,6 +60,7 @@ def test_every_loss_is_a_finite_number_for_each_row(
     assert bool(loss.isfinite().all())
 
 
+@pytest.mark.slow
 @every_objective
 @given(seed=st.integers(0, 2**16), shift=st.floats(-50, 50))
 def test_every_loss_has_the_distortion_with_weight_1(objective: Objective, seed: int, shift: float) -> None:
@@ -68,6 +69,7 @@ def test_every_loss_has_the_distortion_with_weight_1(objective: Objective, seed:
     assert torch.allclose(loss_of(objective, moved) - loss_of(objective, given), torch.tensor(shift).double())
 
 
+@pytest.mark.slow
 @every_objective
 @given(seed=st.integers(0, 2**16))
 def test_no_loss_depends_on_the_order_of_the_rows(objective: Objective, seed: int) -> None:
@@ -78,6 +80,7 @@ def test_no_loss_depends_on_the_order_of_the_rows(objective: Objective, seed: in
     assert torch.allclose(shuffled, loss_of(objective, given)[order], atol=1e-9)
 
 
+@pytest.mark.slow
 @every_objective
 @given(seed=st.integers(0, 2**16))
 def test_every_gradient_is_finite_also_where_the_code_is_the_prior(objective: Objective, seed: int) -> None:

@@ -30,6 +30,7 @@ def vamp_vae() -> VAE:
     return VAE(MLPEncoder(SHAPE, 6, 16, 1), MLPDecoder(SHAPE, 6, 16, 1), prior=VampPrior(7), observation_std=0.2236)
 
 
+@pytest.mark.slow
 @given(components=st.integers(1, 9), latent_dim=st.integers(1, 5), seed=st.integers(0, 2**16))
 def test_vamp_density_is_that_of_a_brute_force_mixture(components: int, latent_dim: int, seed: int) -> None:
     prior = vamp(components, latent_dim, seed, torch.float64)

@@ -80,6 +80,7 @@ SAVED: dict[str, tuple[Callable[[Path], ModelCheckpoint], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAVED)
 @pytest.mark.parametrize("at", [2, 19])
 def test_no_checkpoint_has_weights_from_after_a_loss_that_was_not_finite(tmp_path: Path, name: str, at: int) -> None:

@@ -123,6 +123,7 @@ def test_an_honest_encoder_is_not_accused(tmp_path: Path, kind: str) -> None:
     assert found.leaks == []
 
 
+@pytest.mark.slow
 def test_all_looks_at_the_same_rows_share_one_ledger(tmp_path: Path) -> None:
     """Those of fit, validate and test, and of a fresh callback; other rows have their own number."""
     callback = watch(spending=True, save_dir=tmp_path)

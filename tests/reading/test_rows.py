@@ -112,6 +112,7 @@ def test_a_dataloader_made_anew_is_the_one_that_is_measured(tmp_path: Path) -> N
     assert rows == [20, 40, 60]
 
 
+@pytest.mark.slow
 def test_worker_processes_that_stay_give_the_same_numbers(tmp_path: Path) -> None:
     callback, loader = watch(), plain_loader(num_workers=2, persistent_workers=True)
     _, model = fit(tmp_path, callback, loaders=loader, max_epochs=2)

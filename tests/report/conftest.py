@@ -38,10 +38,16 @@ def demo(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "demo"))
 
 
-@pytest.fixture
-def foreign(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a callback leaves of somebody else's model, without noise in its code, without YAML and checkpoint."""
-    folder = tmp_path / "theirs"
-    runner, model = fit(tmp_path, watch(save_dir=folder), lambda: UserVAE("mean"), max_epochs=2)
+    folder = tmp_path_factory.mktemp("watched")
+    runner, model = fit(folder, watch(save_dir=folder / "theirs"), lambda: UserVAE("mean"), max_epochs=2)
     runner.test(model, plain_loader(), verbose=False)
-    return folder
+    return folder / "theirs"
+
+
+@pytest.fixture
+def foreign(watched: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(watched, tmp_path / "theirs"))

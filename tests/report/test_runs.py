@@ -145,6 +145,7 @@ def test_a_link_to_another_folder_is_not_followed_and_one_within_is(foreign: Pat
     assert [phase.name for phase in read_run(root, "root").phases] == ["kept", "kept"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.yaml", "last.ckpt", "teacher.safetensors"])
 def test_what_images_need_is_no_link_out_of_the_folder(foreign: Path, name: str) -> None:
     (foreign.parent / "outside").write_text("secret: 1")

@@ -84,6 +84,7 @@ def test_a_table_keeps_what_it_answers() -> None:
     assert torch.allclose(table(images(), torch.arange(90)), LabelTeacher(10)(LABELS).float())
 
 
+@pytest.mark.slow
 def test_alignment_to_labels_raises_the_margin(tmp_path: Path) -> None:
     class Wide(UserVAE):
         def __init__(self) -> None:

@@ -229,6 +229,7 @@ def test_the_expected_wealth_at_the_truth_is_one(alpha: float, monkeypatch: pyte
     assert len(different) > 20
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(seed=SEEDS, row=st.integers(0, 150))
 def test_bets_depend_on_earlier_rows_only(seed: int, row: int) -> None:
@@ -295,6 +296,7 @@ def test_nothing_is_bet_once_the_goal_is_reached() -> None:
 # What every sample must show
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     seed=SEEDS,
@@ -312,6 +314,7 @@ def test_the_bound_lies_between_the_lowest_score_and_the_plugin_margin(
     assert min(population.lowest, margin) - 1e-8 <= population.bound(drawn, alpha) <= margin
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(seed=SEEDS, components=st.integers(2, 20), rows=st.sampled_from([30, 210]))
 def test_components_may_change_places(seed: int, components: int, rows: int) -> None:
@@ -353,6 +356,7 @@ def test_scores_without_spread_and_teachers_at_their_floor_are_borne(
         assert found > entropy - 1.2 * math.log(20) / 500 * (entropy - lowest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_the_bound_rises_with_the_error_probability_on_these_rows(seed: int) -> None:
     """On these: the bets follow ``alpha``, and no theorem says so for all rows."""
@@ -383,7 +387,10 @@ def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "right", "floor"),
-    [(1, 0.1, 0.01), (2, 0.1, 0.01), (2, 0.5, 0.3), (3, 0.05, 0.1), (3, 0.9, 0.3), (4, 0.1, 0.01)],
+    [
+        *((1, 0.1, 0.01), (2, 0.1, 0.01), (2, 0.5, 0.3), (3, 0.05, 0.1), (3, 0.9, 0.3)),
+        pytest.param(4, 0.1, 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_the_exact_error_probability_of_coin_flips_is_at_most_alpha(rows: int, right: float, floor: float) -> None:
     population = Population.coin(right, floor)
@@ -406,6 +413,7 @@ def null_population() -> Population:
     return Population(teacher.repeat(20, axis=0), np.tile(witness, (30, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("population", "rows", "repetitions"),
     [(Population.rarely_wrong(0.01), 40, 100), (null_population(), 40, 50), (Population.coin(0.9, 0.3), 210, 20)],

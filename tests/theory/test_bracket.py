@@ -39,6 +39,7 @@ def brute_force(posterior: Posterior, draws: Tensor) -> tuple[np.ndarray, np.nda
     return np.array(lower), np.array(upper)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 12), dim=st.integers(1, 4), seed=st.integers(0, 2**16))
 def test_the_summands_are_their_definition(rows: int, dim: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -101,6 +102,7 @@ def test_each_side_fails_no_more_often_than_it_says(nats: float, dim: int, shift
     assert sums[0] / repetitions - deviation <= nats <= sums[1] / repetitions + deviation
 
 
+@pytest.mark.slow
 def test_the_rows_own_information_lies_between_its_bounds() -> None:
     """Of 30 rows, whose information is known from many draws."""
     posterior = channel(1.5, 30, 2)
@@ -160,6 +162,7 @@ def test_codes_far_more_precise_than_their_spread_lose_no_digits() -> None:
     assert torch.allclose(table, posterior.log_density(draws[:, None]) + 0.5 * math.log(2 * math.pi), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_any_distribution_gives_what_its_gaussian_twin_gives() -> None:
     mean, log_variance = channel(1.0, 2000, 2)
     gaussian = Independent(Normal(mean, (log_variance / 2).exp()), 1)
@@ -174,6 +177,7 @@ def test_any_distribution_gives_what_its_gaussian_twin_gives() -> None:
     assert plain.to_dict() == pytest.approx(found.to_dict())
 
 
+@pytest.mark.slow
 def test_categories_and_mixtures_have_a_bracket_too() -> None:
     """Rows of 4 categories that are told apart perfectly carry log 4 nats; a mixture's rate is that of its draws."""
     labels = torch.arange(1000) % 4
@@ -189,6 +193,7 @@ def test_categories_and_mixtures_have_a_bracket_too() -> None:
     assert information_bracket_of(mixture).rate is None
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 200))
 def test_a_bound_of_a_mean_is_below_the_average_and_does_not_depend_on_the_order(seed: int, rows: int) -> None:
     numbers = torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 3 - 1
@@ -198,6 +203,7 @@ def test_a_bound_of_a_mean_is_below_the_average_and_does_not_depend_on_the_order
     assert upper_bound_of_mean(-numbers, 1.0, 0.05) == pytest.approx(-bound)
 
 
+@pytest.mark.slow
 def test_a_bound_of_a_mean_holds_for_numbers_of_different_distributions() -> None:
     """Coins of two kinds, whose average mean is 0.3; at 20 % error no more than 20 % fail."""
     chances = torch.tensor([0.1] * 100 + [0.5] * 100, dtype=torch.float64)

@@ -23,6 +23,7 @@ def loss(calibration: Calibration, teacher: Tensor, logits: Tensor) -> float:
     return -float((teacher * calibration(logits).log_softmax(dim=-1)).sum(dim=-1).mean())
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**16))
 def test_newton_finds_the_minimum_that_scipy_finds(seed: int) -> None:

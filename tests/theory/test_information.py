@@ -32,6 +32,7 @@ def test_teacher_information_is_the_cost_of_the_mean_teacher(rows: int, componen
     assert float(information.constant_student_loss(teacher, mean)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_no_constant_student_beats_the_mean_teacher() -> None:
     """Over 20,000 random constants, near the optimum and far from it."""
     teacher = random_probs(50, 6, seed=1)
@@ -64,6 +65,7 @@ def test_margin_of_a_constant_witness_is_minus_its_divergence_from_the_mean(
     assert float(margin) == pytest.approx(-brute_force_kl(mean, student[0].tolist()), abs=1e-12)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_margin_is_at_most_the_information_with_equality_at_the_teacher(rows: int, components: int, seed: int) -> None:
     teacher = random_probs(rows, components, seed)

@@ -28,6 +28,7 @@ def channel(points: int, noise: float, seed: int) -> tuple[Tensor, Tensor, Tenso
     return codes.reshape(-1, 1), weights.reshape(-1), which.reshape(-1), information
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     points=st.integers(2, 6),

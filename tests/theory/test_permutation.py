@@ -64,6 +64,7 @@ def test_the_sampled_value_approaches_the_enumeration_of_all_pairings(seed: int)
     assert sampled == pytest.approx(exact, abs=5 * error + 1e-4)
 
 
+@pytest.mark.slow
 def test_tied_rows_count_as_at_least() -> None:
     """Two kinds of rows, three of each: a pairing by kind is one of 6! / (3! 3!) = 20."""
     teacher = torch.tensor([[0.9, 0.1], [0.1, 0.9]], dtype=torch.float64).repeat(3, 1)
@@ -135,6 +136,7 @@ def test_the_global_seed_reproduces_the_value_without_a_generator() -> None:
     assert len(values) == 1
 
 
+@pytest.mark.slow
 def test_a_validation_set_takes_seconds_and_no_matrix_of_all_pairs() -> None:
     """40,000 rows squared would be 12.8 GB; one pass holds a copy of the rows."""
     teacher, logits = random_probs(40_000, 25, seed=0), random_logits(40_000, 25, seed=1)

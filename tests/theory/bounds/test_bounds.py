@@ -250,6 +250,7 @@ def test_bernstein_never_exceeds_the_bound_that_knows_the_average_teacher(sample
     assert found <= scores.mean() - known + TOLERANCE
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(sample=SAMPLES, seed=st.integers(0, 2**16))
 def test_no_method_puts_a_constant_witness_above_zero(sample: Sample, seed: int) -> None:
@@ -261,6 +262,7 @@ def test_no_method_puts_a_constant_witness_above_zero(sample: Sample, seed: int)
         assert certify(sample.teacher, constant, method=method, teacher_floor=floor).margin_lower <= TOLERANCE
 
 
+@pytest.mark.slow
 @given(sample=SAMPLES)
 def test_sums_give_the_numbers_of_a_computation_row_by_row(sample: Sample) -> None:
     sums = CertificateSums.of(ScoredRows.check(sample.teacher, np.log(sample.witness)))
