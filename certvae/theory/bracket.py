@@ -14,6 +14,7 @@ from certvae.theory.contrast import CHUNK, Contrast, PairDensity, contrast, gaus
 from certvae.theory.fixed_bets import lower_bound_of_mean, upper_bound_of_mean
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import as_keys, row_uniform
+from certvae.theory.self_bounding import information_growth, information_step, lower_bound_of_expectation
 
 __all__ = ["InformationBracket", "information_bracket", "information_bracket_of"]
 
@@ -288,16 +289,7 @@ def _draws_lower(summands: Tensor, error: float) -> float:
 
 
 def _population_lower(information: float, sizes: list[int], error: float) -> float:
-    r"""From the information of blocks to that of the population: concentration of self-bounding functions.
-
-    :math:`f = \sum_g B_g I_g` changes by at most ``c`` with a row, and by at most :math:`a f` with all of them.
-    Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On concentration of self-bounding functions*,
-    theorem 1.
-    """
-    step = max(math.log(size) + (size - 1) * math.log(size / (size - 1)) for size in sizes)
-    smallest = min(sizes)
-    a = 1 + (1 - 1 / smallest) / (math.log(smallest) - 1 + 1 / smallest)
-    value, need = sum(sizes) * max(0.0, information) / step, -math.log(error)
-    spread = need * (3 * a + 1) / 6
-    bernstein = math.sqrt(spread**2 + 2 * need * a * value) - spread
-    return (value - min(bernstein, math.sqrt(sum(sizes) * need / 2))) * step / sum(sizes)
+    r"""From the information of blocks to that of the population, by :math:`f = \sum_g B_g I_g` of independent rows."""
+    rows, step = sum(sizes), max(map(information_step, sizes))
+    value = rows * max(0.0, information)
+    return lower_bound_of_expectation(value, step, information_growth(min(sizes)), rows, error) / rows
