@@ -81,12 +81,10 @@ class CodebookInformation:
         of = f"({self.confidence:.4g} confidence, {self.rows:,} rows)".replace("0.95 ", "95 % ")
         books = "" if self.codebooks == 1 else f"{self.codebooks} x "
         use = f"{self.used:,} of {books}{self.size:,} codes used, perplexity {self.perplexity:.4g}"
-        between = (
-            f"between {self.lower:.3g} and {self.upper:.3g} nats" if self.lower else f"at most {self.upper:.3g} nats"
-        )
+        carry = f"between {self.lower:.3g} and {self.upper:.3g}" if self.lower else f"at most {self.upper:.3g}"
         if self.codes == 1:
-            return f"{use}; the code carries {between}, {math.log(self.size):.3g} can be {of}"
-        return f"{use}; the {self.codes:,} codes of a row carry {between}, each about {self.estimate:.3g} {of}"
+            return f"{use}; the code carries {carry} nats, of {math.log(self.size):.3g} that it can {of}"
+        return f"{use}; the {self.codes:,} codes of a row carry {carry} nats, each about {self.estimate:.3g} {of}"
 
 
 @dataclass(frozen=True)
@@ -270,13 +268,18 @@ def _kind(values: Tensor, size: int | None, kind: str | None) -> str:
         raise TypeError(f"`codes` of kind 'indices' must be integers, got {values.dtype}; give codes.long().")
     if kind in ("logits", "probs") and not values.is_floating_point():
         raise TypeError(f"`codes` of kind {kind!r} must be floats, got {values.dtype}; give codes.float().")
-    if kind is None and not values.is_floating_point() and values.ndim > 1 and values.shape[-1] == size:
-        if bool(((values == 0) | (values == 1)).all() & (values.sum(dim=-1) == 1).all()):
-            raise ValueError(
-                f"`codes` of shape {tuple(values.shape)} look one-hot, and not like indices. Give codes.argmax(-1), or "
-                "kind='indices' if they are indices."
-            )
+    if kind is None and _look_one_hot(values, size):
+        raise ValueError(
+            f"`codes` of shape {tuple(values.shape)} look one-hot, and not like indices. Give codes.argmax(-1), or "
+            "kind='indices' if they are indices."
+        )
     return kind or ("probs" if values.is_floating_point() else "indices")
+
+
+def _look_one_hot(values: Tensor, size: int | None) -> bool:
+    if values.is_floating_point() or values.ndim == 1 or values.shape[-1] != size:
+        return False
+    return bool(((values == 0) | (values == 1)).all() & (values.sum(dim=-1) == 1).all())
 
 
 def _indices(values: Tensor, size: int | None) -> tuple[Tensor, int]:
@@ -318,11 +321,16 @@ def _index_sums(indices: Tensor, size: int, each: bool) -> CodebookSums:
     weights = _counts(entries, books * size).view(books, size)
     entropies = weights.new_zeros(books, 2)
     if codes > 1 and not each:
-        for part in indices.split(max(1, CHUNK // size)):
-            places = torch.arange(len(part), device=part.device)[:, None]
-            table = _counts(part + size * places, len(part) * size).view(-1, size)
-            entropies[0, 1] += entropy(table / codes).sum()
+        entropies[0, 1] = _row_entropies(indices, size)
     return CodebookSums(weights, weights, entropies, rows, codes, False)
+
+
+def _row_entropies(indices: Tensor, size: int) -> Tensor:
+    r"""Sum over rows of the entropy of a row's own histogram, :math:`\log P - \frac1P \sum_k c_k \log c_k`."""
+    rows, codes = indices.shape
+    entries = indices + size * torch.arange(rows, device=indices.device)[:, None]
+    counts = entries.sort(dim=1).values.flatten().unique_consecutive(return_counts=True)[1].double()
+    return rows * math.log(codes) - torch.xlogy(counts, counts).sum() / codes
 
 
 def _soft_sums(given: Tensor, each: bool, logits: bool) -> CodebookSums:
