@@ -83,7 +83,7 @@ class CodebookInformation:
         use = f"{self.used:,} of {books}{self.size:,} codes used, perplexity {self.perplexity:.4g}"
         carry = f"between {self.lower:.3g} and {self.upper:.3g}" if self.lower else f"at most {self.upper:.3g}"
         if self.codes == 1:
-            return f"{use}; the code carries {carry} nats, of {math.log(self.size):.3g} that it can {of}"
+            return f"{use}; the code carries {carry} of {math.log(self.size):.3g} possible nats {of}"
         return f"{use}; the {self.codes:,} codes of a row carry {carry} nats, each about {self.estimate:.3g} {of}"
 
 
