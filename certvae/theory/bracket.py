@@ -149,8 +149,8 @@ def information_bracket_of(
         posterior: of N rows: a ``torch.distributions`` object with N as the first part of its batch shape, or anything
             with its ``sample()``, which gives N codes, and ``log_prob(codes)``, which takes codes ``(n, 1, ...)`` and
             gives ``(n, N)``, or ``(n, N, ...)`` where further axes are summed.
-        prior: with ``log_prob(codes)``; the rate is in closed form where torch knows one, else of the draws. None: no
-            rate, so that only other rows give an upper side.
+        prior: one distribution for all rows, N(0, 1) or any other, with ``log_prob(codes)``; the rate is in closed
+            form where torch knows one, else of the draws. None: no rate, so that only other rows give an upper side.
         confidence: of each of the four bounds on its own, in (0, 1).
         method: see :func:`information_bracket`.
         seed: of the draws.
@@ -179,9 +179,7 @@ def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
 
     def density(part: Tensor) -> Tensor:
         few = max(1, chunk // (rows * size))
-        with torch.no_grad():
-            tables = [posterior.log_prob(draws[some].unsqueeze(1)) for some in part.split(few)]
-        table = as_float64(torch.cat(tables))
+        table = as_float64(torch.cat([_log_prob(posterior, draws[some].unsqueeze(1)) for some in part.split(few)]))
         if table.shape[:2] != (len(part), rows):
             raise ValueError(
                 f"`posterior.log_prob` must give a number for each of {len(part)} codes and {rows} rows, got "
@@ -192,15 +190,38 @@ def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
     return density
 
 
+@torch.no_grad()
+def _log_prob(posterior: Any, codes: Tensor) -> Tensor:
+    try:
+        return posterior.log_prob(codes)
+    except ValueError as error:
+        if "within the support" not in str(error):
+            raise
+        raise ValueError(
+            "`posterior.log_prob` must give -inf for codes that a row cannot give, and refuses some of them. Make the "
+            f"{type(posterior).__name__}, and what it is made of, with validate_args=False."
+        ) from None
+
+
 def _rates_of(posterior: Any, prior: Any, draws: Tensor, own: Tensor) -> tuple[Tensor | None, bool]:
     if prior is None:
         return None, False
+    with torch.no_grad():
+        closed = _closed_rates(posterior, prior)
+        known = as_float64(prior.log_prob(draws) if closed is None else closed).reshape(len(draws), -1).sum(dim=1)
+    rates = own - known if closed is None else known
+    if bool(rates.isnan().any()):
+        raise ValueError("`prior` must give every code a log-density, or a divergence, that is a number, got NaN.")
+    return rates, closed is not None
+
+
+def _closed_rates(posterior: Any, prior: Any) -> Tensor | None:
+    if not (isinstance(posterior, Distribution) and isinstance(prior, Distribution)):
+        return None
     try:
-        if isinstance(posterior, Distribution):
-            return as_float64(kl_divergence(posterior, prior)).reshape(len(draws), -1).sum(dim=1), True
+        return kl_divergence(posterior, prior)
     except NotImplementedError:
-        pass
-    return own - as_float64(prior.log_prob(draws)).reshape(len(draws), -1).sum(dim=1), False
+        return None
 
 
 def _checked(mean: Any, log_variance: Any) -> Posterior:
