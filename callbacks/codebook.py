@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
 
 from certvae.monitoring.batch_reader import choose_loader
-from certvae.reading.inputs import select_inputs
 from certvae.reading.latents import LatentCapture, Latents, LatentSource, _choose, _select
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
@@ -151,13 +151,12 @@ class CodebookCallback(Callback):
             self._add(codes[counted.to(codes.device)], positions[counted], kind, axis)
 
     def _cut_into_rows(self, codes: Tensor, batch: Any) -> Tensor:
-        """Codes with one entry of the first axis for each row of the batch, where its first part tells their number."""
-        try:
-            rows = len(select_inputs(batch))
-        except (TypeError, ValueError):
+        """Codes with one entry of the first axis for each row of the batch, which is the length of its first tensor."""
+        sizes: list[int] = []
+        apply_to_collection(batch, Tensor, lambda tensor: sizes.extend(tensor.shape[:1]))
+        if codes.ndim == 0 or len(codes) in sizes or not any(sizes):
             return codes
-        if codes.ndim == 0 or len(codes) == rows or rows == 0:
-            return codes
+        rows = next(filter(None, sizes))
         if len(codes) % rows:
             raise ValueError(
                 f"`latents` must give codes of each of the batch's {rows} rows, got {tuple(codes.shape)}. Give a "

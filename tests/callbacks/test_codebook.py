@@ -138,6 +138,18 @@ def test_codes_laid_end_to_end_are_cut_into_rows_with_one_warning(tmp_path: Path
     assert callback.information.used == twin.information.used
 
 
+def test_batches_of_any_structure_tell_their_rows() -> None:
+    cut = CodebookCallback("quantizer:2", SIZE)._cut_into_rows
+    images, flat = torch.zeros(5, 1, 8, 8), torch.zeros(20).long()
+    with pytest.warns(UserWarning, match="as 5 rows of 4 codes"):
+        assert cut(flat, {"image": images, "step": torch.tensor(3)}).shape == (5, 4)
+    for batch in (images, [images, torch.zeros(5)], {"views": [images, images]}):
+        assert cut(flat, batch).shape == (5, 4)
+        assert cut(flat[:5], batch).shape == (5,)
+    assert cut(flat, {"weights": torch.zeros(7), "image": torch.zeros(20, 3)}).shape == (20,)
+    assert cut(flat, {"path": "a.png"}).shape == (20,)
+
+
 def test_one_line_is_printed_when_the_reading_changes_and_it_names_dead_codes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,7 +184,7 @@ def test_a_run_is_the_same_bits_with_and_without_it(tmp_path: Path, precision: s
 
 def test_codes_that_are_not_finite_give_a_warning_and_no_numbers_and_training_goes_on(tmp_path: Path) -> None:
     callback = CodebookCallback("quantizer:2", SIZE, kind="logits")
-    with pytest.warns(UserWarning, match="the codes of row 0 are NaN or infinite, so that epoch 0 has no numbers"):
+    with pytest.warns(UserWarning, match="the codes of row 0 are NaN or infinite, so that epoch [01] has no numbers"):
         runner, _ = fit(tmp_path, [callback], of("nan"), max_epochs=2)
     assert runner.current_epoch == 2
     assert (logged(runner), callback.information) == ({}, None)
