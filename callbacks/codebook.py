@@ -18,7 +18,8 @@ from certvae.monitoring.batch_reader import choose_loader
 from certvae.reading.latents import LatentCapture, Latents, LatentSource, _choose, _select
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
-from certvae.theory.codebook import CodebookInformation, CodebookSums, CodeKind, Positions, codebook_sums
+from certvae.theory.codebook import CodebookInformation, information_of_sums
+from certvae.theory.codebook_sums import CodebookSums, CodeKind, Positions, codebook_sums
 
 __all__ = ["CodebookCallback"]
 
@@ -200,7 +201,7 @@ class CodebookCallback(Callback):
         elif sums is None:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
         else:
-            self.information = sums.information(self.confidence)
+            self.information = information_of_sums(sums, self.confidence)
             self._publish(trainer, pl_module, self.information, missing, device)
 
     def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[CodebookSums | None, bool, int]:
