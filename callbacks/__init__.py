@@ -2,6 +2,7 @@
 
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.codebook import CodebookCallback
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
@@ -19,6 +20,7 @@ __all__ = [
     "CertificateGuard",
     "CertificateLostError",
     "CheckpointError",
+    "CodebookCallback",
     "CollapseDiagnostics",
     "DualController",
     "InformationCallback",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from certvae.teachers import load_teacher
     from certvae.teachers.search import TeacherSearch
     from certvae.theory.bracket import InformationBracket, information_bracket, information_bracket_of
+    from certvae.theory.codebook import CodebookInformation, codebook_information
     from certvae.theory.witness import SimplexWitness
 
 __version__ = "0.2.0.dev0"
@@ -22,12 +23,14 @@ __all__ = [
     "Certificate",
     "CertificateMetric",
     "CertificateSettings",
+    "CodebookInformation",
     "InformationBracket",
     "Reading",
     "SimplexWitness",
     "Status",
     "TeacherSearch",
     "certify",
+    "codebook_information",
     "information_bracket",
     "information_bracket_of",
     "load_teacher",
@@ -61,6 +64,10 @@ def _load(name: str) -> Any:
         from certvae.theory import bracket
 
         return getattr(bracket, name)
+    if name in ("CodebookInformation", "codebook_information"):
+        from certvae.theory import codebook
+
+        return getattr(codebook, name)
     if name == "SimplexWitness":
         from certvae.theory.witness import SimplexWitness
 

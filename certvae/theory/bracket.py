@@ -14,6 +14,7 @@ from certvae.theory.contrast import CHUNK, Contrast, PairDensity, contrast, gaus
 from certvae.theory.fixed_bets import lower_bound_of_mean, upper_bound_of_mean
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_noise import as_keys, row_uniform
+from certvae.theory.self_bounding import information_growth, information_step, lower_bound_of_expectation
 
 __all__ = ["InformationBracket", "information_bracket", "information_bracket_of"]
 
@@ -152,8 +153,8 @@ def information_bracket_of(
         posterior: of N rows: a ``torch.distributions`` object with N as the first part of its batch shape, or anything
             with its ``sample()``, which gives N codes, and ``log_prob(codes)``, which takes codes ``(n, 1, ...)`` and
             gives ``(n, N)``, or ``(n, N, ...)`` where further axes are summed.
-        prior: with ``log_prob(codes)``; the rate is in closed form where torch knows one, else of the draws. None: no
-            rate, so that only other rows give an upper side.
+        prior: one distribution for all rows, N(0, 1) or any other, with ``log_prob(codes)``; the rate is in closed
+            form where torch knows one, else of the draws. None: no rate, so that only other rows give an upper side.
         confidence: of each of the four bounds on its own, in (0, 1).
         method: see :func:`information_bracket`.
         seed: of the draws.
@@ -182,9 +183,7 @@ def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
 
     def density(part: Tensor) -> Tensor:
         few = max(1, chunk // (rows * size))
-        with torch.no_grad():
-            tables = [posterior.log_prob(draws[some].unsqueeze(1)) for some in part.split(few)]
-        table = as_float64(torch.cat(tables))
+        table = as_float64(torch.cat([_log_prob(posterior, draws[some].unsqueeze(1)) for some in part.split(few)]))
         if table.shape[:2] != (len(part), rows):
             raise ValueError(
                 f"`posterior.log_prob` must give a number for each of {len(part)} codes and {rows} rows, got "
@@ -195,15 +194,38 @@ def _pair_density(posterior: Any, draws: Tensor, chunk: int) -> PairDensity:
     return density
 
 
+@torch.no_grad()
+def _log_prob(posterior: Any, codes: Tensor) -> Tensor:
+    try:
+        return posterior.log_prob(codes)
+    except ValueError as error:
+        if "within the support" not in str(error):
+            raise
+        raise ValueError(
+            "`posterior.log_prob` must give -inf for codes that a row cannot give, and refuses some of them. Make the "
+            f"{type(posterior).__name__}, and what it is made of, with validate_args=False."
+        ) from None
+
+
 def _rates_of(posterior: Any, prior: Any, draws: Tensor, own: Tensor) -> tuple[Tensor | None, bool]:
     if prior is None:
         return None, False
+    with torch.no_grad():
+        closed = _closed_rates(posterior, prior)
+        known = as_float64(prior.log_prob(draws) if closed is None else closed).reshape(len(draws), -1).sum(dim=1)
+    rates = own - known if closed is None else known
+    if bool(rates.isnan().any()):
+        raise ValueError("`prior` must give every code a log-density, or a divergence, that is a number, got NaN.")
+    return rates, closed is not None
+
+
+def _closed_rates(posterior: Any, prior: Any) -> Tensor | None:
+    if not (isinstance(posterior, Distribution) and isinstance(prior, Distribution)):
+        return None
     try:
-        if isinstance(posterior, Distribution):
-            return as_float64(kl_divergence(posterior, prior)).reshape(len(draws), -1).sum(dim=1), True
+        return kl_divergence(posterior, prior)
     except NotImplementedError:
-        pass
-    return own - as_float64(prior.log_prob(draws)).reshape(len(draws), -1).sum(dim=1), False
+        return None
 
 
 def _checked(mean: Any, log_variance: Any) -> Posterior:
@@ -292,16 +314,7 @@ def _draws_lower(summands: Tensor, error: float) -> float:
 
 
 def _population_lower(information: float, sizes: list[int], error: float) -> float:
-    r"""From the information of blocks to that of the population: concentration of self-bounding functions.
-
-    :math:`f = \sum_g B_g I_g` changes by at most ``c`` with a row, and by at most :math:`a f` with all of them.
-    Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On concentration of self-bounding functions*,
-    theorem 1.
-    """
-    step = max(math.log(size) + (size - 1) * math.log(size / (size - 1)) for size in sizes)
-    smallest = min(sizes)
-    a = 1 + (1 - 1 / smallest) / (math.log(smallest) - 1 + 1 / smallest)
-    value, need = sum(sizes) * max(0.0, information) / step, -math.log(error)
-    spread = need * (3 * a + 1) / 6
-    bernstein = math.sqrt(spread**2 + 2 * need * a * value) - spread
-    return (value - min(bernstein, math.sqrt(sum(sizes) * need / 2))) * step / sum(sizes)
+    r"""From the information of blocks to that of the population, by :math:`f = \sum_g B_g I_g` of independent rows."""
+    rows, step = sum(sizes), max(map(information_step, sizes))
+    value = rows * max(0.0, information)
+    return lower_bound_of_expectation(value, step, information_growth(min(sizes)), rows, error) / rows

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from certvae.callbacks import CertificateCallback, CollapseDiagnostics, InformationCallback, ProbeCallback
+from certvae.callbacks import (
+    CertificateCallback,
+    CodebookCallback,
+    CollapseDiagnostics,
+    InformationCallback,
+    ProbeCallback,
+)
 from certvae.datamodules import DigitsDataModule
 from tests.distributed.jobs import Result, Silent, WithAdam, spread, teacher, trained, vae
 from tests.distributed.sets import BATCH, Stream, digits
@@ -21,7 +27,7 @@ def logged(metrics: Any) -> dict[str, float]:
     return {
         name: float(value)
         for name, value in metrics.items()
-        if name.startswith(("probe", "diagnostics", "information"))
+        if name.startswith(("probe", "diagnostics", "information", "signs", "soft"))
     }
 
 
@@ -49,6 +55,19 @@ def informed(folder: Path, world: int, rows: int) -> Result:
     return logged(run.callback_metrics)
 
 
+def coded(folder: Path, world: int, rows: int) -> Result:
+    """The signs of six coordinates as indices, and the coordinates as logits, of rows that do not divide evenly."""
+
+    def mean(module: Any, batch: Any) -> Any:
+        return module(batch[0]).mean
+
+    signs = CodebookCallback(lambda *given: (mean(*given) > 0).long(), 2, kind="indices", name="signs")
+    soft = CodebookCallback(mean, 6, kind="logits", name="soft")
+    run = spread(folder, world, callbacks=[signs, soft])
+    run.validate(vae(), DigitsDataModule(BATCH, subset=rows), verbose=False)
+    return logged(run.callback_metrics)
+
+
 def streamed(folder: Path, world: int, idle: int | None) -> Result:
     """Iterable data; ``idle`` counts from the end if negative, and is nobody in a single process."""
     absent = None if idle is None or world == 1 else idle % world
@@ -62,6 +81,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "probed": probed,
     **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
     **{f"informed_{rows}": partial(informed, rows=rows) for rows in ROWS},
+    **{f"coded_{rows}": partial(coded, rows=rows) for rows in ROWS},
     "streamed": partial(streamed, idle=None),
     "first_process_idle": partial(streamed, idle=0),
     "last_process_idle": partial(streamed, idle=-1),

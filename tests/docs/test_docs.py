@@ -25,7 +25,14 @@ run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "blocks"),
-    [("tutorial.md", 11), ("mathematics.md", 6), ("limits.md", 1), ("python.md", 8), ("information.md", 2)],
+    [
+        ("tutorial.md", 11),
+        ("mathematics.md", 6),
+        ("limits.md", 1),
+        ("python.md", 8),
+        ("information.md", 2),
+        ("codebooks.md", 4),
+    ],
 )
 def test_every_block_of_a_page_runs_and_prints_what_the_page_shows(tmp_path: Path, page: str, blocks: int) -> None:
     assert run_page(DOCS / page, tmp_path, TRAINED.get(page, 0.0)) == blocks
@@ -43,8 +50,8 @@ def test_a_wrong_number_or_word_on_a_page_is_noticed(tmp_path: Path) -> None:
 
 
 def test_every_test_that_the_mathematics_names_is_there() -> None:
-    names = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (DOCS / "mathematics.md").read_text()))
-    names |= set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (DOCS / "information.md").read_text()))
+    pages = "".join((DOCS / page).read_text() for page in ("mathematics.md", "information.md", "codebooks.md"))
+    names = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", pages))
     assert len(names) > 30
     for path, name in names:
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"

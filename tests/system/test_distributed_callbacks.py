@@ -56,6 +56,17 @@ def test_the_information_is_that_of_one_process(one: Results, two: list[Results]
     assert seen == pytest.approx(one[f"informed_{rows}"], abs=TOLERANCE)
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_codebook_is_that_of_one_process_and_padding_is_not_counted(
+    one: Results, two: list[Results], rows: int
+) -> None:
+    seen, expected = common(two, f"coded_{rows}"), one[f"coded_{rows}"]
+    assert len(seen) == 10
+    assert seen == pytest.approx(expected, abs=TOLERANCE)
+    for name in ("signs/used", "soft/used"):
+        assert seen[name] == expected[name]
+
+
 @pytest.mark.parametrize("job", ["first_process_idle", "last_process_idle"])
 def test_a_process_without_rows_takes_part(one: Results, two: list[Results], job: str) -> None:
     """Its rows have other places then, and with them other noise in the mutual information."""

@@ -10,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import Tensor
-from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.distributions import (
+    Categorical,
+    Independent,
+    Laplace,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    OneHotCategorical,
+    TransformedDistribution,
+    Uniform,
+    kl_divergence,
+)
+from torch.distributions.transforms import AffineTransform, ExpTransform, StickBreakingTransform, TanhTransform
 
-from certvae import InformationBracket, information_bracket, information_bracket_of
+from certvae import InformationBracket, codebook_information, information_bracket, information_bracket_of
 from certvae.theory.contrast import CHUNK, contrast, gaussian_contrast, gaussian_density
 from certvae.theory.fixed_bets import lower_bound_of_mean, upper_bound_of_mean
 from certvae.theory.posterior import Posterior
@@ -165,10 +177,10 @@ def test_codes_far_more_precise_than_their_spread_lose_no_digits() -> None:
 @pytest.mark.slow
 def test_any_distribution_gives_what_its_gaussian_twin_gives() -> None:
     mean, log_variance = channel(1.0, 2000, 2)
-    gaussian = Independent(Normal(mean, (log_variance / 2).exp()), 1)
+    posterior = Independent(Normal(mean, (log_variance / 2).exp()), 1)
     prior = Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1)
     state = torch.get_rng_state()
-    found, twin = information_bracket_of(gaussian, prior), information_bracket(mean, log_variance, block=2000)
+    found, twin = information_bracket_of(posterior, prior), information_bracket(mean, log_variance, block=2000)
     assert torch.equal(state, torch.get_rng_state())
     assert found.rate == pytest.approx(twin.rate)
     assert found.lower_estimate == pytest.approx(twin.lower_estimate, abs=0.1)
@@ -191,6 +203,139 @@ def test_categories_and_mixtures_have_a_bracket_too() -> None:
     assert found.lower <= math.log(4) <= found.upper
     assert found.rate is not None
     assert information_bracket_of(mixture).rate is None
+
+
+def gaussian(nats: float, rows: int, dim: int) -> Any:
+    mean, log_variance = channel(nats, rows, dim)
+    return Independent(Normal(mean, (log_variance / 2).exp()), 1)
+
+
+def test_a_flow_after_a_gaussian_carries_what_the_gaussian_carries() -> None:
+    """An invertible map loses nothing: each summand is the same, of elementwise maps and of one over coordinates."""
+    base, prior = gaussian(1.5, 600, 3), Independent(Normal(torch.zeros(3).double(), 1.0), 1)
+    plain = information_bracket_of(base, prior)
+    shift = AffineTransform(torch.tensor([1.0, -2.0, 0.5]).double(), 3.0, event_dim=1)
+    maps: list[list[Any]] = [[TanhTransform()], [shift, ExpTransform()], [StickBreakingTransform()], [TanhTransform(1)]]
+    for transforms in maps:
+        found = information_bracket_of(
+            TransformedDistribution(base, transforms), TransformedDistribution(prior, transforms)
+        )
+        assert found.to_dict() == pytest.approx(plain.to_dict(), abs=1e-6)
+    rows = Independent(Normal(torch.zeros(600, 3).double(), 1.0), 1)  # the row is in the flow, and not in its base
+    own = TransformedDistribution(rows, [AffineTransform(base.mean, base.stddev, event_dim=1)])
+    found = information_bracket_of(own, prior)
+    assert found.lower <= 1.5 <= found.upper
+    assert found.rate == pytest.approx(plain.rate, abs=0.1)
+
+
+class Autoregressive:
+    """A flow as people write them: a step of its own, the density by the change of variables; no torch distribution."""
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def sample(self) -> Tensor:
+        first, second = self.base.sample().unbind(dim=-1)
+        return torch.stack([first, second * first.cos().exp() + first**2], dim=-1)
+
+    def log_prob(self, codes: Tensor) -> Tensor:
+        first, second = codes.unbind(dim=-1)
+        inverse = torch.stack([first, (second - first**2) * (-first.cos()).exp()], dim=-1)
+        return self.base.log_prob(inverse) - first.cos()
+
+
+def test_an_object_with_sample_and_log_prob_is_enough() -> None:
+    base = gaussian(2.0, 500, 2)
+    found, plain = information_bracket_of(Autoregressive(base)), information_bracket_of(base)
+    assert found.to_dict() == pytest.approx(plain.to_dict(), abs=1e-6)
+    prior = Autoregressive(Independent(Normal(torch.zeros(2).double(), 1.0), 1))
+    rate = information_bracket_of(Autoregressive(base), prior).rate
+    assert rate == pytest.approx(information_bracket_of(base, prior.base).rate, abs=0.2)
+
+
+def test_a_mixture_whose_component_says_nothing_carries_what_one_component_carries() -> None:
+    base = gaussian(1.0, 1500, 2)
+    means = torch.stack([base.mean - 50, base.mean + 50], dim=1)
+    parts = Independent(Normal(means, base.stddev[:, None].expand(-1, 2, -1)), 1)
+    mixture = MixtureSameFamily(Categorical(torch.ones(1500, 2).double()), parts)
+    prior = MixtureSameFamily(
+        Categorical(torch.ones(2).double()),
+        Independent(Normal(torch.tensor([[-50.0] * 2, [50.0] * 2]).double(), 1.0), 1),
+    )
+    found = information_bracket_of(mixture, prior)
+    assert found.lower <= 1 <= found.upper
+    assert found.lower_estimate == pytest.approx(1, abs=0.1)
+    assert found.rate == pytest.approx(1, abs=0.1)
+    assert found.rows_upper < math.log(1500)
+
+
+def test_a_laplace_code_of_two_places_has_its_closed_form() -> None:
+    """Places -1 and 1 of scale 1: log 2 less the entropy of the place given the code, integrated."""
+    places = torch.where(torch.arange(2000) % 2 == 0, -1.0, 1.0).double()[:, None]
+    grid = torch.linspace(-40, 40, 400_001, dtype=torch.float64)
+    density = torch.stack([Laplace(place, 1.0).log_prob(grid).exp() for place in (-1.0, 1.0)])
+    share = density / density.sum(dim=0)
+    truth = math.log(2) + float((density * share.log()).sum() / 2 * (grid[1] - grid[0]))
+    found = information_bracket_of(Laplace(places, torch.ones_like(places)), Laplace(0.0, 2.0))
+    assert found.lower_estimate == pytest.approx(truth, abs=0.03)
+    assert found.rows_lower <= truth <= found.rows_upper
+    assert found.rate == pytest.approx(float(kl_divergence(Laplace(1.0, 1.0), Laplace(0.0, 2.0))))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_one_hot_codes_have_the_information_of_the_categories(groups: int) -> None:
+    """Of one category a row, where it is known without draws, and of several that are drawn independently."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(800, groups, 5, generator=generator, dtype=torch.float64)
+    uniform = torch.zeros(groups, 5).double()
+    found = information_bracket_of(
+        Independent(OneHotCategorical(logits=logits), 1), Independent(OneHotCategorical(logits=uniform), 1)
+    )
+    exact = codebook_information(logits, 5, kind="logits", axis=-1, positions="each")
+    assert found.rate == pytest.approx(exact.rate)
+    assert found.lower_estimate <= exact.estimate * groups + 0.2  # groups whose draws are independent add up at most
+    if groups == 1:
+        assert found.rows_lower <= exact.estimate <= found.rows_upper
+        assert found.lower_estimate == pytest.approx(exact.estimate, abs=0.08)
+        twin = information_bracket_of(Categorical(logits=logits[:, 0]), Categorical(logits=uniform[0]))
+        assert twin.lower_estimate == pytest.approx(exact.estimate, abs=0.08)
+
+
+def test_the_rate_is_that_of_the_prior_that_is_given() -> None:
+    """A code that is moved and scaled has its old rate against the prior moved alike; against N(0, 1) a larger one."""
+    base = gaussian(1.0, 1000, 2)
+    moved = Normal(base.mean * 3 + 5, base.stddev * 3)
+    old = information_bracket_of(base, Independent(Normal(torch.zeros(2).double(), 1.0), 1))
+    found = information_bracket_of(moved, Normal(5.0, 3.0))
+    wide = information_bracket_of(moved, Independent(Normal(torch.zeros(2).double(), 1.0), 1))
+    assert found.rate == pytest.approx(old.rate)
+    assert found.to_dict() == pytest.approx(old.to_dict(), abs=1e-6)
+    assert wide.rate is not None
+    assert wide.rate > 20
+    assert (wide.lower, wide.lower_estimate) == pytest.approx((found.lower, found.lower_estimate))
+    correlated = MultivariateNormal(torch.zeros(2).double(), torch.tensor([[1.0, 0.5], [0.5, 1.0]]).double())
+    mixed = information_bracket_of(base, correlated)
+    expected = kl_divergence(MultivariateNormal(base.mean, torch.diag_embed(base.variance)), correlated)
+    assert mixed.rate == pytest.approx(float(expected.mean()), abs=0.15)
+
+
+def test_codes_that_a_row_cannot_give_have_no_density_or_an_error_that_says_so() -> None:
+    """Intervals of length 1 that do not meet tell rows apart; other rows then give no upper limit, but log N does."""
+    left = 2.0 * torch.arange(50, dtype=torch.float64)[:, None]
+    with pytest.raises(ValueError, match="must give -inf for codes.*Make the Uniform.*with validate_args=False"):
+        information_bracket_of(Uniform(left, left + 1))
+    found = information_bracket_of(Uniform(left, left + 1, validate_args=False))
+    assert found.lower_estimate == pytest.approx(math.log(50))
+    assert found.rows_upper == pytest.approx(math.log(50))
+    assert found.upper == math.inf
+    assert found.to_dict()["upper"] is None
+
+    class Broken:
+        def log_prob(self, codes: Tensor) -> Tensor:
+            return codes[:, 0] * math.nan
+
+    with pytest.raises(ValueError, match="`prior` must give every code a log-density, or a divergence.*got NaN"):
+        information_bracket_of(gaussian(1.0, 20, 2), Broken())
 
 
 @pytest.mark.slow

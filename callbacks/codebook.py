@@ -1,0 +1,300 @@
+"""The callback that says how a codebook is used, and how much its indices carry about the input."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
+
+from certvae.monitoring.batch_reader import choose_loader
+from certvae.reading.latents import LatentCapture, Latents, LatentSource, _choose, _select
+from certvae.reading.rows import Attendance, RowPositions
+from certvae.theory.arguments import float64_device
+from certvae.theory.codebook import CodebookInformation, information_of_sums
+from certvae.theory.codebook_sums import CodebookSums, CodeKind, Positions, codebook_sums
+
+__all__ = ["CodebookCallback"]
+
+LOGGED = {"used": "used", "perplexity": "perplexity", "information": "estimate", "lower": "lower", "upper": "upper"}
+
+
+class CodebookCallback(Callback):
+    """Log how many entries of a codebook are used, and how much the codes carry about the input.
+
+    For VQ-VAEs and categorical codes; no teacher, no second forward pass. Logs on each validation epoch
+    ``codebook/used``, the number of entries in use; ``codebook/perplexity``; ``codebook/information``, nats, of one
+    code; and ``codebook/lower`` and ``codebook/upper``, nats, proved bounds on the information of all codes of a row.
+    See :func:`certvae.codebook_information` for each of them. An epoch's statement holds on its own: over many epochs
+    some will fail.
+
+    One line is printed when the reading changes by 10 %, and it names the dead entries when at most half are used. The
+    sums are exact: numbers are the same for any batch size and any number of processes. Memory is O(size).
+
+    A batch whose codes are not finite gives no numbers for that epoch and one warning; training goes on.
+
+    Args:
+        latents: where the codes are: a submodule and the part of its output, as in ``"quantizer:2"``, or a function
+            ``(pl_module, batch) -> codes``; see :class:`certvae.callbacks.CertificateCallback`. Codes are indices
+            ``(B, ...)``, probabilities, logits, or a categorical ``torch.distributions`` object. Codes of a batch that
+            are laid end to end, ``(B*h*w,)`` or ``(B*h*w, 1)``, are cut into B rows, with a warning.
+        size: entries of the codebook, from 2. Needed for indices.
+        kind: ``"indices"``, ``"logits"`` or ``"probs"``; None takes integers as indices, and floats as probabilities,
+            which must sum to 1.
+        axis: of the entries, for probabilities and logits; None: the last or axis 1, whichever has ``size`` entries.
+        positions: several codes of a row are from one codebook, ``"shared"``, or ``"each"`` has its own.
+        confidence: of each bound.
+        dataloader: which of several validation dataloaders is measured: its position or its name.
+        name: first part of the logged keys; letters, digits, '_', '-' or '.'.
+        save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
+
+    Attributes:
+        information: of the latest validation, the same on all processes; None before, and for codes that are not
+            finite.
+
+    Raises:
+        ValueError: if an argument is not allowed.
+    """
+
+    def __init__(
+        self,
+        latents: LatentSource,
+        size: int | None = None,
+        kind: CodeKind | None = None,
+        axis: int | None = None,
+        positions: Positions = "shared",
+        confidence: float = 0.95,
+        dataloader: int | str = 0,
+        name: str = "codebook",
+        save_dir: str | Path | None = None,
+    ) -> None:
+        super().__init__()
+        if size is not None and size < 2:
+            raise ValueError(f"`size` must be at least 2 entries, got {size}.")
+        if kind not in (None, "indices", "logits", "probs"):
+            raise ValueError(f"`kind` must be 'indices', 'logits', 'probs' or None, got {kind!r}.")
+        if kind == "indices" and size is None:
+            raise ValueError("`size` must be given with kind='indices': how many entries the codebook has.")
+        if positions not in ("shared", "each"):
+            raise ValueError(f"`positions` must be 'shared' or 'each', got {positions!r}.")
+        if not 0 < confidence < 1:
+            raise ValueError(f"`confidence` must lie between 0 and 1, got {confidence}.")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
+        self.size, self.kind, self.axis, self.positions = size, kind, axis, positions
+        self.confidence, self.dataloader, self.name, self.save_dir = confidence, dataloader, name, save_dir
+        self.capture = _CodeCapture(latents)
+        self.information: CodebookInformation | None = None
+        self._said: CodebookInformation | None = None
+        self._cut = False
+        self._loader_position = 0
+        self._rows: RowPositions | None = None
+        self._attendance: Attendance | None = None
+        self._sums: CodebookSums | None = None
+        self._broken = -1
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the hook in place.
+
+        Raises:
+            ValueError: if there is no submodule of this name.
+        """
+        if stage in ("fit", "validate"):
+            self.capture.attach(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows = self._sums = None
+        if trainer.sanity_checking:
+            return
+        self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
+        self._rows, self._broken = RowPositions(loader, trainer), -1
+        self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        measured = self._rows is not None and dataloader_idx == self._loader_position
+        self.capture.listen(measured)
+        if measured and self._attendance is not None:
+            self._attendance.begin()
+
+    @torch.no_grad()
+    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._rows is None or self._attendance is None or dataloader_idx != self._loader_position:
+            return
+        found = self.capture.read_codes(pl_module, batch)
+        codes = self._cut_into_rows(found.values.detach(), batch)
+        positions, weights = self._rows.next(len(codes))
+        self._attendance.end(len(codes))
+        counted = weights > 0
+        if bool(counted.any()):
+            kind, axis = found.kind or self.kind, self.axis if found.axis is None else found.axis
+            self._add(codes[counted.to(codes.device)], positions[counted], kind, axis)
+
+    def _cut_into_rows(self, codes: Tensor, batch: Any) -> Tensor:
+        """Codes with one entry of the first axis for each row of the batch, which is the length of its first tensor."""
+        sizes: list[int] = []
+        apply_to_collection(batch, Tensor, lambda tensor: sizes.extend(tensor.shape[:1]))
+        if codes.ndim == 0 or len(codes) in sizes or not any(sizes):
+            return codes
+        rows = next(filter(None, sizes))
+        if len(codes) % rows:
+            raise ValueError(
+                f"`latents` must give codes of each of the batch's {rows} rows, got {tuple(codes.shape)}. Give a "
+                "function (pl_module, batch) -> codes of shape (B, ...)."
+            )
+        if not self._cut:
+            rank_zero_warn(
+                f"{type(self).__name__} takes codes of shape {tuple(codes.shape)} as {rows} rows of "
+                f"{len(codes) // rows} codes, row after row. If they are laid out otherwise, give a function "
+                "(pl_module, batch) -> codes."
+            )
+        self._cut = True
+        return codes.view(rows, -1) if codes.shape[1:] in ((), (1,)) else codes.unflatten(0, (rows, -1))
+
+    def _add(self, codes: Tensor, positions: Tensor, kind: CodeKind | None, axis: int | None) -> None:
+        faulty = ~codes.flatten(start_dim=1).isfinite().all(dim=1).cpu() if codes.is_floating_point() else None
+        if faulty is not None and bool(faulty.any()):
+            self._broken = int(positions[faulty][0]) if self._broken < 0 else self._broken
+            return
+        sums = codebook_sums(codes, self.size, kind=kind, axis=axis, positions=self.positions)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log what all processes' rows give; collectives that every rank must reach.
+
+        Raises:
+            ValueError: if there was no row, or only one, or processes have codes of different shapes.
+        """
+        if self._rows is None:
+            return
+        self.capture.listen(False)
+        device = float64_device(pl_module.device)
+        sums, missing, broken = self._gathered(trainer, device)
+        if broken >= 0:
+            self.information = None
+            rank_zero_warn(
+                f"{type(self).__name__}: the codes of row {broken} are NaN or infinite, so that epoch "
+                f"{trainer.current_epoch} has no numbers; the model has diverged, or its logits are masked by -inf."
+            )
+        elif sums is None:
+            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+        else:
+            self.information = information_of_sums(sums, self.confidence)
+            self._publish(trainer, pl_module, self.information, missing, device)
+
+    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[CodebookSums | None, bool, int]:
+        """Sums of all processes, whether rows are missing, and a row that is not finite, or -1; collectives."""
+        assert self._attendance is not None
+        strategy, own = trainer.strategy, self._sums
+        shape = [0] * 4 if own is None else [*reversed(own.weights.shape), own.codes, int(own.soft)]
+        seen = torch.tensor([self._broken, self._attendance.missing, *shape], device=device)
+        table = strategy.all_gather(seen).view(-1, 6)
+        shapes = {tuple(line) for line in table[:, 2:].tolist() if line[0]}
+        missing, broken = bool(table[:, 1].any()), int(table[:, 0].max())
+        if len(shapes) > 1:
+            raise ValueError(f"`latents` must give codes of one shape on all processes, got {sorted(shapes)}.")
+        if not shapes:
+            return None, missing, broken
+        size, books, codes, soft = shapes.pop()
+        empty = torch.zeros(1 + 2 * books * (size + 1), dtype=torch.float64, device=device)
+        total = strategy.reduce(empty if own is None else own.pack().to(device), reduce_op="sum")
+        return CodebookSums.unpack(total, size, books, codes, bool(soft)), missing, broken
+
+    def _publish(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        found: CodebookInformation,
+        missing: bool,
+        device: torch.device,
+    ) -> None:
+        for key, field in LOGGED.items():
+            value = torch.tensor(getattr(found, field), dtype=torch.float64, device=device)
+            pl_module.log(f"{self.name}/{key}", value, on_step=False, on_epoch=True, sync_dist=True)
+        if self._said is None or _differ(found, self._said):
+            self._said = found
+            name = "" if self.name == "codebook" else f"{self.name}: "
+            dead = f"; {found.dead:,} codes are dead: restart them or take fewer" if found.few_used else ""
+            partial = "; a part of the validation set is missing" if missing else ""
+            pl_module.print(f"epoch {trainer.current_epoch}: {name}{found.line()}{dead}{partial}")
+        if self.save_dir is not None and trainer.is_global_zero:
+            record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "partial": missing}
+            path = Path(self.save_dir) / f"{self.name}_val.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as file:
+                file.write(json.dumps(record | found.to_dict(), allow_nan=False) + "\n")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.capture.detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.capture.detach()
+
+
+class _Codes(NamedTuple):
+    """Codes of a batch, and what their object says of them: a kind and the axis of the entries, or None."""
+
+    values: Tensor
+    kind: CodeKind | None = None
+    axis: int | None = None
+
+
+class _CodeCapture(LatentCapture):
+    """Catches codes as they are given: they need not be floats, nor one vector a row."""
+
+    def read_codes(self, module: nn.Module, batch: Any) -> _Codes:
+        """The codes of the batch that was just seen.
+
+        Raises:
+            TypeError: if they are no tensor and no categorical distribution.
+            ValueError: if nothing was caught, or more than one call and none was chosen.
+        """
+        if isinstance(self.source, Latents):
+            caught, self._caught = self._caught, []
+            value = _select(_choose(caught, self.source), self.source.part)
+        else:
+            assert self.source is not None
+            value = self.source(module, batch)
+        while isinstance(value, Independent):
+            value = value.base_dist
+        if isinstance(value, Categorical | OneHotCategorical):
+            return _Codes(value.logits, "logits", -1)
+        if isinstance(value, Tensor):
+            return _Codes(value)
+        kind = "distribution" if isinstance(value, Distribution) else "object"
+        has = f" of {len(value)}" if isinstance(value, tuple | list) else ""
+        raise TypeError(
+            "`latents` must give a tensor of codes or a categorical torch.distributions object, got the "
+            f"{kind} {type(value).__name__}{has}. Name the part after a colon, as in 'quantizer:2', or give a function "
+            "(pl_module, batch) -> codes."
+        )
+
+
+def _differ(new: CodebookInformation, old: CodebookInformation) -> bool:
+    """Whether the reading changed: in a kind of line, or a number by a tenth."""
+    if (new.lower == 0, new.few_used) != (old.lower == 0, old.few_used):
+        return True
+    pairs = [(getattr(new, name), getattr(old, name)) for name in LOGGED.values()]
+    return any(not math.isclose(one, other, rel_tol=0.1, abs_tol=1e-3) for one, other in pairs)
