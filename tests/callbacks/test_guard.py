@@ -39,7 +39,7 @@ def collapsed(folder: Path) -> Any:
 
 
 def test_a_collapsed_model_is_rescued_and_kept_by_the_guard_alone(tmp_path: Path) -> None:
-    guard = CertificateGuard(TARGET)
+    guard = CertificateGuard(TARGET, path="mean")
     fit(tmp_path, guard, collapsed(tmp_path), epochs=16)
     watched = guard._watched
     assert watched is not None
@@ -54,7 +54,7 @@ class WithAdam(UserVAE):
 
 
 def test_a_foreign_module_is_guarded_through_its_certificate(tmp_path: Path) -> None:
-    certificate, guard = CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2)
+    certificate, guard = CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2, path="mean")
     model = WithAdam()
     trainer(tmp_path, max_epochs=60, callbacks=[certificate, guard]).fit(model, plain_loader(), plain_loader())
     assert certificate.certificate is not None
@@ -62,21 +62,23 @@ def test_a_foreign_module_is_guarded_through_its_certificate(tmp_path: Path) -> 
     assert "training_step" not in vars(model)
 
 
-def guarded(folder: Path, epochs: int, resume: Path | None = None) -> tuple[CertificateGuard, Any]:
+def guarded(folder: Path, path: Any, epochs: int, resume: Path | None = None) -> tuple[CertificateGuard, Any]:
     """A run that keeps its last checkpoint; everything in it is deterministic."""
     torch.manual_seed(0)
     saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    guard, model = CertificateGuard(0.1), WithAdam()
+    guard, model = CertificateGuard(0.1, path=path), WithAdam()
     callbacks = [CertificateCallback(digits_teacher(), "encoder"), guard, saving]
     runner = trainer(folder, max_epochs=epochs, enable_checkpointing=True, callbacks=callbacks)
     runner.fit(model, plain_loader(), plain_loader(), ckpt_path=resume)
     return guard, model
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["mean", "draw"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, path: str) -> None:
     """Weight, average, distance to the bound and what was reached: to the last bit, and so are the model's weights."""
-    guarded(tmp_path, 15)
-    (resumed, model), (straight, same) = guarded(tmp_path, 20, tmp_path / "last.ckpt"), guarded(tmp_path / "new", 20)
+    guarded(tmp_path, path, 15)
+    resumed, model = guarded(tmp_path, path, 20, tmp_path / "last.ckpt")
+    straight, same = guarded(tmp_path / "new", path, 20)
     seen, expected = resumed.state_dict(), straight.state_dict()
     assert torch.equal(seen.pop("average"), expected.pop("average"))
     assert seen == expected
@@ -88,7 +90,7 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
 
 def reached(on_loss: Any) -> CertificateGuard:
     """A guard that has seen the target reached in an earlier part of the run."""
-    guard = CertificateGuard(TARGET, on_loss)
+    guard = CertificateGuard(TARGET, on_loss, path="mean")
     guard.load_state_dict({**guard.state_dict(), "reached": True})
     return guard
 
