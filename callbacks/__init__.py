@@ -2,6 +2,7 @@
 
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.decoder_check import DecoderCheck, DecoderLosses
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
@@ -20,6 +21,8 @@ __all__ = [
     "CertificateLostError",
     "CheckpointError",
     "CollapseDiagnostics",
+    "DecoderCheck",
+    "DecoderLosses",
     "DualController",
     "InformationCallback",
     "LaggingInference",

@@ -9,7 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from certvae.callbacks.alignment import NEEDS_LOG_VARIANCE, AlignmentCallback, check_path
+from certvae.callbacks.alignment import NEEDS_LOG_VARIANCE, AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.information import InformationCallback
 from certvae.certificate.certificate import Status
@@ -17,13 +17,12 @@ from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
 from certvae.monitoring.kl_weight import KLWeight
 from certvae.monitoring.pursuit import Pursuit
+from certvae.monitoring.running_means import RunningMeans
 from certvae.reading.latents import LatentCapture
-from certvae.theory.arguments import float64_device
 from certvae.theory.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
 
-WINDOW = 50  # steps over which the training number is averaged
 ANSWERS = ("rescue", "stop", "warn", "raise")
 
 
@@ -118,8 +117,8 @@ class CertificateGuard(AlignmentCallback):
         self.reached = False
         self._pursuit = Pursuit(target, headroom, self.controller)
         self._watched: CertificateCallback | InformationCallback | None = None
-        self._average: Tensor | None = None
-        self._seen: object = None
+        self._means = RunningMeans()
+        self._seen: Any = None
         self._capture: LatentCapture | None = None
         self._kl: KLWeight | None = None
         self._kl_before: tuple[float, float] | None = None
@@ -191,18 +190,8 @@ class CertificateGuard(AlignmentCallback):
     @torch.no_grad()
     def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
         score = (probs * log_student).sum(dim=1).mean()[None]
-        self._follow(trainer, torch.cat([score, probs.mean(dim=0)]))
-        assert self._average is not None
-        return self._pursuit.step(_margin_of(self._average)).to(log_student)
-
-    def _follow(self, trainer: Trainer, batch: Tensor) -> None:
-        """Add a batch's means, shape ``(n,)``, to the running sums over the last steps of all processes."""
-        batch = torch.cat([batch, torch.ones_like(batch[:1])]).detach()
-        if trainer.world_size > 1:
-            batch = trainer.strategy.reduce(batch, reduce_op="mean")
-        batch = batch.to(float64_device(batch.device), torch.float64)
-        before = self._average
-        self._average = batch if before is None else (1 - 1 / WINDOW) * before.to(batch.device) + batch
+        means = self._means.add(trainer, torch.cat([score, probs.mean(dim=0)]))
+        return self._pursuit.step(_number(means)).to(log_student)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._kl is not None and self._capture is not None:
@@ -220,13 +209,11 @@ class CertificateGuard(AlignmentCallback):
         self._capture.listen(False)
         if rate is None:
             raise ValueError(NEEDS_LOG_VARIANCE.replace("`path='draw'`", "`on='bracket'`").partition("; or")[0] + ".")
-        self._follow(trainer, rate.mean()[None])
-        assert self._average is not None
-        self._pursuit.step(_rate_of(self._average))
+        self._pursuit.step(_number(self._means.add(trainer, rate.mean()[None])))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._term is not None and self._average is not None:
+        if self._term is not None and self._means.sums is not None:
             pl_module.log("certificate/guard_weight", self._pursuit.weight)
         if self._kl is not None:
             pl_module.log(f"{self.certificate}/kl_weight", self._kl.now)
@@ -243,10 +230,10 @@ class CertificateGuard(AlignmentCallback):
         bound, name = self._bound()
         if bound is None:
             return
-        if self._average is not None:
-            number = _rate_of(self._average) if self._kl is not None else _margin_of(self._average)
-            if (reason := self._pursuit.look(bound, float(number))) is not None:
-                rank_zero_warn(f"epoch {trainer.current_epoch}: the guard stops raising its weight: {reason}.")
+        means = self._means.means
+        reason = None if means is None else self._pursuit.look(bound, float(_number(means)))
+        if reason is not None:
+            rank_zero_warn(f"epoch {trainer.current_epoch}: the guard stops raising its weight: {reason}.")
         lost, self.reached = self.reached and bound < self.target, self.reached or bound >= self.target
         if lost:
             self._answer(
@@ -257,12 +244,12 @@ class CertificateGuard(AlignmentCallback):
 
     def _bound(self) -> tuple[float | None, str]:
         """The bound of a validation that was not seen yet, None if there is none, and its name."""
-        watched = self._watched
+        watched, before = self._watched, self._seen
         if isinstance(watched, InformationCallback):
-            bracket, self._seen, before = watched.bracket, watched.bracket, self._seen
+            bracket = self._seen = watched.bracket
             return (None if bracket is None or bracket is before else bracket.lower), "information's lower bound"
         assert watched is not None
-        certificate, self._seen, before = watched.certificate, watched.certificate, self._seen
+        certificate = self._seen = watched.certificate
         if certificate is None or certificate is before or certificate.status in (Status.PARTIAL, Status.LEAKING):
             return None, ""  # nothing, or its numbers are of a part of the set, or not of the code
         if self.path == "mean":
@@ -295,24 +282,18 @@ class CertificateGuard(AlignmentCallback):
 
     def state_dict(self) -> dict[str, Any]:
         kl = self._kl_before if self._kl is None else (self._kl.own, self._kl.now)
-        average = None if self._average is None else self._average.cpu()
+        average = None if self._means.sums is None else self._means.sums.cpu()
         return {**self._pursuit.state(), "reached": self.reached, "average": average, "kl_weight": kl}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._pursuit.restore(state_dict)
-        self.reached, self._average = state_dict["reached"], state_dict["average"]
+        self.reached, self._means.sums = state_dict["reached"], state_dict["average"]
         self._kl_before = state_dict.get("kl_weight")
 
 
-def _margin_of(average: Tensor) -> Tensor:
-    """``H(Tbar) + E sum_k T_k log S_k`` of running sums: score, probabilities and weight, shape ``(K + 2,)``."""
-    score, mean = average[0] / average[-1], average[1:-1] / average[-1]
-    return score + entropy(mean)
-
-
-def _rate_of(average: Tensor) -> Tensor:
-    """The rate of running sums: rate and weight, shape ``(2,)``."""
-    return average[0] / average[1]
+def _number(means: Tensor) -> Tensor:
+    """The rate, or the margin ``H(Tbar) + E sum_k T_k log S_k`` of score and probabilities, shape ``(1 + K,)``."""
+    return means[0] if len(means) == 1 else means[0] + entropy(means[1:])
 
 
 def _information_callback(trainer: Trainer, name: str) -> InformationCallback:
@@ -337,8 +318,8 @@ def _check_arguments(target: float, on_loss: str, headroom: float, on: str, kl_w
         raise ValueError(f"`on` must be 'certificate' or 'bracket', got {on!r}.")
     if on == "certificate" and kl_weight is not None:
         raise ValueError(
-            f"`kl_weight={kl_weight!r}` goes with on='bracket', which lowers it. With on='certificate' the guard weighs "
-            "the alignment term; use two guards for both."
+            f"`kl_weight={kl_weight!r}` goes with on='bracket', which lowers it. With on='certificate' the guard "
+            "weighs the alignment term; use two guards for both."
         )
     if on == "bracket" and on_loss == "rescue" and not kl_weight:
         raise ValueError(

@@ -80,8 +80,8 @@ class Pursuit:
         return (
             f"the target of {self.target:g} nats does not carry over to validation: {number:.3f} nats in training, "
             f"at least {bound:.3f} in validation, and no better bound than {self._best:.3f} although the weight rose "
-            f"to {reached:.3g}. It goes back to {float(self.weight):.3g}, that of the best bound, and stays there. More "
-            "rows, a smaller model, augmentation or a lower target help; a larger weight does not"
+            f"to {reached:.3g}. It goes back to {float(self.weight):.3g}, that of the best bound, and stays there. "
+            "More rows, a smaller model, augmentation or a lower target help; a larger weight does not"
         )
 
     def state(self) -> dict[str, Any]:
