@@ -32,23 +32,22 @@ class DecoderLosses(NamedTuple):
         shuffled: with the code of another row of the batch.
         prior: with a draw of N(0, 1); NaN for a code that is only a mean.
         error: standard error of ``shuffled - own`` over batches; NaN for fewer than two.
+        needed: what ``shuffled - own`` must exceed, for the code to be used.
         rows: how many.
-        batches: how many.
     """
 
     own: float
     shuffled: float
     prior: float
     error: float
+    needed: float
     rows: int
-    batches: int
 
     @property
     def ignored(self) -> bool | None:
-        """Whether another row's code is not shown to cost more than the own one (Student, 95 %); None: unknown."""
-        if not all(map(math.isfinite, (self.own, self.shuffled, self.error))):
-            return None
-        return self.shuffled - self.own <= float(student.ppf(0.95, self.batches - 1)) * self.error
+        """Whether another row's code costs no more than is ``needed``; None: unknown."""
+        known = all(map(math.isfinite, (self.own, self.shuffled, self.needed)))
+        return self.shuffled - self.own <= self.needed if known else None
 
 
 class DecoderCheck(Callback):
@@ -63,9 +62,9 @@ class DecoderCheck(Callback):
 
     Logs ``decoder/own``, ``decoder/shuffled`` and ``decoder/prior``: the losses in the step's own unit (nats where the
     loss is in nats), means over the rows of all processes, where the step's loss is a mean over rows. Prints a line
-    when the decoder begins to ignore the code, and when it uses it again: it is ignored if ``shuffled`` is not above
-    ``own`` by more than chance explains, with Student's 95 % quantile of the standard error over batches; it takes two
-    batches to say so. With the same random numbers a small use is found too: read the difference itself.
+    when the decoder begins to ignore the code, and when it uses it again. It is used if ``shuffled`` is above ``own`` by
+    more than chance explains, which is Student's 95 % quantile times the standard error over two batches or more, and
+    by more than ``share`` of ``own``: with the same random numbers a use of thousandths of a nat is found too.
 
     The run stays as it is: what these calls log and print is dropped, random streams, buffers, metrics and plain
     attributes of the module are put back, and batch norm is in eval mode. An object that a step changes within, and
@@ -78,13 +77,14 @@ class DecoderCheck(Callback):
         dataloader: which of several validation dataloaders: its position or its name.
         name: first part of the logged keys.
         seed: of the choice of other rows.
+        share: of the loss by which another row's code must cost more, at least 0.
 
     Attributes:
         losses: of the latest validation, the same on all processes.
 
     Raises:
         TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
-        ValueError: if ``batches`` is below 2, there is no such submodule, no step returns a loss, or the
+        ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a loss, or the
             submodule is called several times in a step and ``latents`` does not say which call counts.
     """
 
@@ -95,6 +95,7 @@ class DecoderCheck(Callback):
         dataloader: int | str = 0,
         name: str = "decoder",
         seed: int = 0,
+        share: float = 0.002,
     ) -> None:
         super().__init__()
         if not isinstance(latents, str | Latents):
@@ -104,7 +105,9 @@ class DecoderCheck(Callback):
             )
         if batches < 2:
             raise ValueError(f"`batches` must be at least 2, for a standard error, got {batches}.")
-        self.batches, self.dataloader, self.name, self.seed = batches, dataloader, name, seed
+        if not share >= 0:
+            raise ValueError(f"`share` must be at least 0, got {share}.")
+        self.batches, self.dataloader, self.name, self.seed, self.share = batches, dataloader, name, seed, share
         self.capture = LatentCapture(latents)
         self.losses: DecoderLosses | None = None
         self._said: bool | None = False  # that a decoder uses its code is no news
@@ -232,7 +235,7 @@ class DecoderCheck(Callback):
             table[: len(lines)] = torch.tensor(lines, dtype=torch.float64, device=device)
         table = torch.as_tensor(trainer.strategy.all_gather(table)).view(-1, 4)
         table = table[table[:, 0] > 0].cpu()
-        return _summary(table) if len(table) else None
+        return _summary(table, self.share) if len(table) else None
 
     def _say(self, trainer: Trainer, pl_module: LightningModule, losses: DecoderLosses) -> None:
         ignored = losses.ignored
@@ -266,15 +269,16 @@ class DecoderCheck(Callback):
         self._detach()
 
 
-def _summary(table: Tensor) -> DecoderLosses:
+def _summary(table: Tensor, share: float) -> DecoderLosses:
     """From rows and three losses of each batch, float64, shape ``(batches, 4)``."""
     rows, losses = table[:, 0], table[:, 1:]
     own, shuffled, prior = ((rows[:, None] * losses).sum(dim=0) / rows.sum()).tolist()
-    difference, share = losses[:, 1] - losses[:, 0], rows / rows.sum()
-    residuals = share * (difference - (shuffled - own))
-    count = len(rows)
-    error = math.sqrt(count / (count - 1) * float(residuals.square().sum())) if count > 1 else math.nan
-    return DecoderLosses(own, shuffled, prior, error, int(rows.sum()), count)
+    if (count := len(rows)) == 1:
+        return DecoderLosses(own, shuffled, prior, math.nan, math.nan, int(rows.sum()))
+    residuals = rows / rows.sum() * (losses[:, 1] - losses[:, 0] - (shuffled - own))
+    error = math.sqrt(count / (count - 1) * float(residuals.square().sum()))
+    needed = max(float(student.ppf(0.95, count - 1)) * error, share * abs(own))
+    return DecoderLosses(own, shuffled, prior, error, needed, int(rows.sum()))
 
 
 def _derangement(rows: int, seed: int) -> Tensor:
