@@ -3,6 +3,7 @@
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.callbacks.codebook import CodebookCallback
+from certvae.callbacks.decoder_check import DecoderCheck, DecoderLosses
 from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.callbacks.guard import CertificateGuard, CertificateLostError
 from certvae.callbacks.images import ReconstructionImages
@@ -22,6 +23,8 @@ __all__ = [
     "CheckpointError",
     "CodebookCallback",
     "CollapseDiagnostics",
+    "DecoderCheck",
+    "DecoderLosses",
     "DualController",
     "InformationCallback",
     "LaggingInference",

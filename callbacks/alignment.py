@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -11,12 +11,19 @@ from torch import Tensor, nn
 
 from certvae.monitoring.auxiliary_loss import AuxiliaryLoss
 from certvae.monitoring.batch_reader import BatchReader
-from certvae.reading.latents import LatentSource
+from certvae.reading.latents import Captured, LatentSource
 from certvae.teachers import Teacher
 from certvae.theory.arguments import float64_device
 from certvae.theory.information import kl_divergence
+from certvae.theory.posterior import Posterior
 
-__all__ = ["AlignmentCallback"]
+__all__ = ["NEEDS_LOG_VARIANCE", "AlignmentCallback", "check_path"]
+
+NEEDS_LOG_VARIANCE = (
+    "`path='draw'` needs the posterior's log-variance, and `latents` gave only a mean. Name both, as in "
+    "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or take path='mean'."
+)
+DRAWS = 1  # seed of the draws: others than the certificate's
 
 
 class AlignmentCallback(Callback):
@@ -25,6 +32,11 @@ class AlignmentCallback(Callback):
     The witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module stay as
     they are. The gradient at the code is ``scale * (S - T) U / B`` (:meth:`certvae.SimplexWitness.alignment_gradient`),
     which does not vanish at a collapsed code. Source: arXiv 2605.05813, with the witness of arXiv 2605.18224.
+
+    The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
+    decoder to use the code: next to wide noise it can be too small to be seen. ``path="draw"`` aligns one draw
+    ``mean + sigma * noise`` a row, which is what the decoder receives, so that the gradient reaches the log-variance
+    too. The noise is the callback's own: the run's random streams stay as they are.
 
     Logs ``certificate/alignment_train``: the alignment loss of training rows in nats, lower is better.
 
@@ -37,9 +49,11 @@ class AlignmentCallback(Callback):
             :class:`certvae.models.schedules.LinearSchedule`.
         witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
         witness: a fixed witness instead.
+        path: ``"mean"`` or ``"draw"``: what is aligned.
 
     Raises:
-        ValueError: if ``weight`` is negative, or the module optimizes by hand.
+        ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
+            module optimizes by hand.
     """
 
     def __init__(
@@ -50,11 +64,12 @@ class AlignmentCallback(Callback):
         weight: float | Callable[[int], float] = 1.0,
         witness_scale: float = 2.0,
         witness: nn.Module | None = None,
+        path: Literal["mean", "draw"] = "mean",
     ) -> None:
         super().__init__()
         if not callable(weight):
             _check_weight(weight)
-        self.weight = weight
+        self.weight, self.path = weight, check_path(path)
         self.reader: BatchReader | None = BatchReader(teacher, latents, images, witness, witness_scale)
         self._term: AuxiliaryLoss | None = None
         self._first_batch = True
@@ -90,7 +105,7 @@ class AlignmentCallback(Callback):
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
         reader = self._ready_reader(trainer)
-        codes = reader.code(pl_module, batch, outputs).mean
+        codes = self._codes(trainer, reader.code(pl_module, batch, outputs))
         reader.capture.listen(False)
         if self._first_batch:
             self._first_batch = False
@@ -102,6 +117,19 @@ class AlignmentCallback(Callback):
         mean = torch.stack([alignment.detach(), torch.ones_like(alignment)]).to(self._sums)
         self._sums = self._sums + len(codes) * mean
         return self._weight(trainer, pl_module, probs, log_student.detach()) * alignment
+
+    def _codes(self, trainer: Trainer, captured: Captured) -> Tensor:
+        """What is aligned, shape ``(B, latent_dim)``."""
+        mean, log_variance, _ = captured
+        if self.path == "mean":
+            return mean
+        if log_variance is None:
+            raise ValueError(NEEDS_LOG_VARIANCE)
+        # A hash of the batch's number and of the place in it, counted over processes as a sampler deals rows out:
+        # a resumed run draws the same, and so do several processes.
+        place = torch.arange(len(mean), device=float64_device(mean.device)) * trainer.world_size + trainer.global_rank
+        keys = place + (trainer.fit_loop.total_batch_idx << 32)
+        return Posterior(mean, log_variance).row_draws(keys, 1, DRAWS)[0]
 
     def _weight(
         self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor
@@ -144,3 +172,14 @@ def _check_weight(weight: float) -> float:
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"`weight` must be at least 0 and finite, got {weight}.")
     return weight
+
+
+def check_path(path: Literal["mean", "draw"]) -> Literal["mean", "draw"]:
+    """The path, if it is one.
+
+    Raises:
+        ValueError: if it is neither ``"mean"`` nor ``"draw"``.
+    """
+    if path not in ("mean", "draw"):
+        raise ValueError(f"`path` must be 'mean' or 'draw', got {path!r}.")
+    return path

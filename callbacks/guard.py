@@ -1,5 +1,7 @@
-"""The callback that keeps a certificate: by aligning just as much as that needs, or by saying when it is lost."""
+"""The callback that keeps a lower bound above a target: by weighing just as much as that needs, or by saying so."""
 
+import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -7,168 +9,254 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from certvae.callbacks.alignment import AlignmentCallback
+from certvae.callbacks.alignment import NEEDS_LOG_VARIANCE, AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback
+from certvae.callbacks.information import InformationCallback
 from certvae.certificate.certificate import Status
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
-from certvae.theory.arguments import float64_device
+from certvae.monitoring.kl_weight import KLWeight
+from certvae.monitoring.pursuit import Pursuit
+from certvae.monitoring.running_means import RunningMeans
+from certvae.reading.latents import LatentCapture
 from certvae.theory.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
 
-WINDOW = 50  # steps over which the training margin is averaged
 ANSWERS = ("rescue", "stop", "warn", "raise")
 
 
 class CertificateLostError(RuntimeError):
-    """The margin's lower bound fell below the guard's target."""
+    """The lower bound fell below the guard's target."""
 
 
 class CertificateGuard(AlignmentCallback):
-    """Keep the lower bound of a certificate's margin above a target, with a weight that a controller seeks.
+    """Keep a lower bound on what a code carries above a target, with a weight that a controller seeks.
 
-    With ``on_loss="rescue"`` the alignment term of :class:`certvae.callbacks.AlignmentCallback` is added to the loss,
-    with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on training rows
-    is below what the target needs, down while it is above. What it needs is learned at each validation: the target,
-    plus the distance between the margin in training and the lower bound in validation. No weight is set by hand, and a
-    collapsed model is taken out of its collapse. The other answers leave training alone and act when a validation finds
-    the bound below a target that it had reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises
-    :class:`CertificateLostError`.
+    =================== ================================= ============================ =============================
+    what is kept        the bound of each validation      the number of each step      what is weighed
+    =================== ================================= ============================ =============================
+    ``on="certificate"``                                                               the alignment term
+    ``path="draw"``     ``channel_margin_lower``          the margin of draws
+    ``path="mean"``     ``margin_lower``                  the margin of means
+    ``on="bracket"``    the bracket's ``lower``           the rate                     the module's KL weight
+    =================== ================================= ============================ =============================
+
+    With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
+    to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on
+    training rows is below what the target needs, down while it is above. What it needs is learned at each validation:
+    the target, plus the distance between the margin in training and the lower bound in validation. No weight is set by
+    hand, and a collapsed model is taken out of its collapse. By default the margin is that of draws: of **what the
+    decoder receives**. A decoder can ignore a code whose mean is certified (``path="mean"``), for next to the noise
+    the mean may be small.
+
+    With ``on="bracket"`` no teacher is needed. The information that the code carries is kept above the target by
+    lowering the module's KL weight, the attribute ``kl_weight``: its own value divided by the controller's weight,
+    within (0, own value]. Where the code carries enough, the KL weight goes back up to the module's own. The
+    information is at most the rate, which is known at each step (which therefore waits for the device). After the run
+    the attribute keeps the value that was found. A module that was compiled is compiled anew when it changes.
+
+    A target that does not carry over to validation rows is given up: when the training number is above the target and
+    three looks and twice the weight have brought no better bound, the weight goes back to that of the best bound and
+    stays there, and one warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
+
+    The other answers leave training alone and act when a validation finds the bound below a target that it had
+    reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises :class:`CertificateLostError`.
 
     It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
-    images and witness. A module that needs ``latents`` to be None has to return ``"posterior"`` from its
-    ``training_step`` too, as :class:`certvae.VAE` does.
+    images and witness; or, with ``on="bracket"``, a :class:`certvae.callbacks.InformationCallback`, from which it takes
+    the latents. A module that needs ``latents`` to be None has to return ``"posterior"`` from its ``training_step``
+    too, as :class:`certvae.VAE` does.
 
     Logs each epoch ``certificate/guard_weight``, the weight of its last step (units of the module's loss for each nat),
-    and what :class:`certvae.callbacks.AlignmentCallback` logs. The state of the controller is kept in checkpoints, and
-    between them on the device: no step waits for it.
+    and what :class:`certvae.callbacks.AlignmentCallback` logs; with ``on="bracket"`` ``information/kl_weight`` instead.
+    The state of the controller is kept in checkpoints, and between them on the device: with ``on="certificate"`` no
+    step waits for it.
 
     Args:
-        target: nats that the margin's lower bound must reach; above 0 and below the teacher information.
+        target: nats that the lower bound must reach; above 0, and below the teacher information or the bracket's cap.
         on_loss: ``"rescue"``, ``"stop"``, ``"warn"`` or ``"raise"``.
-        certificate: ``name`` of the certificate callback.
+        certificate: ``name`` of the callback whose bound is kept; default: ``"certificate"`` or ``"information"``.
         headroom: nats above the target that are aimed at, so that a fluctuation does not cross it.
         controller: how the weight follows the deficit; default: ``DualController()``. Plain SGD, whose steps grow with
             the weight, needs a lower bound on top: ``DualController(high=10)``, for instance; Adam does not.
+        path: ``"draw"`` or ``"mean"``, of ``on="certificate"``.
+        on: ``"certificate"`` or ``"bracket"``.
+        kl_weight: dotted name of the float attribute that the module multiplies its KL term with.
 
     Attributes:
         weight_now: the latest weight. Reading it waits for the device.
         reached: whether a validation has found the bound at the target.
 
     Raises:
-        ValueError: if an argument is not as above, or there is no such certificate callback.
+        ValueError: if an argument is not as above, there is no such callback or attribute, or the code has no
+            log-variance and ``path`` is ``"draw"``.
+        TypeError: if the attribute is not a number.
     """
 
     def __init__(
         self,
         target: float,
         on_loss: Literal["rescue", "stop", "warn", "raise"] = "rescue",
-        certificate: str = "certificate",
+        certificate: str | None = None,
         headroom: float = 0.05,
         controller: DualController | None = None,
+        path: Literal["draw", "mean"] = "draw",
+        on: Literal["certificate", "bracket"] = "certificate",
+        kl_weight: str | None = None,
     ) -> None:
-        super().__init__()
-        if not target > 0:
-            raise ValueError(f"`target` must be above 0 nats, got {target}.")
-        if on_loss not in ANSWERS:
-            raise ValueError(f"`on_loss` must be one of {', '.join(ANSWERS)}, got {on_loss!r}.")
-        if not headroom >= 0:
-            raise ValueError(f"`headroom` must be at least 0 nats, got {headroom}.")
-        self.target, self.on_loss, self.certificate, self.headroom = target, on_loss, certificate, headroom
+        super().__init__(path=path)
+        _check_arguments(target, on_loss, headroom, on, kl_weight)
+        self.target, self.on_loss, self.headroom = target, on_loss, headroom
+        self.on, self.kl_weight = on, kl_weight
+        self.certificate = certificate or ("information" if on == "bracket" else "certificate")
         self.controller = controller or DualController()
+        if on == "bracket":  # a weight below 1 would be a KL weight above the module's own
+            self.controller = replace(self.controller, low=max(1.0, self.controller.low))
         self.reader = None
         self.reached = False
-        self._watched: CertificateCallback | None = None
-        self._log_weight = torch.tensor(self.controller.log_weight, dtype=torch.float64)
-        self._weight_now = self._log_weight.exp()
-        self._average: Tensor | None = None
-        self._gap = 0.0
+        self._pursuit = Pursuit(target, headroom, self.controller)
+        self._watched: CertificateCallback | InformationCallback | None = None
+        self._means = RunningMeans()
+        self._seen: Any = None
+        self._capture: LatentCapture | None = None
+        self._kl: KLWeight | None = None
+        self._kl_before: tuple[float, float] | None = None
 
     @property
     def weight_now(self) -> float:
         """The latest weight."""
-        return float(self._weight_now)
+        return float(self._pursuit.weight)
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(certificate=self.certificate)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the certificate callback.
+        """Find the callback whose bound is kept.
 
         Raises:
-            ValueError: if there is none of this name.
+            ValueError: if there is none of this name, or no submodule of the name that its latents have.
         """
-        self._watched = CertificateCallback.find(trainer, self.certificate, self)
+        if self.on == "certificate":
+            self._watched = CertificateCallback.find(trainer, self.certificate, self)
+            return
+        self._watched = _information_callback(trainer, self.certificate)
+        if stage == "fit" and self.on_loss == "rescue":
+            self._capture = LatentCapture(self._watched.capture.source)
+            self._capture.attach(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the alignment term in place, if the answer is to rescue.
+        """Put the alignment term in place, or take hold of the KL weight, if the answer is to rescue.
 
         Raises:
-            ValueError: if the target is not below the teacher information, or the module optimizes by hand.
+            ValueError: if the target cannot be reached, or the module optimizes by hand.
         """
+        if isinstance(self._watched, InformationCallback):
+            self._check_cap(self._watched)
+            if self.kl_weight is not None and self.on_loss == "rescue":
+                self._kl = KLWeight(pl_module, self.kl_weight, *(self._kl_before or ()))
+            return
+        self._check_target(trainer)
+        if self.on_loss == "rescue":
+            super().on_fit_start(trainer, pl_module)
+
+    def _check_target(self, trainer: Trainer) -> None:
         information = self._ready_reader(trainer).teacher.card.information_train
         if information is not None and self.target + self.headroom >= information:
             raise ValueError(
                 f"`target` must be below {information - self.headroom:.3f} nats, the teacher information of "
                 f"{information:.3f} less `headroom`, got {self.target}. No code can reach more than the teacher varies."
             )
-        if self.on_loss == "rescue":
-            super().on_fit_start(trainer, pl_module)
+        assert isinstance(self._watched, CertificateCallback)
+        if self.path == "draw" and self._watched.channel_samples == 0:
+            raise ValueError(
+                "`path='draw'` watches the channel margin, which the CertificateCallback leaves out with "
+                "`channel_samples=0`. Let it draw, CertificateCallback(channel_samples=1), or take path='mean'."
+            )
+
+    def _check_cap(self, watched: InformationCallback) -> None:
+        block = min(watched.block, watched.rows)
+        if self.target + self.headroom >= math.log(block):
+            raise ValueError(
+                f"`target` must be below {math.log(block) - self.headroom:.2f} nats, the cap of blocks of {block} rows "
+                f"less `headroom`, got {self.target}. Give the InformationCallback a larger `block`, or a lower target."
+            )
 
     def _ready_reader(self, trainer: Trainer) -> BatchReader:
-        assert self._watched is not None
+        assert isinstance(self._watched, CertificateCallback)
         return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
 
     @torch.no_grad()
     def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
-        margin = self._training_margin(trainer, probs, log_student)
-        deficit = (self.target + self.headroom + self._gap - margin) / self.target
-        log_weight = self._log_weight.to(margin.device)  # at the first step from the host, later nothing
-        self._log_weight, self._weight_now = self.controller.step(log_weight, deficit)
-        return self._weight_now.to(log_student)
-
-    def _training_margin(self, trainer: Trainer, probs: Tensor, log_student: Tensor) -> Tensor:
-        """``H(Tbar) + E sum_k T_k log S_k`` over the last steps of all processes."""
         score = (probs * log_student).sum(dim=1).mean()[None]
-        batch = torch.cat([score, probs.mean(dim=0), torch.ones_like(score)]).detach()
-        if trainer.world_size > 1:
-            batch = trainer.strategy.reduce(batch, reduce_op="mean")
-        batch = batch.to(float64_device(batch.device), torch.float64)
-        before = self._average
-        self._average = batch if before is None else (1 - 1 / WINDOW) * before.to(batch.device) + batch
-        return _margin_of(self._average)
+        means = self._means.add(trainer, torch.cat([score, probs.mean(dim=0)]))
+        return self._pursuit.step(_number(means)).to(log_student)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._kl is not None and self._capture is not None:
+            self._capture.listen()
+            # Here and not after the step: the module may set its own KL weight where an epoch or a batch starts.
+            self._kl.divide(self.weight_now)
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._kl is None or self._capture is None:
+            return
+        rate = self._capture.read(pl_module, batch, outputs).rate
+        self._capture.listen(False)
+        if rate is None:
+            raise ValueError(NEEDS_LOG_VARIANCE.replace("`path='draw'`", "`on='bracket'`").partition("; or")[0] + ".")
+        self._pursuit.step(_number(self._means.add(trainer, rate.mean()[None])))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
-        if self._term is not None and self._average is not None:
-            pl_module.log("certificate/guard_weight", self._weight_now)
+        if self._term is not None and self._means.sums is not None:
+            pl_module.log("certificate/guard_weight", self._pursuit.weight)
+        if self._kl is not None:
+            pl_module.log(f"{self.certificate}/kl_weight", self._kl.now)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the distance from training to the bound, or answer to a loss.
 
         Raises:
             CertificateLostError: if the target was reached before and is not now, and ``on_loss`` is ``"raise"``.
+            ValueError: if the code has no log-variance to draw with.
         """
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        assert self._watched is not None
-        certificate = self._watched.certificate
-        assert certificate is not None
-        if certificate.status in (Status.PARTIAL, Status.LEAKING):
-            return  # its numbers are of a part of the set, or not of the code
-        bound = certificate.margin_lower
-        if self._average is not None:
-            # While the margin still rises, its average in training lags behind, which is no distance to a bound.
-            self._gap = max(0.0, float(_margin_of(self._average)) - bound)
+        bound, name = self._bound()
+        if bound is None:
+            return
+        means = self._means.means
+        reason = None if means is None else self._pursuit.look(bound, float(_number(means)))
+        if reason is not None:
+            rank_zero_warn(f"epoch {trainer.current_epoch}: the guard stops raising its weight: {reason}.")
         lost, self.reached = self.reached and bound < self.target, self.reached or bound >= self.target
         if lost:
             self._answer(
                 trainer,
-                f"epoch {trainer.current_epoch}: the margin's lower bound, {bound:.3f} nats, is below the guard's "
-                f"target of {self.target:g}",
+                f"epoch {trainer.current_epoch}: the {name}, {bound:.3f} nats, is below the guard's target of "
+                f"{self.target:g}",
             )
+
+    def _bound(self) -> tuple[float | None, str]:
+        """The bound of a validation that was not seen yet, None if there is none, and its name."""
+        watched, before = self._watched, self._seen
+        if isinstance(watched, InformationCallback):
+            bracket = self._seen = watched.bracket
+            return (None if bracket is None or bracket is before else bracket.lower), "information's lower bound"
+        assert watched is not None
+        certificate = self._seen = watched.certificate
+        if certificate is None or certificate is before or certificate.status in (Status.PARTIAL, Status.LEAKING):
+            return None, ""  # nothing, or its numbers are of a part of the set, or not of the code
+        if self.path == "mean":
+            return certificate.margin_lower, "margin's lower bound"
+        if certificate.channel_margin_lower is None:
+            raise ValueError(NEEDS_LOG_VARIANCE)
+        return certificate.channel_margin_lower, "channel margin's lower bound"
 
     def _answer(self, trainer: Trainer, loss: str) -> None:
         if self.on_loss == "raise":
@@ -181,21 +269,60 @@ class CertificateGuard(AlignmentCallback):
         else:
             rank_zero_info(f"{loss}; the guard's weight is {self.weight_now:.3g}.")
 
+    def _stop(self) -> None:
+        super()._stop()
+        if self._kl is not None:
+            self._kl_before = self._kl.own, self._kl.now
+        self._kl = None
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        if self._capture is not None:
+            self._capture.detach()
+
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "log_weight": float(self._log_weight),
-            "reached": self.reached,
-            "gap": self._gap,
-            "average": None if self._average is None else self._average.cpu(),
-        }
+        kl = self._kl_before if self._kl is None else (self._kl.own, self._kl.now)
+        average = None if self._means.sums is None else self._means.sums.cpu()
+        return {**self._pursuit.state(), "reached": self.reached, "average": average, "kl_weight": kl}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._log_weight = torch.tensor(state_dict["log_weight"], dtype=torch.float64)
-        self._weight_now = self._log_weight.exp()
-        self.reached, self._gap, self._average = state_dict["reached"], state_dict["gap"], state_dict["average"]
+        self._pursuit.restore(state_dict)
+        self.reached, self._means.sums = state_dict["reached"], state_dict["average"]
+        self._kl_before = state_dict.get("kl_weight")
 
 
-def _margin_of(average: Tensor) -> Tensor:
-    """The training margin of running sums: score, probabilities and weight, shape ``(K + 2,)``."""
-    score, mean = average[0] / average[-1], average[1:-1] / average[-1]
-    return score + entropy(mean)
+def _number(means: Tensor) -> Tensor:
+    """The rate, or the margin ``H(Tbar) + E sum_k T_k log S_k`` of score and probabilities, shape ``(1 + K,)``."""
+    return means[0] if len(means) == 1 else means[0] + entropy(means[1:])
+
+
+def _information_callback(trainer: Trainer, name: str) -> InformationCallback:
+    found = [item for item in trainer.callbacks if isinstance(item, InformationCallback)]  # type: ignore[attr-defined]
+    for item in found:
+        if item.name == name:
+            return item
+    raise ValueError(
+        f"CertificateGuard(on='bracket') needs an InformationCallback with name={name!r} in the same trainer, got "
+        f"{[item.name for item in found] or 'none'}. Add InformationCallback(latents=...)."
+    )
+
+
+def _check_arguments(target: float, on_loss: str, headroom: float, on: str, kl_weight: str | None) -> None:
+    if not target > 0:
+        raise ValueError(f"`target` must be above 0 nats, got {target}.")
+    if on_loss not in ANSWERS:
+        raise ValueError(f"`on_loss` must be one of {', '.join(ANSWERS)}, got {on_loss!r}.")
+    if not headroom >= 0:
+        raise ValueError(f"`headroom` must be at least 0 nats, got {headroom}.")
+    if on not in ("certificate", "bracket"):
+        raise ValueError(f"`on` must be 'certificate' or 'bracket', got {on!r}.")
+    if on == "certificate" and kl_weight is not None:
+        raise ValueError(
+            f"`kl_weight={kl_weight!r}` goes with on='bracket', which lowers it. With on='certificate' the guard "
+            "weighs the alignment term; use two guards for both."
+        )
+    if on == "bracket" and on_loss == "rescue" and not kl_weight:
+        raise ValueError(
+            "`kl_weight` must name the float attribute that the module multiplies its KL term with, as in "
+            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'); it is what is lowered."
+        )

@@ -111,7 +111,7 @@ def measure(
     if weight is not None:
         callbacks.append(AlignmentCallback(teacher, LATENTS, images=images, weight=weight))
     if guard is not None:
-        callbacks.append(CertificateGuard(guard))
+        callbacks.append(CertificateGuard(guard, path="mean"))
     options: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     options |= {"enable_progress_bar": False, "accelerator": "cpu", "num_sanity_val_steps": 0}
     trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, **options)

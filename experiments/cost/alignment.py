@@ -71,7 +71,7 @@ def ways(teacher: Teacher, data: CIFAR100DataModule) -> dict[str, list[Callback]
         "nothing": [],
         "alignment": [AlignmentCallback(teacher, weight=160.0)],
         "alignment to a table": [AlignmentCallback(table, weight=160.0)],
-        "guard": [CertificateCallback(teacher), CertificateGuard(target=0.5)],
+        "guard": [CertificateCallback(teacher), CertificateGuard(target=0.5, path="mean")],
     }
 
 

@@ -211,6 +211,76 @@ def test_checkpoints_with_and_without_the_callback_are_alike_and_each_resumes_th
         assert resumed["global_step"] == 2 * without["global_step"]
 
 
+class Drawn(UserVAE):
+    """Decodes the mean, draws from the global stream, and has a log-variance that nothing else trains."""
+
+    def step(self, batch: Any) -> Tensor:
+        self.drawn = torch.randn(3)
+        return super().step(batch)
+
+
+def drawn(weight: float = 3.0) -> AlignmentCallback:
+    return AlignmentCallback(TEACHER, "encoder", weight=weight, path="draw")
+
+
+def test_aligned_draws_teach_the_log_variance_which_aligned_means_do_not(tmp_path: Path) -> None:
+    """Noise in the code makes the witness err, so that the log-variance falls."""
+    start = foreign().encoder.body
+    means, draws = (fit(tmp_path, foreign(), callback).encoder.body for callback in (aligned(), drawn()))
+    assert torch.equal(means.bias[6:], start.bias[6:])
+    assert (draws.bias[6:] < start.bias[6:] - 0.01).all()
+
+
+def test_the_draws_are_the_callbacks_own(tmp_path: Path) -> None:
+    """The run draws the same numbers with and without them, and at weight 0 is the same bits."""
+    runs = [fit(tmp_path, foreign(Drawn), *callbacks) for callbacks in ([], [drawn(0.0)], [drawn()])]
+    assert torch.equal(runs[0].drawn, runs[1].drawn)
+    assert torch.equal(runs[0].drawn, runs[2].drawn)
+    left, right = runs[0].state_dict(), runs[1].state_dict()
+    assert all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+class Steps(Drawn):
+    """Keeps the noise that its code would need to be the one that was aligned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.witness = Listening()
+
+
+class Listening(nn.Module):
+    """A witness that keeps the codes it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes: list[Tensor] = []
+
+    def forward(self, codes: Tensor) -> Tensor:
+        self.codes.append(codes.detach())
+        return torch.zeros(len(codes), 5) + 0 * codes.sum()
+
+
+def test_each_step_and_each_row_draw_anew_from_the_posterior(tmp_path: Path) -> None:
+    """With mean 0 and log-variance 0, the codes aligned over two epochs are independent standard normal numbers."""
+    model = foreign(Steps)
+    model.learning_rate = 0.0
+    with torch.no_grad():
+        model.encoder.body.weight.zero_(), model.encoder.body.bias.zero_()
+    fit(tmp_path, model, drawn(), max_epochs=20)
+    codes = torch.cat(model.witness.codes)  # type: ignore[union-attr, arg-type]
+    assert len(codes) == 20 * 90
+    assert len(codes.flatten().unique()) > 0.99 * codes.numel()
+    assert float(codes.mean()) == pytest.approx(0.0, abs=4 / codes.numel() ** 0.5)
+    assert float(codes.var()) == pytest.approx(1.0, abs=4 * (2 / codes.numel()) ** 0.5)
+
+
+def test_draws_of_a_code_that_is_only_a_mean_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`path='draw'` needs the posterior's log-variance, and `latents` gave only"):
+        fit(tmp_path, UserVAE("mean"), drawn())
+    with pytest.raises(ValueError, match="`path` must be 'mean' or 'draw', got 'sample'"):
+        AlignmentCallback(path="sample")  # type: ignore[arg-type]
+
+
 class Failing(UserVAE):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         raise RuntimeError("their own error")

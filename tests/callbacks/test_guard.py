@@ -9,10 +9,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from certvae.callbacks import CertificateCallback, CertificateGuard, CertificateLostError, DualController
 from certvae.datamodules import DigitsDataModule
-from tests.plain_vae import UserVAE, plain_loader
+from certvae.teachers import LabelTeacher
+from tests.plain_vae import UserVAE, images, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
 
 pytestmark = pytest.mark.slow
@@ -39,7 +42,7 @@ def collapsed(folder: Path) -> Any:
 
 
 def test_a_collapsed_model_is_rescued_and_kept_by_the_guard_alone(tmp_path: Path) -> None:
-    guard = CertificateGuard(TARGET)
+    guard = CertificateGuard(TARGET, path="mean")
     fit(tmp_path, guard, collapsed(tmp_path), epochs=16)
     watched = guard._watched
     assert watched is not None
@@ -54,7 +57,7 @@ class WithAdam(UserVAE):
 
 
 def test_a_foreign_module_is_guarded_through_its_certificate(tmp_path: Path) -> None:
-    certificate, guard = CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2)
+    certificate, guard = CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2, path="mean")
     model = WithAdam()
     trainer(tmp_path, max_epochs=60, callbacks=[certificate, guard]).fit(model, plain_loader(), plain_loader())
     assert certificate.certificate is not None
@@ -62,21 +65,23 @@ def test_a_foreign_module_is_guarded_through_its_certificate(tmp_path: Path) -> 
     assert "training_step" not in vars(model)
 
 
-def guarded(folder: Path, epochs: int, resume: Path | None = None) -> tuple[CertificateGuard, Any]:
+def guarded(folder: Path, path: Any, epochs: int, resume: Path | None = None) -> tuple[CertificateGuard, Any]:
     """A run that keeps its last checkpoint; everything in it is deterministic."""
     torch.manual_seed(0)
     saving = ModelCheckpoint(folder, filename="last", enable_version_counter=False)
-    guard, model = CertificateGuard(0.1), WithAdam()
+    guard, model = CertificateGuard(0.1, path=path), WithAdam()
     callbacks = [CertificateCallback(digits_teacher(), "encoder"), guard, saving]
     runner = trainer(folder, max_epochs=epochs, enable_checkpointing=True, callbacks=callbacks)
     runner.fit(model, plain_loader(), plain_loader(), ckpt_path=resume)
     return guard, model
 
 
-def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["mean", "draw"])
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path, path: str) -> None:
     """Weight, average, distance to the bound and what was reached: to the last bit, and so are the model's weights."""
-    guarded(tmp_path, 15)
-    (resumed, model), (straight, same) = guarded(tmp_path, 20, tmp_path / "last.ckpt"), guarded(tmp_path / "new", 20)
+    guarded(tmp_path, path, 15)
+    resumed, model = guarded(tmp_path, path, 20, tmp_path / "last.ckpt")
+    straight, same = guarded(tmp_path / "new", path, 20)
     seen, expected = resumed.state_dict(), straight.state_dict()
     assert torch.equal(seen.pop("average"), expected.pop("average"))
     assert seen == expected
@@ -86,9 +91,76 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     assert all(torch.equal(value, same.state_dict()[name]) for name, value in model.state_dict().items())
 
 
+class Drawing(WithAdam):
+    """Decodes a draw, and pays for its rate."""
+
+    def step(self, batch: Any) -> Any:
+        images = self.images(batch)
+        mean, log_variance = self.encoder(images)
+        code = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        rate = (mean**2 + log_variance.exp() - log_variance - 1).sum(dim=1) / 2
+        return (10 * (self.decoder(code) - images) ** 2).sum(dim=1).mean() + 60 * rate.mean()
+
+
+def test_by_default_the_guard_holds_what_the_decoder_receives(tmp_path: Path) -> None:
+    """Held by its mean, a collapsing model is certified at a rate near 0, and its draws show nothing."""
+    found = {}
+    for path in ("mean", "draw"):
+        torch.manual_seed(0)
+        certificate = CertificateCallback(digits_teacher(), "encoder")
+        guard = CertificateGuard(0.2, path="mean") if path == "mean" else CertificateGuard(0.2)
+        callbacks = [certificate, guard]
+        trainer(tmp_path, max_epochs=60, callbacks=callbacks).fit(Drawing(), plain_loader(500), plain_loader(500))
+        assert certificate.certificate is not None
+        found[path] = certificate.certificate
+    assert found["mean"].margin_lower > 0.15
+    assert found["mean"].channel_margin is not None
+    assert found["mean"].channel_margin < 0
+    assert found["draw"].channel_margin_lower is not None
+    assert found["draw"].channel_margin_lower > 0.15
+    assert found["draw"].rate is not None
+    assert found["draw"].rate > 0.2
+
+
+def test_a_code_without_a_log_variance_is_refused_with_the_cure(tmp_path: Path) -> None:
+    for answer in ("rescue", "warn"):
+        callbacks = [CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2, answer)]  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="needs the posterior's log-variance.*'encoder:mu,logvar'.*path='mean'"):
+            trainer(tmp_path, callbacks=callbacks).fit(UserVAE("mean"), plain_loader(), plain_loader())
+    callbacks = [CertificateCallback(digits_teacher(), "encoder", channel_samples=0), CertificateGuard(0.2)]
+    with pytest.raises(ValueError, match=r"leaves out with `channel_samples=0`.*path='mean'"):
+        trainer(tmp_path, callbacks=callbacks).fit(UserVAE(), plain_loader(), plain_loader())
+
+
+class Wide(WithAdam):
+    """Large enough to learn labels of pure noise by heart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder.body = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 12))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("path", ["mean", "draw"])
+def test_a_target_that_does_not_generalize_does_not_run_away(tmp_path: Path, path: Any) -> None:
+    """Labels without a pattern: the margin rises on training rows only. Once, the weight went up to its bound."""
+    labels = torch.randint(0, 4, (400,), generator=torch.Generator().manual_seed(0))
+    train, val = (
+        DataLoader(TensorDataset(images(400)[part], labels[part]), 32) for part in (slice(128), slice(128, 400))
+    )
+    certificate = CertificateCallback(LabelTeacher(4).measure(train, images=1), "encoder", images=1)
+    torch.manual_seed(0)
+    guard = CertificateGuard(0.4, path=path)
+    run = trainer(tmp_path, max_epochs=40, callbacks=[certificate, guard])
+    with pytest.warns(UserWarning, match="the guard stops raising its weight: the target of 0.4 nats") as caught:
+        run.fit(Wide(), train, val)
+    assert len([item for item in caught if "stops raising" in str(item.message)]) == 1
+    assert guard.weight_now < 20
+    assert guard.state_dict()["given_up"]
+
+
 def reached(on_loss: Any) -> CertificateGuard:
     """A guard that has seen the target reached in an earlier part of the run."""
-    guard = CertificateGuard(TARGET, on_loss)
+    guard = CertificateGuard(TARGET, on_loss, path="mean")
     guard.load_state_dict({**guard.state_dict(), "reached": True})
     return guard
 

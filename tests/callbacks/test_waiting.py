@@ -95,7 +95,7 @@ def test_what_is_kept_on_the_device_needs_no_values() -> None:
     scalar = torch.zeros((), dtype=torch.float64, device="meta")
     assert all(value.device.type == "meta" for value in (*DualController().step(scalar, scalar), record.sums))
     guard, rows = CertificateGuard(0.1), torch.zeros(4, 5, device="meta")
-    guard._log_weight = scalar
+    guard._pursuit.log_weight = scalar
     one_process: Any = type("Alone", (), {"world_size": 1})
     assert guard._weight(one_process, small_vae(), rows, rows).device.type == "meta"
     with pytest.raises((RuntimeError, NotImplementedError)):

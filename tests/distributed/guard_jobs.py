@@ -36,8 +36,8 @@ class WeightPath(Callback):
         self.weights.append(self.guard.weight_now)
 
 
-def guarded(folder: Path, world: int, **arguments: Any) -> Result:
-    guard = CertificateGuard(target=0.3)
+def guarded(folder: Path, world: int, guard_path: Any = "mean", **arguments: Any) -> Result:
+    guard = CertificateGuard(target=0.3, path=guard_path)
     path = WeightPath(guard)
     result = trained(folder, world, [CertificateCallback(teacher(), "encoder"), guard, path], **arguments)
     return {**result, "path": path.weights, "gap": guard.state_dict()["gap"]}
@@ -45,7 +45,7 @@ def guarded(folder: Path, world: int, **arguments: Any) -> Result:
 
 def lost(folder: Path, world: int, answer: Any) -> Result:
     """What becomes of a certificate that is lost at the first of three validations."""
-    guard = CertificateGuard(0.2, answer)
+    guard = CertificateGuard(0.2, answer, path="mean")
     guard.load_state_dict({**guard.state_dict(), "reached": True})
     try:
         result = trained(folder, world, [CertificateCallback(teacher(), "encoder"), guard])
@@ -89,6 +89,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "aligned_accumulated": partial(aligned, accumulate=2),
     "aligned_bf16": partial(aligned, precision="bf16-mixed"),
     "guarded": guarded,
+    "guarded_draws": partial(guarded, guard_path="draw"),
     "guarded_accumulated": partial(guarded, accumulate=2),
     "guarded_bf16": partial(guarded, precision="bf16-mixed"),
     "lost_stop": partial(lost, answer="stop"),

@@ -67,6 +67,14 @@ def test_the_guards_weight_takes_the_path_of_one_process(one: Results, two: list
     assert difference(seen, expected) < TOLERANCE
 
 
+def test_draws_are_those_of_one_process(one: Results, two: list[Results]) -> None:
+    """A row's noise follows its place among the rows of all processes."""
+    seen, expected = common(two, "guarded_draws"), one["guarded_draws"]
+    assert seen["path"] == pytest.approx(expected["path"], rel=TOLERANCE)
+    assert difference(seen, expected) < TOLERANCE
+    assert difference(seen, one["guarded"]) > 1e-3
+
+
 def test_the_guards_weight_moves_with_each_batch_also_where_several_make_a_step(
     one: Results, two: list[Results]
 ) -> None:

@@ -88,7 +88,7 @@ def test_being_watched_changes_no_bit_of_the_weights(tmp_path: Path, precision: 
 
 def test_the_guard_reaches_its_target_on_the_gpu(tmp_path: Path) -> None:
     callback, model = CertificateCallback(), small_vae(digits_teacher(), beta=20.0)
-    guard = CertificateGuard(target=0.5)
+    guard = CertificateGuard(target=0.5, path="mean")
     trainer(tmp_path, accelerator="gpu", devices=1, max_epochs=8, callbacks=[callback, guard]).fit(
         model, datamodule=DigitsDataModule(batch_size=64)
     )

@@ -1,0 +1,296 @@
+"""The callback that finds a decoder that ignores its code: by the step's loss with own, other rows' and prior codes."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.signature_utils import is_param_in_hook_signature
+from scipy.stats import t as student
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from certvae.io.random_state import kept_random_state, random_state, set_random_state
+from certvae.monitoring.batch_reader import choose_loader
+from certvae.monitoring.kept_state import kept_module_state, silent
+from certvae.reading.latents import LatentCapture, Latents
+from certvae.reading.replacement import Change, other_rows, replace_code, standard_normal
+from certvae.theory.arguments import float64_device
+
+__all__ = ["DecoderCheck", "DecoderLosses"]
+
+
+class DecoderLosses(NamedTuple):
+    """Losses of the step in its own unit, means over rows.
+
+    Attributes:
+        own: with each row's own code.
+        shuffled: with the code of another row of the batch.
+        prior: with a draw of N(0, 1); NaN for a code that is only a mean.
+        error: standard error of ``shuffled - own`` over batches; NaN for fewer than two.
+        needed: what ``shuffled - own`` must exceed, for the code to be used.
+        rows: how many.
+    """
+
+    own: float
+    shuffled: float
+    prior: float
+    error: float
+    needed: float
+    rows: int
+
+    @property
+    def ignored(self) -> bool | None:
+        """Whether another row's code costs no more than is ``needed``; None: unknown."""
+        known = all(map(math.isfinite, (self.own, self.shuffled, self.needed)))
+        return self.shuffled - self.own <= self.needed if known else None
+
+
+class DecoderCheck(Callback):
+    """Ask at each validation whether the decoder uses the code, by the loss of the module's own step.
+
+    A code can carry information, and be certified, that the decoder does not read: a strong autoregressive decoder
+    needs none. For the first batches the module's ``validation_step`` (or, if it returns no loss, its
+    ``training_step``, in eval mode) is asked three times more, with the same random numbers: as it is, with the codes
+    of other rows of the batch, and with mean 0 and log-variance 0, of which the step draws. A hook on the submodule
+    that ``latents`` names puts them there. The prior's loss contains the KL term as the step computes it, which is 0
+    there; a step that decodes the mean decodes 0.
+
+    Logs ``decoder/own``, ``decoder/shuffled`` and ``decoder/prior``: the losses in the step's own unit (nats where the
+    loss is in nats), means over the rows of all processes, where the step's loss is a mean over rows. Prints a line
+    when the decoder begins to ignore the code, and when it uses it again. It is used if ``shuffled`` is above ``own`` by
+    more than chance explains, which is Student's 95 % quantile times the standard error over two batches or more, and
+    by more than ``share`` of ``own``: with the same random numbers a use of thousandths of a nat is found too.
+
+    The run stays as it is: what these calls log and print is dropped, random streams, buffers, metrics and plain
+    attributes of the module are put back, and batch norm is in eval mode. An object that a step changes within, and
+    that is no tensor, list, dict, set or submodule, keeps what three more steps do to it.
+
+    Args:
+        latents: the submodule that gives the code, as for :class:`certvae.callbacks.CertificateCallback`; a function or
+            the step's ``"posterior"`` cannot be replaced.
+        batches: most batches on each process, at least 2; they are kept until the end of the validation.
+        dataloader: which of several validation dataloaders: its position or its name.
+        name: first part of the logged keys.
+        seed: of the choice of other rows.
+        share: of the loss by which another row's code must cost more, at least 0.
+
+    Attributes:
+        losses: of the latest validation, the same on all processes.
+
+    Raises:
+        TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
+        ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a loss, or the
+            submodule is called several times in a step and ``latents`` does not say which call counts.
+    """
+
+    def __init__(
+        self,
+        latents: str | Latents,
+        batches: int = 4,
+        dataloader: int | str = 0,
+        name: str = "decoder",
+        seed: int = 0,
+        share: float = 0.002,
+    ) -> None:
+        super().__init__()
+        if not isinstance(latents, str | Latents):
+            raise TypeError(
+                "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only what a "
+                f"submodule gives can be replaced on its way to the decoder; got {type(latents).__name__}."
+            )
+        if batches < 2:
+            raise ValueError(f"`batches` must be at least 2, for a standard error, got {batches}.")
+        if not share >= 0:
+            raise ValueError(f"`share` must be at least 0, got {share}.")
+        self.batches, self.dataloader, self.name, self.seed, self.share = batches, dataloader, name, seed, share
+        self.capture = LatentCapture(latents)
+        self.losses: DecoderLosses | None = None
+        self._said: bool | None = False  # that a decoder uses its code is no news
+        self._handle: RemovableHandle | None = None
+        self._change: Change | None = None
+        self._calls, self._chosen, self._loader_position = 0, 0, 0
+        self._kept: list[tuple[int, Any]] = []
+        self._warned = False
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(name=self.name)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Put the hooks in place.
+
+        Raises:
+            ValueError: if there is no submodule of this name.
+        """
+        if stage not in ("fit", "validate"):
+            return
+        self._detach()
+        self.capture.attach(pl_module)  # before the hook that replaces, so that it sees the code itself
+        self._handle = pl_module.get_submodule(self._source.path).register_forward_hook(self._hook)
+
+    @property
+    def _source(self) -> Latents:
+        assert isinstance(self.capture.source, Latents)
+        return self.capture.source
+
+    def _hook(self, module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        call, self._calls = self._calls, self._calls + 1
+        if self._change is None or call != self._chosen:
+            return None
+        return replace_code(output, self._source.part, self._change)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._kept = []
+        self._loader_position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if trainer.sanity_checking or dataloader_idx != self._loader_position or len(self._kept) >= self.batches:
+            return
+        # The step may change its batch in place, and is asked at the end, when no other callback listens for codes.
+        self._kept.append((batch_idx, apply_to_collection(batch, Tensor, torch.clone)))
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask again and log; collectives that every rank must reach.
+
+        Raises:
+            ValueError: if no step returns a loss, or the code is not that of the batch's rows.
+        """
+        if trainer.sanity_checking:
+            return
+        with silent(trainer, pl_module), kept_random_state():
+            found = [self._ask(trainer, pl_module, *batch) for batch in self._kept]
+        self._kept = []
+        self.losses = losses = self._gathered(trainer, pl_module, [line for line in found if line is not None])
+        if losses is None:
+            self._warn("every batch has a single row, whose code has no other to be exchanged with")
+            return
+        for key in ("own", "shuffled", "prior"):
+            if math.isfinite(value := getattr(losses, key)):
+                pl_module.log(f"{self.name}/{key}", value, on_step=False, on_epoch=True, sync_dist=True, batch_size=1)
+        self._say(trainer, pl_module, losses)
+
+    def _ask(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, batch: Any) -> list[float] | None:
+        """Rows and the three losses of a batch; None for a single row."""
+        state, self._change = random_state(pl_module.device), None
+        self.capture.listen()
+        own = self._loss(trainer, pl_module, batch_idx, batch)
+        self._chosen = 0 if self._source.calls != "last" else max(0, self._calls - 1)
+        mean, log_variance, _ = self.capture.read(pl_module, batch, None)
+        self.capture.listen(False)
+        if (rows := len(mean)) < 2:
+            return None
+        losses = [float(rows), own]
+        for change in (other_rows(_derangement(rows, self.seed + batch_idx)), standard_normal):
+            set_random_state(state, pl_module.device)
+            with self._changing(change):
+                losses.append(self._loss(trainer, pl_module, batch_idx, batch))
+        return losses if log_variance is not None else [*losses[:3], math.nan]
+
+    @contextmanager
+    def _changing(self, change: Change) -> Iterator[None]:
+        self._change = change
+        try:
+            yield
+        finally:
+            self._change = None
+
+    def _loss(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, batch: Any) -> float:
+        batch = apply_to_collection(batch, Tensor, torch.clone)
+        more = [self._loader_position] if len(trainer.num_val_batches) > 1 else []
+        with kept_module_state(pl_module):
+            self._calls = 0
+            arguments = [batch, batch_idx] if _takes_index(pl_module.validation_step) else [batch]
+            outputs = trainer.strategy.validation_step(*arguments, *more)
+            if (loss := _loss_of(outputs)) is None:
+                loss = self._training_loss(trainer, pl_module, batch_idx, batch)
+        return loss
+
+    def _training_loss(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, batch: Any) -> float:
+        """The loss of the training step, if the validation step returns none."""
+        self.capture.listen(self._change is None)
+        self._calls = 0
+        arguments = [batch, batch_idx] if _takes_index(pl_module.training_step) else [batch]
+        with trainer.precision_plugin.val_step_context():
+            loss = _loss_of(pl_module.training_step(*arguments))
+        if loss is None:
+            raise ValueError(
+                f"DecoderCheck needs a loss, and neither `validation_step` nor `training_step` of "
+                f"{type(pl_module).__name__} returns one. Return the loss, or a dict with 'loss', from either."
+            )
+        return loss
+
+    def _gathered(self, trainer: Trainer, pl_module: LightningModule, lines: list[list[float]]) -> DecoderLosses | None:
+        """Means and standard error over the batches of all processes; collectives."""
+        device = float64_device(pl_module.device)
+        table = torch.zeros(self.batches, 4, dtype=torch.float64, device=device)
+        if lines:
+            table[: len(lines)] = torch.tensor(lines, dtype=torch.float64, device=device)
+        table = torch.as_tensor(trainer.strategy.all_gather(table)).view(-1, 4)
+        table = table[table[:, 0] > 0].cpu()
+        return _summary(table, self.share) if len(table) else None
+
+    def _say(self, trainer: Trainer, pl_module: LightningModule, losses: DecoderLosses) -> None:
+        ignored = losses.ignored
+        if ignored is None:
+            self._warn("it takes two batches with finite losses to tell a difference from chance")
+            return
+        if ignored is not self._said:
+            prior = f", {losses.prior:.2f} with a draw of the prior" if math.isfinite(losses.prior) else ""
+            pl_module.print(
+                f"epoch {trainer.current_epoch}: the decoder {'ignores' if ignored else 'uses'} the code: its loss is "
+                f"{losses.own:.2f} with each row's own code, {losses.shuffled:.2f} with another row's{prior} "
+                f"(standard error of the difference {losses.error:.2g}, {losses.rows:,} rows)"
+            )
+        self._said = ignored
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            rank_zero_warn(f"DecoderCheck says nothing: {reason}. Smaller batches of at least two rows help.")
+        self._warned = True
+
+    def _detach(self) -> None:
+        self.capture.detach()
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle, self._change, self._kept = None, None, []
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._detach()
+
+
+def _summary(table: Tensor, share: float) -> DecoderLosses:
+    """From rows and three losses of each batch, float64, shape ``(batches, 4)``."""
+    rows, losses = table[:, 0], table[:, 1:]
+    own, shuffled, prior = ((rows[:, None] * losses).sum(dim=0) / rows.sum()).tolist()
+    if (count := len(rows)) == 1:
+        return DecoderLosses(own, shuffled, prior, math.nan, math.nan, int(rows.sum()))
+    residuals = rows / rows.sum() * (losses[:, 1] - losses[:, 0] - (shuffled - own))
+    error = math.sqrt(count / (count - 1) * float(residuals.square().sum()))
+    needed = max(float(student.ppf(0.95, count - 1)) * error, share * abs(own))
+    return DecoderLosses(own, shuffled, prior, error, needed, int(rows.sum()))
+
+
+def _derangement(rows: int, seed: int) -> Tensor:
+    """An order in which no row is at its place: one cycle through all of them, int64, shape ``(rows,)``."""
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(order).scatter_(0, order, order.roll(1))
+
+
+def _takes_index(step: Any) -> bool:
+    return is_param_in_hook_signature(step, "batch_idx", min_args=2)
+
+
+def _loss_of(outputs: Any) -> float | None:
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return float(loss) if isinstance(loss, Tensor) and loss.numel() == 1 else None

@@ -1,0 +1,102 @@
+"""Seeking the weight that keeps a lower bound at a target, and giving up where a larger weight does not help."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from certvae.monitoring.dual_controller import DualController
+
+__all__ = ["Pursuit"]
+
+PATIENCE = 3  # looks without a better bound
+GROWTH = math.log(2)  # by which the logarithm of the weight must have grown since the best bound
+BETTER = 0.02  # share of the target by which a bound must rise to be a better one
+
+
+class Pursuit:
+    """The weight of a term that raises a lower bound; the bound is known at looks, a training number at each step.
+
+    Steps drive the training number to the target, plus headroom, plus the *gap*: the distance between the training
+    number and the bound at the latest look. Where the model overfits, the gap grows with the weight, and would drive
+    it up for ever. So the pursuit **gives up** at a look where the bound is below the target, the training number is
+    above target and headroom, and neither ``PATIENCE`` such looks in a row nor twice the weight has brought a better
+    bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the target.
+
+    Args:
+        target: of the bound, positive; also the unit of a deficit.
+        headroom: above the target that is aimed at.
+        controller: how the weight follows the deficit.
+    """
+
+    def __init__(self, target: float, headroom: float, controller: DualController) -> None:
+        self.target, self.headroom, self.controller = target, headroom, controller
+        self.log_weight = torch.tensor(controller.log_weight, dtype=torch.float64)
+        self.weight = self.log_weight.exp()
+        self.gap = 0.0
+        self.given_up = False
+        self._best, self._best_log_weight = -math.inf, controller.log_weight
+        self._stale = 0
+
+    def step(self, number: Tensor) -> Tensor:
+        """The weight for the training number, a scalar, on its device and without waiting for it."""
+        log_weight = self.log_weight.to(number.device)  # at the first step from the host, later nothing
+        if self.given_up:
+            self.weight = self.weight.to(number.device)
+        else:
+            deficit = (self.target + self.headroom + self.gap - number) / self.target
+            self.log_weight, self.weight = self.controller.step(log_weight, deficit)
+        return self.weight
+
+    def look(self, bound: float, number: float) -> str | None:
+        """Learn the gap; returns why it gives up, at the look at which it does.
+
+        Args:
+            bound: the lower bound.
+            number: the training number.
+        """
+        log_weight = float(self.log_weight)
+        if bound > self._best + BETTER * self.target:
+            self._best, self._best_log_weight, self._stale = bound, log_weight, 0
+        elif number >= self.target + self.headroom:
+            self._stale += 1
+        else:
+            self._stale = 0  # there is still something to learn on training rows
+        if bound >= self.target:
+            self._stale, self.given_up = 0, False
+        if self.given_up:
+            return None
+        if self._stale >= PATIENCE and log_weight >= self._best_log_weight + GROWTH:
+            return self._give_up(bound, number)
+        # While the number still rises, its average in training lags behind, which is no distance to a bound.
+        self.gap = max(0.0, number - bound)
+        return None
+
+    def _give_up(self, bound: float, number: float) -> str:
+        reached = float(self.weight)
+        self.log_weight = torch.full_like(self.log_weight, self._best_log_weight)
+        self.given_up, self.weight, self._stale = True, self.log_weight.exp(), 0
+        return (
+            f"the target of {self.target:g} nats does not carry over to validation: {number:.3f} nats in training, "
+            f"at least {bound:.3f} in validation, and no better bound than {self._best:.3f} although the weight rose "
+            f"to {reached:.3g}. It goes back to {float(self.weight):.3g}, that of the best bound, and stays there. "
+            "More rows, a smaller model, augmentation or a lower target help; a larger weight does not"
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "log_weight": float(self.log_weight),
+            "gap": self.gap,
+            "given_up": self.given_up,
+            "best": [self._best, self._best_log_weight],
+            "stale": self._stale,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`; that of a version before the best bound was kept will do."""
+        self.log_weight = torch.tensor(state["log_weight"], dtype=torch.float64)
+        self.weight, self.gap = self.log_weight.exp(), state["gap"]
+        self.given_up, self._stale = state.get("given_up", False), state.get("stale", 0)
+        self._best, self._best_log_weight = state.get("best", (-math.inf, state["log_weight"]))
