@@ -13,6 +13,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from certvae.monitoring.batch_reader import choose_loader
+from certvae.reading.captured import Captured, joined
 from certvae.reading.latents import LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
@@ -33,13 +34,17 @@ class InformationCallback(Callback):
     infinite is not logged. See :func:`certvae.information_bracket` for what is proved. Each epoch's statement holds
     on its own: over many epochs some will fail.
 
+    Groups of latents, ``latents={"top": ..., "bottom": ...}``, get a bracket each, as ``information/top/lower``, and
+    one for all together, as ``information/lower``. The last is valid for groups that are independent given the input; see
+    docs/information.md for levels whose posterior depends on a draw of another level.
+
     One line is printed when the reading changes: by 10 % of a bound, or in whether the code carries anything at all.
     No second forward pass, no random state touched; the sample of rows, and so every number, is the same on any number
     of processes.
 
     Args:
-        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean gives
-            a warning, and no numbers.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean, or
+            one that ``Latents(path, deterministic=True)`` names, gives a warning, and no numbers.
         block: most rows that are compared with each other, from 3. Cost grows with it, and so does the cap.
         rows: most rows measured, from 2; a hash of their places picks them.
         confidence: of each side.
@@ -50,6 +55,7 @@ class InformationCallback(Callback):
 
     Attributes:
         bracket: of the latest validation, the same on all processes; None before, and for a code that is only a mean.
+        brackets: of each group that has one; empty without groups.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -79,12 +85,14 @@ class InformationCallback(Callback):
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.capture = LatentCapture(latents)
         self.bracket: InformationBracket | None = None
-        self._said: InformationBracket | None = None
+        self.brackets: dict[str, InformationBracket] = {}
+        self._said: dict[str, InformationBracket] = {}
         self._warned = False
         self._loader_position = 0
         self._positions: RowPositions | None = None
         self._attendance: Attendance | None = None
         self._sample = RowSample(rows, seed)
+        self._dims = [0] * len(self.capture.names or [""])
         self._counted = 0
 
     @property
@@ -129,14 +137,16 @@ class InformationCallback(Callback):
     ) -> None:
         if self._positions is None or self._attendance is None or dataloader_idx != self._loader_position:
             return
-        mean, log_variance, rate = self.capture.read(pl_module, batch, outputs).checked()
-        positions, weights = self._positions.next(len(mean))
+        codes = [code.checked() for code in self.capture.read_groups(pl_module, batch, outputs).values()]
+        rows = len(codes[0].mean)
+        positions, weights = self._positions.next(rows)
         counted = weights > 0
-        self._attendance.end(len(mean))
+        self._attendance.end(rows)
         self._counted += int(counted.sum())
-        if log_variance is not None and rate is not None and bool(counted.any()):
-            columns = torch.cat([rate[:, None].to(mean), mean, log_variance.to(mean)], dim=1).cpu()
-            self._sample.add(columns[counted], positions[counted])
+        # A group without a log-variance takes no column.
+        self._dims = [0 if code.log_variance is None else code.mean.shape[1] for code in codes]
+        if any(self._dims) and bool(counted.any()):
+            self._sample.add(torch.cat([_columns(code) for code in codes], dim=1)[counted], positions[counted])
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,67 +159,105 @@ class InformationCallback(Callback):
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
-        counted, missing, sample = self._gathered(trainer, device)
+        counted, missing, dims, sample = self._gathered(trainer, device)
         if counted == 0:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
-        if len(sample) == 0:
-            self.bracket = None
-            self._warn()
-            return
-        rate, mean, log_variance = sample.to(device).split([1, sample.shape[1] // 2, sample.shape[1] // 2], dim=1)
-        self.bracket = information_bracket(
-            mean,
-            log_variance,
-            rate=rate[:, 0],
-            confidence=self.confidence,
-            block=self.block,
-            seed=self.seed,
+        if not all(dims):
+            self._warn([name for name, dim in zip(self.capture.names, dims, strict=False) if not dim])
+        self.bracket, self.brackets = self._measure(_split(sample.to(device), dims))
+        shown = self.brackets if self.bracket is None else {"": self.bracket, **self.brackets}
+        for name, bracket in shown.items():
+            self._publish(trainer, pl_module, name, bracket, missing, device)
+        if shown:
+            self._record(trainer, missing)
+
+    def _measure(self, codes: list[Captured]) -> tuple[InformationBracket | None, dict[str, InformationBracket]]:
+        """The bracket of all together, where every group has a posterior, and that of each group that has one."""
+        names = self.capture.names
+        measured = {
+            name: code for name, code in zip(names or [""], codes, strict=True) if code.log_variance is not None
+        }
+        whole = self._bracket(joined(measured)) if len(measured) == len(codes) else None
+        return whole, {name: self._bracket(measured[name]) for name in names if name in measured}
+
+    def _bracket(self, code: Captured) -> InformationBracket:
+        mean, log_variance, rate = code
+        return information_bracket(
+            mean, log_variance, rate=rate, confidence=self.confidence, block=self.block, seed=self.seed
         )
-        self._publish(trainer, pl_module, self.bracket, missing, device)
 
-    def _warn(self) -> None:
-        if not self._warned:
-            rank_zero_warn(
-                f"{type(self).__name__} measures nothing: the code is only a mean, without a log-variance, and a code "
-                "without noise has no rate. Name both: latents='encoder:mu,logvar'."
-            )
+    def _warn(self, without: list[str]) -> None:
+        """Say once what has no bracket, and why."""
+        if self._warned:
+            return
         self._warned = True
+        of = f" of the group {', '.join(map(repr, without))} and of all together" if without else ""
+        measures = f"{type(self).__name__} measures nothing{of}: the code is"
+        if self.capture.deterministic:
+            rank_zero_warn(
+                f"{measures} deterministic. No noise comes between it and the decoder, so there is no channel, and the "
+                "information of a continuous code without noise is not finite. What can be read from it, "
+                "CertificateCallback says by its fitted reader."
+            )
+        else:
+            rank_zero_warn(
+                f"{measures} only a mean, without a log-variance, and a code without noise has no rate. Name both: "
+                "latents='encoder:mu,logvar'. If the decoder receives the mean itself, say so: "
+                "Latents('encoder', deterministic=True)."
+            )
 
-    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[int, bool, Tensor]:
-        """Rows that count, whether some are missing, and the sample, of all processes; collectives."""
+    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[int, bool, list[int], Tensor]:
+        """Rows that count, whether some are missing, dimensions of the groups, and the sample, of all processes.
+
+        Collectives. A process that has seen no row does not know the dimensions.
+        """
         assert self._attendance is not None
         strategy, own = trainer.strategy, self._sample.rows
-        seen = torch.tensor([self._counted, self._attendance.missing, own.shape[1]], device=device)
-        table = strategy.all_gather(seen).view(-1, 3)
-        width = int(table[:, 2].max())
+        seen = torch.tensor([self._counted, self._attendance.missing, *self._dims], device=device)
+        table = strategy.all_gather(seen).view(-1, len(seen))
+        dims = table[:, 2:].amax(dim=0).tolist()
+        width = sum(_width(dim) for dim in dims)
         if width:
             own = self._sample.gather(lambda values: strategy.all_gather(values.to(device)), width).rows
-        return int(table[:, 0].sum()), bool(table[:, 1].any()), own
+        return int(table[:, 0].sum()), bool(table[:, 1].any()), dims, own
 
     def _publish(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
+        group: str,
         bracket: InformationBracket,
         missing: bool,
         device: torch.device,
     ) -> None:
+        prefix = f"{self.name}/{group}" if group else self.name
         for key in LOGGED:
             value = getattr(bracket, key)
             if value is not None and math.isfinite(value):
                 tensor = torch.tensor(value, dtype=torch.float64, device=device)
-                pl_module.log(f"{self.name}/{key}", tensor, on_step=False, on_epoch=True, sync_dist=True)
-        if self._said is None or _differ(bracket, self._said):
-            self._said = bracket
-            name = "" if self.name == "information" else f"{self.name}: "
+                pl_module.log(f"{prefix}/{key}", tensor, on_step=False, on_epoch=True, sync_dist=True)
+        if group not in self._said or _differ(bracket, self._said[group]):
+            self._said[group] = bracket
+            name = "" if prefix == "information" else f"{prefix.removeprefix('information/')}: "
             partial = "; a part of the validation set is missing" if missing else ""
             pl_module.print(f"epoch {trainer.current_epoch}: {name}{bracket.line()}{partial}")
-        if self.save_dir is not None and trainer.is_global_zero:
-            record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "partial": missing}
-            path = Path(self.save_dir) / f"{self.name}_val.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                file.write(json.dumps(record | bracket.to_dict(), allow_nan=False) + "\n")
+
+    def _record(self, trainer: Trainer, missing: bool) -> None:
+        """Write a line of the history: the bracket of all together, and under ``"groups"`` each group's."""
+        if self.save_dir is None or not trainer.is_global_zero:
+            return
+        record: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "partial": missing,
+        }
+        record |= {} if self.bracket is None else self.bracket.to_dict()
+        if self.capture.names:
+            record["groups"] = {name: bracket.to_dict() for name, bracket in self.brackets.items()}
+        path = Path(self.save_dir) / f"{self.name}_val.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.capture.detach()
@@ -224,3 +272,27 @@ def _differ(new: InformationBracket, old: InformationBracket) -> bool:
         return True
     pairs = ((new.lower, old.lower), (new.upper, old.upper))
     return any(not math.isclose(one, other, rel_tol=0.1, abs_tol=1e-3) for one, other in pairs)
+
+
+def _width(dim: int) -> int:
+    """Columns of a group: rate, mean and log-variance, or none."""
+    return 1 + 2 * dim if dim else 0
+
+
+def _columns(code: Captured) -> Tensor:
+    mean, log_variance, rate = code.mean, code.log_variance, code.rate
+    if log_variance is None or rate is None:
+        return mean[:, :0].cpu()
+    return torch.cat([rate[:, None].to(mean), mean, log_variance.to(mean)], dim=1).cpu()
+
+
+def _split(sample: Tensor, dims: list[int]) -> list[Captured]:
+    """What :func:`_columns` put side by side; without a log-variance where there was none."""
+    codes, start = [], 0
+    for dim in dims:
+        rate, mean, log_variance = sample[:, start : start + _width(dim)].split(
+            [1, dim, dim] if dim else [0, 0, 0], dim=1
+        )
+        codes.append(Captured(mean, log_variance, rate[:, 0]) if dim else Captured(mean))
+        start += _width(dim)
+    return codes
