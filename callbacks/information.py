@@ -35,8 +35,8 @@ class InformationCallback(Callback):
     on its own: over many epochs some will fail.
 
     Groups of latents, ``latents={"top": ..., "bottom": ...}``, get a bracket each, as ``information/top/lower``, and
-    one for all together, as ``information/lower``. The last is valid for groups that are independent given the input; see
-    docs/information.md for levels whose posterior depends on a draw of another level.
+    one for all together, as ``information/lower``. The last is valid for groups that are independent given the input;
+    see docs/information.md for levels whose posterior depends on a draw of another level.
 
     One line is printed when the reading changes: by 10 % of a bound, or in whether the code carries anything at all.
     No second forward pass, no random state touched; the sample of rows, and so every number, is the same on any number
