@@ -13,12 +13,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from certvae.monitoring.batch_reader import choose_loader
+from certvae.monitoring.code_checks import CodeChecks, check_log_variance
+from certvae.monitoring.code_sample import CodeSample
 from certvae.reading.captured import Captured, joined
 from certvae.reading.latents import LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
-from certvae.theory.row_sample import RowSample
 
 __all__ = ["InformationCallback"]
 
@@ -87,13 +88,13 @@ class InformationCallback(Callback):
         self.bracket: InformationBracket | None = None
         self.brackets: dict[str, InformationBracket] = {}
         self._said: dict[str, InformationBracket] = {}
-        self._warned = False
+        self._warned, self._first_batch = False, True
         self._loader_position = 0
         self._positions: RowPositions | None = None
         self._attendance: Attendance | None = None
-        self._sample = RowSample(rows, seed)
-        self._dims = [0] * len(self.capture.names or [""])
+        self._sample = self._fresh_sample()
         self._counted = 0
+        self._checks = CodeChecks(None)
 
     @property
     def state_key(self) -> str:
@@ -107,13 +108,28 @@ class InformationCallback(Callback):
         """
         if stage in ("fit", "validate"):
             self.capture.attach(pl_module)
+            self._checks, self._first_batch = CodeChecks(self.capture.source), True
+
+    def _fresh_sample(self) -> CodeSample:
+        return CodeSample(self.rows, self.seed, max(1, len(self.capture.names)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._checks.begin(pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._checks.before_backward(loss)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._checks.end()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._positions = None
         if trainer.sanity_checking:
             return
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
-        self._positions, self._sample, self._counted = RowPositions(loader, trainer), RowSample(self.rows, self.seed), 0
+        self._positions, self._sample, self._counted = RowPositions(loader, trainer), self._fresh_sample(), 0
         self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
 
     def on_validation_batch_start(
@@ -140,13 +156,13 @@ class InformationCallback(Callback):
         codes = [code.checked() for code in self.capture.read_groups(pl_module, batch, outputs).values()]
         rows = len(codes[0].mean)
         positions, weights = self._positions.next(rows)
-        counted = weights > 0
         self._attendance.end(rows)
-        self._counted += int(counted.sum())
-        # A group without a log-variance takes no column.
-        self._dims = [0 if code.log_variance is None else code.mean.shape[1] for code in codes]
-        if any(self._dims) and bool(counted.any()):
-            self._sample.add(torch.cat([_columns(code) for code in codes], dim=1)[counted], positions[counted])
+        self._counted += int((weights > 0).sum())
+        self._sample.add(codes, positions, weights)
+        if self._first_batch:
+            self._first_batch = False
+            for code in codes:
+                check_log_variance(code.log_variance)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,26 +175,22 @@ class InformationCallback(Callback):
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
-        counted, missing, dims, sample = self._gathered(trainer, device)
+        counted, missing = self._counts(trainer, device)
         if counted == 0:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
-        if not all(dims):
-            self._warn([name for name, dim in zip(self.capture.names, dims, strict=False) if not dim])
-        self.bracket, self.brackets = self._measure(_split(sample.to(device), dims))
+        codes = self._sample.gathered(trainer.strategy.all_gather, device)
+        if None in codes:
+            self._warn([name for name, code in zip(self.capture.names, codes, strict=False) if code is None])
+        measured = {
+            name: code for name, code in zip(self.capture.names or [""], codes, strict=True) if code is not None
+        }
+        self.bracket = self._bracket(joined(measured)) if len(measured) == len(codes) else None
+        self.brackets = {name: self._bracket(code) for name, code in measured.items() if name}
         shown = self.brackets if self.bracket is None else {"": self.bracket, **self.brackets}
         for name, bracket in shown.items():
             self._publish(trainer, pl_module, name, bracket, missing, device)
         if shown:
             self._record(trainer, missing)
-
-    def _measure(self, codes: list[Captured]) -> tuple[InformationBracket | None, dict[str, InformationBracket]]:
-        """The bracket of all together, where every group has a posterior, and that of each group that has one."""
-        names = self.capture.names
-        measured = {
-            name: code for name, code in zip(names or [""], codes, strict=True) if code.log_variance is not None
-        }
-        whole = self._bracket(joined(measured)) if len(measured) == len(codes) else None
-        return whole, {name: self._bracket(measured[name]) for name in names if name in measured}
 
     def _bracket(self, code: Captured) -> InformationBracket:
         mean, log_variance, rate = code
@@ -206,20 +218,12 @@ class InformationCallback(Callback):
                 "Latents('encoder', deterministic=True)."
             )
 
-    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[int, bool, list[int], Tensor]:
-        """Rows that count, whether some are missing, dimensions of the groups, and the sample, of all processes.
-
-        Collectives. A process that has seen no row does not know the dimensions.
-        """
+    def _counts(self, trainer: Trainer, device: torch.device) -> tuple[int, bool]:
+        """Rows that count, and whether some are missing, of all processes; a collective."""
         assert self._attendance is not None
-        strategy, own = trainer.strategy, self._sample.rows
-        seen = torch.tensor([self._counted, self._attendance.missing, *self._dims], device=device)
-        table = strategy.all_gather(seen).view(-1, len(seen))
-        dims = table[:, 2:].amax(dim=0).tolist()
-        width = sum(_width(dim) for dim in dims)
-        if width:
-            own = self._sample.gather(lambda values: strategy.all_gather(values.to(device)), width).rows
-        return int(table[:, 0].sum()), bool(table[:, 1].any()), dims, own
+        seen = torch.tensor([self._counted, self._attendance.missing], device=device)
+        table = trainer.strategy.all_gather(seen).view(-1, 2)
+        return int(table[:, 0].sum()), bool(table[:, 1].any())
 
     def _publish(
         self,
@@ -260,10 +264,11 @@ class InformationCallback(Callback):
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.capture.detach()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.capture.detach()
+        self._checks.stop()
 
 
 def _differ(new: InformationBracket, old: InformationBracket) -> bool:
@@ -272,27 +277,3 @@ def _differ(new: InformationBracket, old: InformationBracket) -> bool:
         return True
     pairs = ((new.lower, old.lower), (new.upper, old.upper))
     return any(not math.isclose(one, other, rel_tol=0.1, abs_tol=1e-3) for one, other in pairs)
-
-
-def _width(dim: int) -> int:
-    """Columns of a group: rate, mean and log-variance, or none."""
-    return 1 + 2 * dim if dim else 0
-
-
-def _columns(code: Captured) -> Tensor:
-    mean, log_variance, rate = code.mean, code.log_variance, code.rate
-    if log_variance is None or rate is None:
-        return mean[:, :0].cpu()
-    return torch.cat([rate[:, None].to(mean), mean, log_variance.to(mean)], dim=1).cpu()
-
-
-def _split(sample: Tensor, dims: list[int]) -> list[Captured]:
-    """What :func:`_columns` put side by side; without a log-variance where there was none."""
-    codes, start = [], 0
-    for dim in dims:
-        rate, mean, log_variance = sample[:, start : start + _width(dim)].split(
-            [1, dim, dim] if dim else [0, 0, 0], dim=1
-        )
-        codes.append(Captured(mean, log_variance, rate[:, 0]) if dim else Captured(mean))
-        start += _width(dim)
-    return codes

@@ -75,7 +75,8 @@ class CodeRecord:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(part: nn.Module, inputs: Any, output: Any) -> None:
-            if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            # A copy of the module keeps its hooks.
+            if self._handles and torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 self._add(name, part, output)
 
         return hook

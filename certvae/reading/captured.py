@@ -13,7 +13,7 @@ from certvae.theory.posterior import Posterior
 __all__ = ["Captured", "joined", "read_latents", "select_part"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Captured:
     """The latent code of a batch. It unpacks into mean, log-variance and rate.
 
