@@ -12,7 +12,7 @@ from certvae.reading.sources import CodeFunction, CodeReader, FunctionCode, Late
 __all__ = ["Captured", "LatentCapture", "LatentSource", "Latents", "read_latents"]
 
 CodeSource = str | Latents | CodeFunction
-LatentSource = CodeSource | Mapping[str, CodeSource]
+LatentSource = Mapping[str, CodeSource] | CodeSource  # groups first, or jsonargparse cannot write them back
 
 
 class LatentCapture:

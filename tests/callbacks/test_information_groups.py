@@ -7,17 +7,20 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 from certvae import information_bracket
-from certvae.callbacks import CertificateCallback, InformationCallback, Latents
+from certvae.callbacks import AlignmentCallback, CertificateCallback, InformationCallback, Latents
+from certvae.commands.lightning import run_lightning
 from certvae.theory.row_noise import row_uniform
 from tests.callbacks.test_information import KEYS, logged
 from tests.callbacks.test_unchanged_runs import plain, streams
+from tests.commands.test_cli import EXPERIMENTS
 from tests.monitoring.test_code_checks import Heads
 from tests.plain_vae import UserVAE, fit, images, plain_loader
 from tests.public_vaes import Autoencoder, PublicVAE, ResidualHierarchy, Vanilla
-from tests.runs import trainer
+from tests.runs import digits_teacher, trainer
 
 pytestmark = pytest.mark.slow
 
@@ -83,8 +86,6 @@ def test_a_group_without_noise_leaves_the_others_their_brackets(tmp_path: Path) 
 
 
 def test_a_certificate_takes_groups_side_by_side(tmp_path: Path) -> None:
-    from tests.runs import digits_teacher
-
     joint = CertificateCallback(digits_teacher(), GROUPS)
     named = CertificateCallback(
         digits_teacher(),
@@ -127,6 +128,17 @@ def test_a_run_says_once_that_the_name_is_a_backbones(tmp_path: Path) -> None:
     assert said(tmp_path, ResidualHierarchy(), ResidualHierarchy.latents) == []
 
 
+@pytest.mark.parametrize(
+    ("latents", "message"), [("unread", "no loss of the first 20"), ("backbone", "a backbone in front of the heads")]
+)
+def test_our_own_alignment_does_not_count_as_a_reader(tmp_path: Path, latents: str, message: str) -> None:
+    """A collapsed model whose features are aligned is certified on them: it must be told."""
+    aligned = AlignmentCallback(digits_teacher(), latents)
+    callbacks = [aligned, InformationCallback(latents)]
+    with pytest.warns(UserWarning, match=message):
+        trainer(tmp_path, max_epochs=6, callbacks=callbacks).fit(Heads(), plain_loader(64, 16), plain_loader())
+
+
 @pytest.mark.parametrize("latents", ["backbone", "unread", "fc_mu"])
 def test_the_checks_change_no_bit_of_a_run_and_leave_no_hook(tmp_path: Path, latents: str) -> None:
     found = []
@@ -140,3 +152,20 @@ def test_the_checks_change_no_bit_of_a_run_and_leave_no_hook(tmp_path: Path, lat
         found.append([plain(model.state_dict()), plain(runner.optimizers[0].state_dict()), streams()])
         assert not any(part._forward_hooks for part in model.modules())
     assert found[0] == found[1]
+
+
+def test_groups_can_be_written_in_a_yaml(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bottom = {"class_path": "certvae.callbacks.Latents", "init_args": {"path": "encoder.bottom", "part": "chunk"}}
+    groups = {"top": "encoder.top:chunk", "bottom": bottom}
+    names = ("InformationCallback", "CertificateCallback", "AlignmentCallback", "CollapseDiagnostics")
+    callbacks = [{"class_path": f"certvae.callbacks.{name}", "init_args": {"latents": groups}} for name in names]
+    (tmp_path / "groups.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    files = [str(EXPERIMENTS / "digits" / "full.yaml"), str(tmp_path / "groups.yaml")]
+    with pytest.raises(SystemExit) as stop:
+        run_lightning(["fit", *(part for file in files for part in ("--config", file)), "--print_config"])
+    assert stop.value.code == 0
+    shown = yaml.safe_load(capsys.readouterr().out)["trainer"]["callbacks"]
+    for callback in shown[: len(names)]:
+        found = callback["init_args"]["latents"]
+        assert found["top"] == "encoder.top:chunk"
+        assert found["bottom"]["init_args"]["path"] == "encoder.bottom"
