@@ -13,11 +13,13 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 
 from certvae.monitoring.batch_reader import choose_loader
+from certvae.monitoring.code_checks import CodeChecks, check_log_variance
+from certvae.monitoring.code_sample import CodeSample, find_fault
+from certvae.reading.captured import Captured, joined
 from certvae.reading.latents import LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
-from certvae.theory.row_sample import RowSample
 
 __all__ = ["InformationCallback"]
 
@@ -33,13 +35,17 @@ class InformationCallback(Callback):
     infinite is not logged. See :func:`certvae.information_bracket` for what is proved. Each epoch's statement holds
     on its own: over many epochs some will fail.
 
+    Groups of latents, ``latents={"top": ..., "bottom": ...}``, get a bracket each, as ``information/top/lower``, and
+    one for all together, as ``information/lower``. The last is valid for groups that are independent given the input;
+    see docs/information.md for levels whose posterior depends on a draw of another level.
+
     One line is printed when the reading changes: by 10 % of a bound, or in whether the code carries anything at all.
     No second forward pass, no random state touched; the sample of rows, and so every number, is the same on any number
     of processes.
 
     Args:
-        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean gives
-            a warning, and no numbers.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean, or
+            one that ``Latents(path, deterministic=True)`` names, gives a warning, and no numbers.
         block: most rows that are compared with each other, from 3. Cost grows with it, and so does the cap.
         rows: most rows measured, from 2; a hash of their places picks them.
         confidence: of each side.
@@ -50,6 +56,7 @@ class InformationCallback(Callback):
 
     Attributes:
         bracket: of the latest validation, the same on all processes; None before, and for a code that is only a mean.
+        brackets: of each group that has one; empty without groups.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -79,13 +86,15 @@ class InformationCallback(Callback):
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.capture = LatentCapture(latents)
         self.bracket: InformationBracket | None = None
-        self._said: InformationBracket | None = None
-        self._warned = False
+        self.brackets: dict[str, InformationBracket] = {}
+        self._said: dict[str, InformationBracket] = {}
+        self._warned, self._first_batch = False, True
         self._loader_position = 0
         self._positions: RowPositions | None = None
         self._attendance: Attendance | None = None
-        self._sample = RowSample(rows, seed)
-        self._counted = 0
+        self._sample = self._fresh_sample()
+        self._counted, self._fault = 0, ""
+        self._checks = CodeChecks(None)
 
     @property
     def state_key(self) -> str:
@@ -99,13 +108,29 @@ class InformationCallback(Callback):
         """
         if stage in ("fit", "validate"):
             self.capture.attach(pl_module)
+            self._checks, self._first_batch = CodeChecks(self.capture.source), True
+
+    def _fresh_sample(self) -> CodeSample:
+        return CodeSample(self.rows, self.seed, max(1, len(self.capture.names)))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._checks.begin(pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self._checks.before_backward(loss)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._checks.end()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._positions = None
         if trainer.sanity_checking:
             return
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
-        self._positions, self._sample, self._counted = RowPositions(loader, trainer), RowSample(self.rows, self.seed), 0
+        self._positions, self._sample, self._counted = RowPositions(loader, trainer), self._fresh_sample(), 0
+        self._fault = ""
         self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
 
     def on_validation_batch_start(
@@ -129,14 +154,21 @@ class InformationCallback(Callback):
     ) -> None:
         if self._positions is None or self._attendance is None or dataloader_idx != self._loader_position:
             return
-        mean, log_variance, rate = self.capture.read(pl_module, batch, outputs).checked()
-        positions, weights = self._positions.next(len(mean))
-        counted = weights > 0
-        self._attendance.end(len(mean))
-        self._counted += int(counted.sum())
-        if log_variance is not None and rate is not None and bool(counted.any()):
-            columns = torch.cat([rate[:, None].to(mean), mean, log_variance.to(mean)], dim=1).cpu()
-            self._sample.add(columns[counted], positions[counted])
+        codes = list(self.capture.read_groups(pl_module, batch, outputs).values())
+        rows = len(codes[0].mean)
+        positions, weights = self._positions.next(rows)
+        self._attendance.end(rows)
+        self._counted += int((weights > 0).sum())
+        for code in codes:
+            mean, log_variance, rate = code
+            self._fault = self._fault or find_fault(positions, mean=mean, log_variance=log_variance, rate=rate)
+        if self._fault:
+            return
+        self._sample.add(codes, positions, weights > 0)
+        if self._first_batch:
+            self._first_batch = False
+            for code in codes:
+                check_log_variance(code.log_variance)
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,73 +181,110 @@ class InformationCallback(Callback):
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
-        counted, missing, sample = self._gathered(trainer, device)
+        counted, missing = self._counts(trainer, device)
         if counted == 0:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
-        if len(sample) == 0:
-            self.bracket = None
-            self._warn()
+        if trainer.strategy.reduce_boolean_decision(bool(self._fault), all=False):
+            self._report(trainer, self._fault or "a code of another process is not finite")
             return
-        rate, mean, log_variance = sample.to(device).split([1, sample.shape[1] // 2, sample.shape[1] // 2], dim=1)
-        self.bracket = information_bracket(
-            mean,
-            log_variance,
-            rate=rate[:, 0],
-            confidence=self.confidence,
-            block=self.block,
-            seed=self.seed,
+        names = self.capture.names or [""]
+        codes = dict(zip(names, self._sample.gather(trainer, device), strict=True))
+        measured = {name: code.captured for name, code in codes.items() if code.log_variance is not None}
+        if len(measured) < len(codes):
+            self._warn([name for name in codes if name and name not in measured])
+        try:
+            self.bracket = self._bracket(joined(measured)) if len(measured) == len(codes) else None
+            self.brackets = {name: self._bracket(code) for name, code in measured.items() if name}
+        except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
+            self._report(trainer, str(error))
+            return
+        shown = self.brackets if self.bracket is None else {"": self.bracket, **self.brackets}
+        for name, bracket in shown.items():
+            self._publish(trainer, pl_module, name, bracket, missing, device)
+        if shown:
+            self._record(trainer, missing)
+
+    def _report(self, trainer: Trainer, fault: str) -> None:
+        self.bracket, self.brackets = None, {}
+        rank_zero_warn(f"epoch {trainer.current_epoch}: {fault}. No information is measured; the run goes on.")
+
+    def _bracket(self, code: Captured) -> InformationBracket:
+        mean, log_variance, rate = code
+        return information_bracket(
+            mean, log_variance, rate=rate, confidence=self.confidence, block=self.block, seed=self.seed
         )
-        self._publish(trainer, pl_module, self.bracket, missing, device)
 
-    def _warn(self) -> None:
-        if not self._warned:
-            rank_zero_warn(
-                f"{type(self).__name__} measures nothing: the code is only a mean, without a log-variance, and a code "
-                "without noise has no rate. Name both: latents='encoder:mu,logvar'."
-            )
+    def _warn(self, without: list[str]) -> None:
+        """Say once what has no bracket, and why."""
+        if self._warned:
+            return
         self._warned = True
+        of = f" of the group {', '.join(map(repr, without))} and of all together" if without else ""
+        measures = f"{type(self).__name__} measures nothing{of}: the code is"
+        if self.capture.deterministic:
+            rank_zero_warn(
+                f"{measures} deterministic. No noise comes between it and the decoder, so there is no channel, and the "
+                "information of a continuous code without noise is not finite. What can be read from it, "
+                "CertificateCallback says by its fitted reader."
+            )
+        else:
+            rank_zero_warn(
+                f"{measures} only a mean, without a log-variance, and a code without noise has no rate. Name both: "
+                "latents='encoder:mu,logvar'. If the decoder receives the mean itself, say so: "
+                "Latents('encoder', deterministic=True)."
+            )
 
-    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[int, bool, Tensor]:
-        """Rows that count, whether some are missing, and the sample, of all processes; collectives."""
+    def _counts(self, trainer: Trainer, device: torch.device) -> tuple[int, bool]:
+        """Rows that count, and whether some are missing, of all processes; a collective."""
         assert self._attendance is not None
-        strategy, own = trainer.strategy, self._sample.rows
-        seen = torch.tensor([self._counted, self._attendance.missing, own.shape[1]], device=device)
-        table = strategy.all_gather(seen).view(-1, 3)
-        width = int(table[:, 2].max())
-        if width:
-            own = self._sample.gather(lambda values: strategy.all_gather(values.to(device)), width).rows
-        return int(table[:, 0].sum()), bool(table[:, 1].any()), own
+        seen = torch.tensor([self._counted, self._attendance.missing], device=device)
+        table = trainer.strategy.all_gather(seen).view(-1, 2)
+        return int(table[:, 0].sum()), bool(table[:, 1].any())
 
     def _publish(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
+        group: str,
         bracket: InformationBracket,
         missing: bool,
         device: torch.device,
     ) -> None:
+        prefix = f"{self.name}/{group}" if group else self.name
         for key in LOGGED:
             value = getattr(bracket, key)
             if value is not None and math.isfinite(value):
                 tensor = torch.tensor(value, dtype=torch.float64, device=device)
-                pl_module.log(f"{self.name}/{key}", tensor, on_step=False, on_epoch=True, sync_dist=True)
-        if self._said is None or _differ(bracket, self._said):
-            self._said = bracket
-            name = "" if self.name == "information" else f"{self.name}: "
+                pl_module.log(f"{prefix}/{key}", tensor, on_step=False, on_epoch=True, sync_dist=True)
+        if group not in self._said or _differ(bracket, self._said[group]):
+            self._said[group] = bracket
+            name = "" if prefix == "information" else f"{prefix.removeprefix('information/')}: "
             partial = "; a part of the validation set is missing" if missing else ""
             pl_module.print(f"epoch {trainer.current_epoch}: {name}{bracket.line()}{partial}")
-        if self.save_dir is not None and trainer.is_global_zero:
-            record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "partial": missing}
-            path = Path(self.save_dir) / f"{self.name}_val.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                file.write(json.dumps(record | bracket.to_dict(), allow_nan=False) + "\n")
+
+    def _record(self, trainer: Trainer, missing: bool) -> None:
+        """Write a line of the history: the bracket of all together, and under ``"groups"`` each group's."""
+        if self.save_dir is None or not trainer.is_global_zero:
+            return
+        record: dict[str, Any] = {
+            "epoch": trainer.current_epoch,
+            "global_step": trainer.global_step,
+            "partial": missing,
+        }
+        record |= {} if self.bracket is None else self.bracket.to_dict()
+        if self.capture.names:
+            record["groups"] = {name: bracket.to_dict() for name, bracket in self.brackets.items()}
+        path = Path(self.save_dir) / f"{self.name}_val.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a") as file:
+            file.write(json.dumps(record, allow_nan=False) + "\n")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.capture.detach()
+        self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.capture.detach()
+        self._checks.stop()
 
 
 def _differ(new: InformationBracket, old: InformationBracket) -> bool:

@@ -1,14 +1,11 @@
 """The callback that shows, beside the raw witness, what an affine probe reads from the same code."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
-from torch import nn
 
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.monitoring.affine_probe import AffineProbe
@@ -115,8 +112,7 @@ class ProbeCallback(Callback):
         if batch is None or (pl_module.automatic_optimization and (outputs or {}).get("loss") is None):
             reader.capture.listen(False)
             return  # the module skips this batch
-        with _evaluating(pl_module) if callable(reader.capture.source) else nullcontext():
-            codes = reader.code(pl_module, batch, outputs).mean.detach().to(self._device)
+        codes = reader.code(pl_module, batch, outputs).mean.detach().to(self._device)
         reader.capture.listen(False)
         self._probe.fit(codes, reader.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
 
@@ -182,16 +178,3 @@ class ProbeCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Every part in eval mode, so that a second forward pass leaves the statistics of a batch norm as they are."""
-    modes = {part: part.training for part in module.modules()}
-    for part in modes:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode

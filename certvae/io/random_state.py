@@ -35,14 +35,21 @@ def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") 
 
 
 @contextmanager
-def kept_random_state() -> Iterator[None]:
+def kept_random_state(seed: int | None = None) -> Iterator[None]:
     """Leave every stream at the end as it was at the beginning, whatever is drawn in between.
 
     Works as a decorator too. CUDA's stream is included once CUDA is in use.
+
+    Args:
+        seed: where the streams start in between; None: where they are.
     """
     device = "cuda" if torch.cuda.is_initialized() else "cpu"
     state = random_state(device)
     try:
+        if seed is not None:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
         yield
     finally:
         set_random_state(state, device)

@@ -1,5 +1,6 @@
 """Rows of a pass that are kept, to say at its end how much the code carries."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,12 +9,13 @@ from torch import Tensor
 
 from certvae.certificate.fitted_margin import FittedMargin, fitted_margin
 from certvae.certificate.settings import CertificateSettings
-from certvae.reading.latents import Captured
+from certvae.reading.captured import Captured
+from certvae.theory.arguments import MAX_NATS
 from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 
-__all__ = ["CodeSample", "SampledCodes"]
+__all__ = ["CodeSample", "SampledCodes", "find_fault"]
 
 NUMBERS, FEWEST = 2**22, 512  # at most as many numbers of 8 bytes, but at least as many rows
 READ = 2048  # rows for the fitted reader, whose cost grows with them
@@ -34,6 +36,11 @@ class SampledCodes:
     log_variance: Tensor | None
     rate: Tensor | None
     teacher_probs: Tensor | None
+
+    @property
+    def captured(self) -> Captured:
+        """The codes without the teacher's answers."""
+        return Captured(self.mean, self.log_variance, self.rate)
 
     def bracket(self, confidence: float, block: int = BLOCK, seed: int = 0) -> InformationBracket | None:
         """Between which bounds the information of the code lies; None where it has no variance.
@@ -68,51 +75,73 @@ class SampledCodes:
         return fitted_margin(self.teacher_probs[few], self.mean[few], draws, settings)
 
 
+def find_fault(positions: Tensor, **values: Tensor | None) -> str:
+    """What is not finite, and in which row; empty if all is well.
+
+    Args:
+        positions: of the rows in their set, shape ``(B,)``.
+        values: by name; one row of each belongs to a position.
+    """
+    for name, rows in values.items():
+        if rows is None:
+            continue
+        size = rows.abs().reshape(len(rows), -1).amax(dim=1)
+        broken = ~(size <= MAX_NATS) if name == "rate" else ~size.isfinite()
+        if bool(broken.any()):
+            row = int(positions[broken.cpu()][0])
+            return f"the {name.replace('_', '-')} of row {row} is {size[broken][0]:.3g}, not a finite number"
+    return ""
+
+
 class CodeSample:
-    """The rows with the smallest hash of their place, of all processes.
+    """The rows with the smallest hash of their place, of all processes; codes of one or several groups of latents.
 
     Args:
         rows: most rows that are kept; fewer of wide codes, so that memory stays below 64 MiB for codes of up to 4,096
             coordinates.
         seed: of the hash.
+        groups: how many there are.
     """
 
-    def __init__(self, rows: int, seed: int) -> None:
+    def __init__(self, rows: int, seed: int, groups: int = 1) -> None:
         self._rows, self._seed = rows, seed
         self._sample: RowSample | None = None
-        self._layout = (0, 0, 0, 0)
+        self._layout = [0] * (3 * groups + 1)
 
-    def add(self, captured: Captured, positions: Tensor, counted: Tensor, probs: Tensor | None = None) -> None:
+    def add(self, codes: Sequence[Captured], positions: Tensor, counted: Tensor, probs: Tensor | None = None) -> None:
         """Offer the rows of a batch.
 
         Args:
-            captured: their code, finite.
+            codes: of each group, finite.
             positions: of the rows in their set, shape ``(B,)``.
             counted: whether a row counts, bool, shape ``(B,)``.
             probs: the teacher's answers, shape ``(B, K)``.
         """
-        mean, log_variance, rate = captured
-        columns = [mean, log_variance, None if rate is None else rate[:, None], probs]
-        self._layout = tuple(0 if part is None else part.shape[1] for part in columns)  # type: ignore[assignment]
+        columns = [*(part for code in codes for part in code), probs]
+        columns = [part[:, None] if part is not None and part.ndim == 1 else part for part in columns]
+        self._layout = [0 if part is None else part.shape[1] for part in columns]
         if self._sample is None:
             self._sample = self._empty(self._layout)
         kept = counted.cpu()
         rows = torch.cat([part.detach().cpu().double() for part in columns if part is not None], dim=1)
         self._sample.add(rows[kept], positions.cpu()[kept])
 
-    def _empty(self, layout: tuple[int, ...]) -> RowSample:
+    def _empty(self, layout: list[int]) -> RowSample:
         return RowSample(min(self._rows, max(FEWEST, NUMBERS // max(1, sum(layout)))), self._seed)
 
-    def gather(self, trainer: Trainer, device: torch.device) -> SampledCodes | None:
-        """The sample of all processes; collectives that every rank must reach. None where no row was offered."""
+    def gather(self, trainer: Trainer, device: torch.device) -> list[SampledCodes]:
+        """The sample of all processes, for each group; collectives that every rank must reach. Empty without a row."""
         strategy = trainer.strategy
-        layouts = strategy.all_gather(torch.tensor(self._layout, device=device)).view(-1, 4)
-        layout = tuple(int(width) for width in layouts.amax(dim=0).tolist())
+        layouts = strategy.all_gather(torch.tensor(self._layout, device=device)).view(-1, len(self._layout))
+        layout = [int(width) for width in layouts.amax(dim=0).tolist()]
         if not sum(layout):
-            return None
+            return []
         sample = self._sample or self._empty(layout)
         rows = sample.gather(lambda values: strategy.all_gather(values.to(device)), sum(layout)).rows
-        mean, log_variance, rate, probs = (part if part.shape[1] else None for part in rows.split(list(layout), dim=1))
-        if mean is None or not len(mean):
-            return None
-        return SampledCodes(mean, log_variance, None if rate is None else rate[:, 0], probs)
+        *parts, probs = (part if part.shape[1] else None for part in rows.split(layout, dim=1))
+        groups = zip(parts[::3], parts[1::3], parts[2::3], strict=True)
+        return [
+            SampledCodes(mean, log_variance, None if rate is None else rate[:, 0], probs)
+            for mean, log_variance, rate in groups
+            if mean is not None and len(mean)
+        ]

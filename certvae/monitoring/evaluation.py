@@ -17,10 +17,10 @@ from certvae.certificate.metric import CertificateMetric
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import judge
 from certvae.monitoring.batch_reader import BatchReader
-from certvae.monitoring.code_sample import CodeSample
+from certvae.monitoring.code_checks import check_log_variance
+from certvae.monitoring.code_sample import CodeSample, find_fault
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
-from certvae.theory.arguments import MAX_NATS
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 
@@ -90,7 +90,10 @@ class Evaluation:
         positions, weights = self._positions.next(inputs.shape[0])
         self._attendance.end(inputs.shape[0])
         answers, probs = witness(captured.mean), self.reader.teacher_probs(batch)
-        self.fault = self.fault or _fault(captured, answers, positions)
+        mean, log_variance, rate = captured
+        self.fault = self.fault or find_fault(
+            positions, mean=mean, log_variance=log_variance, rate=rate, witness=answers
+        )
         if self.fault:
             return
         self.metric.update(
@@ -102,14 +105,14 @@ class Evaluation:
             positions=positions,
         )
         if self._sample is not None:
-            self._sample.add(captured, positions, weights > 0, probs)
-        self._deterministic = getattr(captured, "deterministic", False)  # TODO
+            self._sample.add([captured], positions, weights > 0, probs)
+        self._deterministic = captured.deterministic
         self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
 
     def _check_first(self, pl_module: LightningModule, batch: Any, inputs: Tensor, captured: Captured) -> None:
         self.reader.teacher.check_values(inputs)
-        _check_log_variance(captured.log_variance)
+        check_log_variance(captured.log_variance)
         if self._check_encoder:
             self._audit.findings += check_encoder(
                 captured.mean, lambda rows: self.reader.code_again(pl_module, batch, rows).checked().mean
@@ -159,9 +162,10 @@ class Evaluation:
         """The same with what the sampled rows say of the code."""
         deterministic = trainer.strategy.reduce_boolean_decision(self._deterministic, all=False)
         provenance = certificate.provenance | ({"deterministic": True} if deterministic else {})
-        codes = None if self._sample is None else self._sample.gather(trainer, self.device)
-        if codes is None or len(codes.mean) < 2:
+        found = [] if self._sample is None else self._sample.gather(trainer, self.device)
+        if not found or len(found[0].mean) < 2:
             return replace(certificate, provenance=provenance)
+        codes = found[0]
         try:
             information = codes.bracket(certificate.confidence, seed=self.seed)
             fitted = codes.fitted(replace(self.metric.settings, look=None), self.seed)
@@ -201,30 +205,8 @@ class Evaluation:
         return drift if math.isfinite(drift) else None
 
 
-def _fault(captured: Captured, answers: Tensor, positions: Tensor) -> str:
-    """What is not finite, and in which row; empty if all is well."""
-    for name, values in (*captured._asdict().items(), ("witness", answers)):
-        if isinstance(values, Tensor):
-            size = values.abs().reshape(len(values), -1).amax(dim=1)
-            broken = ~(size <= MAX_NATS) if name == "rate" else ~size.isfinite()
-            if bool(broken.any()):
-                row = int(positions[broken.cpu()][0])
-                return f"the {name.replace('_', '-')} of row {row} is {size[broken][0]:.3g}, not a finite number"
-    return ""
-
-
 def _attendance(counts: Tensor) -> dict[str, int | None]:
     names = ("batches_seen", "rows_seen", "batches_planned", "rows_planned")
     return {
         name: int(count) if math.isfinite(count) else None for name, count in zip(names, counts.tolist(), strict=True)
     }
-
-
-def _check_log_variance(log_variance: Tensor | None) -> None:
-    # A collapsed posterior is as wide as the prior, and its log-variances lie around 0.
-    if log_variance is not None and bool((log_variance > 0).all()) and float(log_variance.mean()) > 0.1:
-        rank_zero_warn(
-            "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "
-            "standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the margin does not depend "
-            "on it, but rate and channel margin do."
-        )

@@ -68,6 +68,12 @@ def coded(folder: Path, world: int, rows: int) -> Result:
     return logged(run.callback_metrics)
 
 
+def levels(folder: Path, world: int, rows: int) -> Result:
+    run = spread(folder, world, InformationCallback({"one": "encoder", "two": "encoder"}, block=40, rows=60))
+    run.validate(vae(), DigitsDataModule(BATCH, subset=rows), verbose=False)
+    return logged(run.callback_metrics)
+
+
 def streamed(folder: Path, world: int, idle: int | None) -> Result:
     """Iterable data; ``idle`` counts from the end if negative, and is nobody in a single process."""
     absent = None if idle is None or world == 1 else idle % world
@@ -82,6 +88,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
     **{f"informed_{rows}": partial(informed, rows=rows) for rows in ROWS},
     **{f"coded_{rows}": partial(coded, rows=rows) for rows in ROWS},
+    **{f"levels_{rows}": partial(levels, rows=rows) for rows in ROWS},
     "streamed": partial(streamed, idle=None),
     "first_process_idle": partial(streamed, idle=0),
     "last_process_idle": partial(streamed, idle=-1),

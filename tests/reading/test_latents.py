@@ -139,3 +139,87 @@ def test_bad_settings_are_refused() -> None:
         with pytest.raises(ValueError, match=message):
             Latents(**arguments)  # type: ignore[arg-type]
     assert CertificateCallback(latents="encoder.fc:chunk").reader.capture.source == Latents("encoder.fc", "chunk")
+
+
+class Levels(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.top, self.bottom, self.plain = nn.Linear(4, 6), nn.Linear(4, 4), nn.Linear(4, 5)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.top(values).sum() + self.bottom(values).sum() + self.plain(values).sum()
+
+
+def caught(source: Any) -> tuple[LatentCapture, Any]:
+    model, capture = Levels(), LatentCapture(source)
+    capture.attach(model)
+    capture.listen()
+    model(MEAN)
+    captured = capture.read(model, MEAN, None)
+    return capture, captured
+
+
+def test_groups_stand_side_by_side_in_their_order_and_rates_add_up() -> None:
+    torch.manual_seed(0)
+    capture, whole = caught({"top": "top:chunk", "bottom": lambda model, batch: model.bottom(batch).chunk(2, dim=1)})
+    assert capture.groups == {"top": slice(0, 3), "bottom": slice(3, 5)}
+    assert capture.names == ["top", "bottom"]
+    assert whole.mean.shape == whole.log_variance.shape == (5, 5)
+    expected = Posterior(whole.mean, whole.log_variance).kl_to_standard_normal().sum(dim=1)
+    torch.testing.assert_close(whole.rate, expected)
+    assert not whole.deterministic
+    capture.detach()
+
+
+def test_a_group_without_a_variance_leaves_the_whole_without_one() -> None:
+    _, whole = caught({"top": "top:chunk", "plain": "plain"})
+    assert whole.mean.shape == (5, 8)
+    assert (whole.log_variance, whole.rate, whole.deterministic) == (None, None, False)
+
+
+def test_a_single_source_has_no_groups() -> None:
+    capture, _ = caught("top")
+    assert capture.groups == {}
+    assert capture.names == []
+
+
+def test_groups_are_encoded_again_together() -> None:
+    torch.manual_seed(0)
+    model, capture = Levels(), LatentCapture({"top": "top:chunk", "plain": "plain"})
+    capture.attach(model)
+    capture.listen()
+    model(MEAN)
+    whole, rows = capture.read(model, MEAN, None), torch.tensor([3, 1])
+    torch.testing.assert_close(capture.read_again(model, MEAN, rows, 5).mean, whole.mean[rows])
+
+
+@pytest.mark.parametrize("part", ["", "chunk"])
+def test_a_deterministic_code_has_a_mean_and_nothing_else(part: str) -> None:
+    for source in (Latents("top", part, deterministic=True), {"a": Latents("top", part, deterministic=True)}):
+        capture, whole = caught(source)
+        assert capture.deterministic
+        assert whole.deterministic
+        assert whole.checked().deterministic
+        assert (whole.log_variance, whole.rate) == (None, None)
+    assert not LatentCapture("top").deterministic
+    _, mixed = caught({"top": "top:chunk", "plain": Latents("plain", deterministic=True)})
+    assert mixed.deterministic
+
+
+@pytest.mark.parametrize(
+    ("source", "kind", "message"),
+    [
+        ({}, ValueError, "at least one group"),
+        ({"a/b": "top"}, ValueError, "named by letters, .* got 'a/b'"),
+        ({"top": None}, TypeError, "the group 'top' of `latents` must be the path"),
+        (3, TypeError, "`latents` must be the path of a submodule"),
+    ],
+)
+def test_what_is_no_source_is_refused(source: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        LatentCapture(source)
+
+
+def test_groups_of_different_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"each give a code for every row .* \{'a': 5, 'b': 2\}"):
+        caught({"a": "top", "b": lambda model, batch: batch[:2]})

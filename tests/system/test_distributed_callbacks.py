@@ -67,6 +67,14 @@ def test_a_codebook_is_that_of_one_process_and_padding_is_not_counted(
         assert seen[name] == expected[name]
 
 
+@pytest.mark.parametrize("rows", ROWS)
+def test_the_information_of_groups_is_that_of_one_process(one: Results, two: list[Results], rows: int) -> None:
+    """Three rows make two batches at most, so that a process may have seen none."""
+    seen = common(two, f"levels_{rows}")
+    assert len(seen) == 18
+    assert seen == pytest.approx(one[f"levels_{rows}"], abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("job", ["first_process_idle", "last_process_idle"])
 def test_a_process_without_rows_takes_part(one: Results, two: list[Results], job: str) -> None:
     """Its rows have other places then, and with them other noise in the mutual information."""

@@ -117,15 +117,16 @@ class TeacherSearch(LightningModule):
         """The chosen teacher, when the search has ended."""
         return self._chosen[0] if self._chosen else None
 
-    @kept_random_state()
     def search(self, train_dataloader: Any, val_dataloader: Any) -> GaussianMixtureTeacher:
         """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class.
 
-        The global random state is afterwards as it was before.
+        The global random state is afterwards as it was before, and does not matter: with a ``seed`` the teacher is the
+        same whatever was drawn before, although a loader that shuffles draws from that state.
         """
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(max_epochs=-1, devices=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet)
-        trainer.fit(self, train_dataloader, val_dataloader)
+        with kept_random_state(self.settings.seed):
+            trainer.fit(self, train_dataloader, val_dataloader)
         return self._chosen[0]
 
     @property

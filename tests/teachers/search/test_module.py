@@ -1,6 +1,7 @@
 """The search: its principal components and its mixtures are scikit-learn's, whatever the batches."""
 
 import csv
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pytorch_lightning import Trainer
 from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
+from torch.utils.data import DataLoader
 
 from certvae import TeacherSearch, load_teacher
 from certvae.datamodules import DigitsDataModule
@@ -18,7 +20,9 @@ from certvae.teachers.search.em import MixtureEM
 from certvae.teachers.search.module import TeacherSearchError
 from certvae.teachers.search.pca import StreamingPCA
 from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, choose
-from tests.runs import trainer
+from tests.callbacks.test_unchanged_runs import streams
+from tests.plain_vae import plain_loader
+from tests.runs import digits_teacher, trainer
 from tests.teachers.test_mixture import digits
 
 pytestmark = pytest.mark.slow
@@ -243,3 +247,31 @@ def test_bad_criteria_are_refused() -> None:
         SelectionCriteria(max_energy=0)
     with pytest.raises(ValueError, match=r"`min_use` and `max_use` must lie in \[0, 1\]"):
         SelectionCriteria(max_use=2)
+
+
+def test_a_search_leaves_every_random_stream_and_does_not_depend_on_one(tmp_path: Path) -> None:
+    """With batches without an index, whose shuffled order the sample for the starts would follow."""
+    rows = torch.from_numpy(digits()).float()
+    teachers = []
+    for seed in (1, 2):
+        torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)  # noqa: NPY002
+        before = streams()
+        train: Any = DataLoader(rows[:900], 64, shuffle=True)  # type: ignore[arg-type]
+        val: Any = DataLoader(rows[900:], 64)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"components": (4,), "temperatures": (2.0,), "pca_dim": 8, "em_iterations": 5}
+        module = TeacherSearch(**options, sample_size=200, seed=3, output_dir=str(tmp_path))
+        teachers.append(module.search(train, val))
+        assert streams() == before
+    for name, value in teachers[0].tensors().items():
+        assert torch.equal(value, teachers[1].tensors()[name]), name
+
+
+def test_measuring_a_teacher_leaves_every_random_stream(tmp_path: Path) -> None:
+    teacher, before = digits_teacher(), streams()
+
+    def draws(batch: Any) -> Any:
+        random.random(), np.random.rand()  # noqa: NPY002
+        return batch[0] + 0 * torch.rand(1)
+
+    teacher.measure(plain_loader(shuffle=True), images=draws)
+    assert streams() == before

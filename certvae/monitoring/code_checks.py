@@ -1,0 +1,227 @@
+"""Whether ``latents`` names the code: what the loss of the first training batch says about it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+from certvae.monitoring.code_record import CodeEdges, CodeRecord
+from certvae.reading.latents import Latents, LatentSource
+from certvae.reading.loss_graph import POSITIVE, Draw, Edge, LossGraph, back_to_layer, is_named
+
+__all__ = ["CodeChecks", "check_log_variance"]
+
+PATIENCE = 20  # training batches after which a code that no loss has read is reported
+HALVES = ("Split", "SplitWithSizes", "UnsafeSplit", "Slice", "Unbind", "Narrow", "Select", "Index")
+DROPOUTS = ("NativeDropout", "FusedDropout")
+FACTORS = ("Mul", "Div", "Pow", "Sqrt")
+
+
+class CodeChecks:
+    """Warns once where ``latents`` names something else than the code that the decoder receives a draw of.
+
+    Read from the graph of the loss before its first backward pass: a backbone in front of the heads; mean and
+    log-variance side by side; a draw, the decoder or what comes after it; a code that no loss reads; a standard
+    deviation given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second time.
+
+    It looks for ``mean + scale * noise`` with a positive scale that a layer reads, and stays silent where it finds
+    none: for a function as source or none at all, a compiled module, a frozen encoder, and draws of another form.
+
+    Args:
+        source: the ``latents`` of a callback, once it is checked.
+    """
+
+    def __init__(self, source: LatentSource | None) -> None:
+        sources = list(source.values()) if isinstance(source, Mapping) else [source]
+        self._waiting = [item for item in map(_as_latents, sources) if item is not None]
+        self._record = CodeRecord(self._waiting)
+        self._batches = 0
+
+    def begin(self, module: nn.Module) -> None:
+        """A training batch begins: for ``on_train_batch_start``."""
+        if self._waiting and _is_compiled(module):
+            self._waiting = []  # a hook that comes later would compile it anew
+        if self._waiting:
+            self._record.begin(module)
+
+    def before_backward(self, loss: Tensor) -> None:
+        """A loss is complete: for ``on_before_backward``."""
+        if not self._waiting:
+            return
+        graph = LossGraph(loss)
+        for source in list(self._waiting):
+            code = self._record.code(source)
+            if not graph.complete or (code is not None and graph.reaches(code.mean)):
+                self._waiting.remove(source)
+            if graph.complete and code is not None and graph.reaches(code.mean):
+                _say(source, _finding(source, code, graph, self._record))
+
+    def end(self) -> None:
+        """A training batch is over: for ``on_train_batch_end``."""
+        if not self._waiting:
+            self._record.end()
+            return
+        self._batches += 1
+        if self._batches >= PATIENCE:
+            for source in self._waiting:
+                if self._record.code(source) is not None:
+                    _say(source, UNREAD)
+            self.stop()
+        self._record.forget()
+
+    def stop(self) -> None:
+        """No more checks: for ``on_exception`` and ``teardown``."""
+        self._waiting = []
+        self._record.end()
+
+
+UNREAD = (
+    f"gives a code on which no loss of the first {PATIENCE} training batches depends: no later part of the step reads "
+    "it, so that it is not what the decoder receives. Name the submodule whose output the step draws the code from."
+)
+
+
+def _as_latents(source: Any) -> Latents | None:
+    if isinstance(source, str):
+        path, _, part = source.partition(":")
+        return Latents(path, part)
+    return source if isinstance(source, Latents) else None
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    marks = ("_compiled_call_impl", "_orig_mod", "_compiler_ctx")
+    return any(getattr(part, mark, None) is not None for part in module.modules() for mark in marks)
+
+
+def _say(source: Latents, finding: str) -> None:
+    if finding:
+        rank_zero_warn(f"`latents={source.path + ':' * bool(source.part) + source.part!r}` {finding}")
+
+
+def _finding(source: Latents, code: CodeEdges, graph: LossGraph, record: CodeRecord) -> str:
+    """What is wrong with a code that the loss depends on; empty if nothing is."""
+    near = graph.after(code.mean, through_layers=False)
+    own = next(_own_draws(code, near, graph), None)
+    if own is not None:
+        return _wrong_scale(source, code, own, near) or _dropped(source, code, record)
+    draws, before, after = graph.draws, graph.before(code.mean[0]), graph.after(code.mean)
+    before.add(code.mean[0])
+    behind = next((draw for draw in draws if draw.total in before and graph.apart(draw)), None)
+    if behind is not None:
+        return _after_the_draw(code, behind, graph, record)
+    ahead = next((draw for draw in draws if _feeds(draw, after) and graph.apart(draw)), None)
+    if ahead is not None:
+        return _backbone(ahead, graph, record)
+    return _dropped(source, code, record)
+
+
+def _own_draws(code: CodeEdges, near: set[Node], graph: LossGraph) -> Iterator[Draw]:
+    """Draws of this code. A scale that is nowhere made positive is known by the one that was given."""
+    for draw in graph.sums:
+        own = _made_from(draw.mean, code.mean, near)
+        if own and (draw.scale[0] == code.log_variance or (draw.positive and graph.apart(draw))):
+            yield draw
+
+
+def _made_from(edge: Edge, origin: Edge, after: set[Node]) -> bool:
+    return edge == origin or edge[0] in after
+
+
+def _feeds(draw: Draw, after: set[Node]) -> bool:
+    return draw.mean[0] in after and any(node in after for node, _ in draw.scale)
+
+
+def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) -> str:
+    """Whether a code that a draw is made from lacks its log-variance, or has it in another form."""
+    if source.deterministic:
+        return (
+            "is said to be deterministic, but the step adds noise to it before a layer reads it. Leave out "
+            "`deterministic=True`, and name mean and log-variance."
+        )
+    if code.log_variance is not None:
+        return _not_a_log_variance(code.log_variance, draw)
+    halves = [node for node in near if is_named([(node, 0)], HALVES)]
+    if code.halved or not halves or not any(_made_from(edge, code.mean, near) for edge in draw.scale):
+        return ""
+    return (
+        "gives mean and log-variance side by side in one tensor, and both are read as the mean. Take them apart: "
+        f"latents='{source.path}:chunk', where the mean is the first half of axis 1; else a function (pl_module, "
+        "batch) -> (mean, log_variance)."
+    )
+
+
+def _not_a_log_variance(given: Edge, draw: Draw) -> str:
+    if given not in draw.scale:
+        return ""
+    place = draw.scale.index(given)
+    between = draw.scale[:place]
+    if not is_named(between, POSITIVE):
+        what, cure = "the standard deviation itself", "2 * std.log()"
+    elif not is_named(between, ("Exp", "Exp2", "Expm1", "Softplus")):
+        what, cure = "the variance itself", "variance.log()"
+    elif is_named(between, ("Softplus",)):
+        what, cure = "what a softplus makes the standard deviation from", "2 * softplus(scale).log()"
+    elif is_named(between, ("Exp",)) and not is_named(between, FACTORS):
+        what, cure = "the logarithm of the standard deviation", "2 * log_std"
+    else:
+        return ""
+    return (
+        f"gives {what} where the log-variance is read. Rate, bracket and channel margin are then wrong; the margin is "
+        f"not. Give a function instead: latents=lambda pl_module, batch: (mean, {cure})."
+    )
+
+
+def _after_the_draw(code: CodeEdges, draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
+    drawn = _made_from(code.mean, (draw.total, 0), graph.after((draw.total, 0), through_layers=False))
+    what = "gives a draw of the code in training, not its mean" if drawn else "comes after the draw of the code"
+    other = "In eval mode it may be the mean: then the two differ." if drawn else "Is it the decoder, or a part of it?"
+    return f"{what}. {other} {_cure(draw, graph, record)}"
+
+
+def _backbone(draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
+    return (
+        "gives features from which later layers make the mean and the scale of the code: a backbone in front of the "
+        "heads. Its features can be informative where the code has collapsed. " + _cure(draw, graph, record)
+    )
+
+
+def _cure(draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
+    """The line that names the mean of a draw, and if possible its log-variance too."""
+    path = back_to_layer(draw.mean)
+    names = {edge: name for name, edge in sorted(record.outputs.items(), key=_depth, reverse=True)}
+    named = [edge for edge in path if edge in names]
+    if not named:
+        return "Name what gives the mean, such as latents='encoder.fc_mu', or a function (pl_module, batch) -> code."
+    halved = named[0] in draw.scale and is_named(path[: path.index(named[0])], HALVES)
+    return f"Name the code: latents='{names[named[0]]}{':chunk' if halved else ''}'."
+
+
+def _depth(output: tuple[str, Edge]) -> tuple[int, int]:
+    return output[0].count("."), len(output[0])
+
+
+def _dropped(source: Latents, code: CodeEdges, record: CodeRecord) -> str:
+    path = back_to_layer(code.mean)
+    if not (is_named(path, DROPOUTS) or any(edge in record.dropouts for edge in path)):
+        return ""
+    return (
+        "gives a code that dropout changes in training and not in eval mode, where it is measured: the decoder has "
+        "learned from another code. Put the dropout before the last layer of the encoder, or leave it out."
+    )
+
+
+def check_log_variance(log_variance: Tensor | None) -> None:
+    """Warn where every log-variance of a batch is positive, as if they were standard deviations.
+
+    Args:
+        log_variance: of the posterior, shape ``(B, latent_dim)``, or None.
+    """
+    # A collapsed posterior is as wide as the prior, and its log-variances lie around 0.
+    if log_variance is not None and bool((log_variance > 0).all()) and float(log_variance.mean()) > 0.1:
+        rank_zero_warn(
+            "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "
+            "standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the margin does not depend "
+            "on it, but rate and channel margin do."
+        )

@@ -1,0 +1,127 @@
+"""Where the outputs of a module's parts stand in the graph of one training batch."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.hooks import RemovableHandle
+
+from certvae.reading.captured import select_part
+from certvae.reading.loss_graph import Edge, edge_of
+from certvae.reading.sources import Latents
+
+__all__ = ["CodeEdges", "CodeRecord"]
+
+
+class CodeEdges(NamedTuple):
+    """Where a code stands in a graph.
+
+    Attributes:
+        mean: or both halves, where ``":chunk"`` was asked for.
+        log_variance: None where it is not given apart.
+        halved: whether ``":chunk"`` was asked for.
+    """
+
+    mean: Edge
+    log_variance: Edge | None
+    halved: bool
+
+
+class CodeRecord:
+    """Listens to all parts of a module, from :meth:`begin` to :meth:`end`.
+
+    Args:
+        sources: the codes that are asked for.
+
+    Attributes:
+        outputs: tensors that parts gave: where each stands, by a name that ``latents`` would take.
+        dropouts: where tensors stand that a dropout has changed.
+    """
+
+    def __init__(self, sources: Iterable[Latents]) -> None:
+        self.sources = list(sources)
+        self.outputs: dict[str, Edge] = {}
+        self.dropouts: set[Edge] = set()
+        self._codes: dict[Latents, list[CodeEdges | None]] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def begin(self, module: nn.Module) -> None:
+        """Forget what was recorded, and listen."""
+        self.forget()
+        if self._handles:
+            return
+        for name, part in module.named_modules():
+            if name and not isinstance(part, torch.jit.ScriptModule):
+                self._handles.append(part.register_forward_hook(self._hook(name)))
+
+    def code(self, source: Latents) -> CodeEdges | None:
+        """Where the code of the call that counts stands; None if it has no place in the graph, or was not asked for."""
+        calls = self._codes.get(source, [])
+        return calls[-1 if source.calls == "last" else 0] if calls else None
+
+    def forget(self) -> None:
+        """Let go of the graph."""
+        self.outputs, self.dropouts, self._codes = {}, set(), {}
+
+    def end(self) -> None:
+        """Forget, and listen no more."""
+        self.forget()
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(part: nn.Module, inputs: Any, output: Any) -> None:
+            # A copy of the module keeps its hooks.
+            if self._handles and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+                self._add(name, part, output)
+
+        return hook
+
+    def _add(self, name: str, part: nn.Module, output: Any) -> None:
+        for label, tensor in _tensors(name, output):
+            edge = edge_of(tensor)
+            if edge is not None:
+                self.outputs.setdefault(label, edge)
+                if isinstance(part, _DropoutNd) and part.training and part.p > 0:
+                    self.dropouts.add(edge)
+        for source in self.sources:
+            if source.path == name:
+                self._codes.setdefault(source, []).append(_code_edges(output, source.part))
+
+
+def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an output, each with the name by which ``latents`` finds it."""
+    if isinstance(output, Tensor):
+        yield name, output
+    elif isinstance(output, dict):
+        yield from ((f"{name}:{key}", value) for key, value in output.items() if isinstance(value, Tensor))
+    elif isinstance(output, tuple | list):
+        yield from ((f"{name}:{place}", value) for place, value in enumerate(output) if isinstance(value, Tensor))
+
+
+def _code_edges(output: Any, part: str) -> CodeEdges | None:
+    """Where the selected part of an output stands; None for what is made anew when it is asked for."""
+    try:
+        if part == "chunk":
+            found = [output]
+        else:
+            found, again = (_pair(select_part(output, part)) for _ in range(2))
+            if any(one is not other for one, other in zip(found, again, strict=True)):
+                return None
+    except (ValueError, TypeError):
+        return None  # reading the code will say so
+    edges = [edge_of(tensor) if isinstance(tensor, Tensor) else None for tensor in found]
+    if not edges or edges[0] is None:
+        return None
+    return CodeEdges(edges[0], edges[1] if len(edges) == 2 else None, part == "chunk")
+
+
+def _pair(value: Any) -> list[Any]:
+    if isinstance(value, Distribution):
+        gaussian = value.base_dist if isinstance(value, Independent) else value
+        return [gaussian.loc] if isinstance(gaussian, Normal) else []
+    return list(value) if isinstance(value, tuple | list) and len(value) <= 2 else [value]
