@@ -95,8 +95,8 @@ def information_bracket(
 ) -> InformationBracket:
     r"""Bounds on :math:`I(X;Z)` for a diagonal Gaussian code, from one draw a row.
 
-    Blocks only save time, which grows as rows times ``block``: a larger one raises the cap, and leaves the width as it
-    is. One block of all rows has a confidence statement too.
+    Blocks only save time, which grows as rows times ``block``: a larger one raises the cap, and hardly the width. One
+    block of all rows has a confidence statement too.
 
     Args:
         mean: of the posterior, shape ``(N, latent_dim)``.
@@ -299,9 +299,9 @@ def _draws_lower(summands: Tensor, error: float) -> float:
 def _population_lower(information: float, sizes: list[int], error: float) -> float:
     r"""From the information of blocks to that of the population: concentration of self-bounding functions.
 
-    :math:`f = \sum_g B_g I_g` changes by at most ``c`` with a row, and by at most :math:`a f` with all of them.
-    Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On concentration of self-bounding functions*,
-    theorem 1.
+    :math:`f = \sum_g B_g I_g` falls by at most ``c`` without a row, and by at most :math:`a f` in all without one after
+    the other. Proof in docs/information.md. Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On
+    concentration of self-bounding functions*.
     """
     step = max(math.log(size) + (size - 1) * math.log(size / (size - 1)) for size in sizes)
     smallest = min(sizes)

@@ -74,6 +74,7 @@ def cells(quick: bool = False) -> list[Cell]:
 
 def measure(cell: Cell, repetition: int) -> Line:
     """The bounds of one data set, and which of them miss."""
+    start = time.process_time()
     rng = np.random.default_rng([round(1000 * cell.nats), cell.dim, cell.rows, repetition])
     log_variance = -2 * cell.nats / cell.dim
     mean = torch.from_numpy(math.sqrt(-math.expm1(log_variance)) * rng.standard_normal((cell.rows, cell.dim)))
@@ -81,11 +82,13 @@ def measure(cell: Cell, repetition: int) -> Line:
     settings: dict[str, Any] = {"block": BLOCK, "seed": repetition, "confidence": 1 - ERROR}
     found = information_bracket(mean, spread, **settings)
     other = information_bracket(mean + SHIFT, spread, method="normal", **settings)
-    values = found.to_dict() | {"misfit_upper": other.upper, "normal_lower": other.lower}
+    values = {name: float(getattr(found, name)) for name in MEANS if hasattr(found, name)}
+    values |= {"misfit_upper": other.upper, "normal_lower": other.lower}
     missed = {name: int(values[name] > cell.nats) for name in ("lower", "normal_lower")}
     missed |= {name: int(values[name] < cell.nats) for name in ("upper", "misfit_upper")}
     missed["either"] = max(missed["lower"], missed["upper"])
-    return {f"{name}_misses": missed[name] for name in MISSES} | {f"mean_{name}": values[name] for name in MEANS}
+    line: Line = {f"{name}_misses": missed[name] for name in MISSES} | {f"mean_{name}": values[name] for name in MEANS}
+    return line | {"seconds": time.process_time() - start}
 
 
 def extended(line: Line, more: Sequence[Line]) -> Line:
@@ -97,13 +100,14 @@ def extended(line: Line, more: Sequence[Line]) -> Line:
     for name in MEANS:
         total = before * line[f"mean_{name}"] + sum(one[f"mean_{name}"] for one in more)
         grown[f"mean_{name}"] = round(total / after, 6)
+    grown["seconds"] = round(line["seconds"] + sum(one["seconds"] for one in more), 2)
     grown["width"] = round(grown["mean_upper"] - grown["mean_lower"], 6)
     return grown
 
 
 def empty(cell: Cell) -> Line:
     """A line of the table without any repetition."""
-    zeros = [*(f"{name}_misses" for name in MISSES), *(f"mean_{name}" for name in MEANS), "width"]
+    zeros = [*(f"{name}_misses" for name in MISSES), *(f"mean_{name}" for name in MEANS), "width", "seconds"]
     return {**cell._asdict(), "block": min(BLOCK, cell.rows), "repetitions": 0} | dict.fromkeys(zeros, 0)
 
 
@@ -141,9 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     given = _parser().parse_args(arguments)
     repetitions, wanted = given.repetitions or (20 if given.quick else 1000), cells(given.quick)
     folder: Path = given.output_dir or (Path("runs/bracket_quick") if given.quick else RESULTS)
-    known = {(line["nats"], line["dim"], line["rows"]): line for line in read_lines(folder / "bracket.csv")}
-    lines = [known.get(tuple(cell), empty(cell)) for cell in wanted]
-    start, end = time.monotonic(), time.monotonic() + 60 * given.minutes
+    known = {Cell(line["nats"], line["dim"], line["rows"]): line for line in read_lines(folder / "bracket.csv")}
+    lines = [known.get(cell, empty(cell)) for cell in wanted]
+    end = time.monotonic() + 60 * given.minutes
     with get_context("spawn").Pool(given.jobs, torch.set_num_threads, (1,)) as pool:
         for number, place in itertools.product(range(1, ROUNDS + 1), range(len(wanted))):
             cell, line = wanted[place], lines[place]
@@ -152,14 +156,19 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
                 lines[place] = extended(line, list(pool.imap(partial(measure, cell), todo)))
                 write_atomic(folder / "bracket.csv", csv_text(line, lines))
                 print(*(f"{name} {lines[place][name]}" for name in SHOWN), flush=True)
-    _write([line for line in lines if line["repetitions"]], given, folder, time.monotonic() - start)
+    _write([line for line in lines if line["repetitions"]], given, folder)
     return lines
 
 
-def _write(lines: Sequence[Line], given: argparse.Namespace, folder: Path, seconds: float) -> None:
+def _write(lines: Sequence[Line], given: argparse.Namespace, folder: Path) -> None:
     options = {"quick": given.quick, "repetitions": given.repetitions, "jobs": given.jobs}
-    made = origin(["python", "-m", "experiments.statistics.bracket"], options, f"at commit {commit()}", seconds)
-    made = made.replace("for the runs in all", "for the last call")
+    made = origin(
+        ["python", "-m", "experiments.statistics.bracket"],
+        options,
+        f"at commit {commit()}",
+        sum(line["seconds"] for line in lines),
+    )
+    made = made.replace("s for the runs in all", "s of processor time in all")
     for path in Results(lines, COLUMNS, claims(lines), {}).write(folder, "bracket", made):
         print(path)
 

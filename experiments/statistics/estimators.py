@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "statistics"
 NATS, SEEDS, DIM, ROWS = (0.05, 1.0, 5.0, 20.0), range(3), 16, 4000
 LEARNED = {"infonce": "InfoNCE", "smile": "SMILE", "club": "CLUB"}
 METHODS = ("bracket", *LEARNED)
-TRAINING = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
+TRAINING: dict[str, Any] = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
 COLUMNS = {"nats": "{nats:g}", "bracket [lower, upper]": "{bracket}", "L_B, bracket": "{lower_estimate}"} | {
     name: f"{{{method}}}" for method, name in LEARNED.items()
 }
