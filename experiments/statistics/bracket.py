@@ -137,6 +137,10 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
         "nor does the bracket as a whole": within("either"),
         "nor the upper side under a prior that does not fit": within("misfit_upper"),
         "nor the lower side by `normal`": within("normal_lower"),
+        "over all cells the upper side misses in at most 5 %, under either prior": all(
+            sum(line[f"{name}_misses"] for line in lines) <= ERROR * sum(line["repetitions"] for line in lines)
+            for name in ("upper", "misfit_upper")
+        ),
     }
 
 
