@@ -1,7 +1,7 @@
 """How often the information bracket holds the truth: linear Gaussian codes whose information is known.
 
     python -m experiments.statistics.bracket --jobs 2
-    python -m experiments.statistics.bracket --quick      # 15 seconds, to see that it runs
+    python -m experiments.statistics.bracket --quick --repetitions 20   # 10 seconds, to see that it runs
 
 ``x`` is standard normal, and the code is ``z = sqrt(1 - v) x + sqrt(v) noise``, so that ``I(X; Z) = -d/2 log v``
 exactly and the aggregate posterior is the standard normal prior. Each repetition draws new rows and takes two brackets
@@ -147,7 +147,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
     """Fill the table, cell after cell and round after round, and write it after each."""
     given = _parser().parse_args(arguments)
-    repetitions, wanted = given.repetitions or (20 if given.quick else 1000), cells(given.quick)
+    wanted = cells(given.quick)
     folder: Path = given.output_dir or (Path("runs/bracket_quick") if given.quick else RESULTS)
     known = {Cell(line["nats"], line["dim"], line["rows"]): line for line in read_lines(folder / "bracket.csv")}
     lines = [known.get(cell, empty(cell)) for cell in wanted]
@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     with get_context("spawn").Pool(given.jobs, torch.set_num_threads, (1,)) as pool:
         for number, place in itertools.product(range(1, ROUNDS + 1), range(len(wanted))):
             cell, line = wanted[place], lines[place]
-            todo = range(line["repetitions"], math.ceil(repetitions * number / ROUNDS))
+            todo = range(line["repetitions"], math.ceil(given.repetitions * number / ROUNDS))
             if todo and cell.rows in (given.rows or [cell.rows]) and time.monotonic() < end:
                 lines[place] = extended(line, list(pool.imap(partial(measure, cell), todo)))
                 write_atomic(folder / "bracket.csv", csv_text(line, lines))
@@ -165,24 +165,23 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
 
 
 def _write(lines: Sequence[Line], given: argparse.Namespace, folder: Path) -> None:
-    options = {"quick": given.quick, "repetitions": given.repetitions, "jobs": given.jobs}
-    made = origin(
-        ["python", "-m", "experiments.statistics.bracket"],
-        options,
-        f"at commit {commit()}",
-        sum(line["seconds"] for line in lines),
-    )
-    made = made.replace("s for the runs in all", "s of processor time in all")
+    command, seconds = ["python", "-m", "experiments.statistics.bracket"], sum(line["seconds"] for line in lines)
+    made = origin(command, {"quick": given.quick}, f"at commit {commit()}", seconds)
+    made = made.replace("s for the runs in all", "s of processor time in all, one thread a process")
+    if any(line["repetitions"] < given.repetitions for line in lines):
+        made += f"Stopped before {given.repetitions:,} repetitions a cell; the same command goes on.\n"
     for path in Results(lines, COLUMNS, claims(lines), {}).write(folder, "bracket", made):
         print(path)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three small cells with 20 repetitions")
-    parser.add_argument("--repetitions", type=int, help="of each cell; default 1,000")
+    parser.add_argument("--quick", action="store_true", help="three small cells")
+    parser.add_argument("--repetitions", type=int, default=1000, help="of each cell; default 1,000")
     parser.add_argument("--rows", type=int, nargs="+", help="only cells with so many rows are given more repetitions")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="after which no further cell is begun")
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="after which no more are begun; 0 writes the table anew"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--output_dir", type=Path, help="default: experiments/results/statistics")
     return parser
