@@ -34,7 +34,7 @@ def test_the_bracket_holds_known_information_in_every_cell() -> None:
     for name in ("upper", "either", "misfit_upper"):
         assert all(line[f"{name}_misses"] <= bracket.allowed(line, len(BRACKET)) for line in BRACKET), name
         assert share(name) <= 0.05
-    assert all(line["mean_lower"] <= line["mean_lower_estimate"] <= line["mean_upper"] for line in BRACKET)
+    assert all(line["mean_lower"] <= line["nats"] <= line["mean_upper"] for line in BRACKET)
 
 
 def share(name: str, most_nats: float = 40.0) -> float:
@@ -54,7 +54,10 @@ def test_the_page_quotes_the_table_of_known_information() -> None:
     assert f"it missed in {percent(share('normal_lower', 1))} of {small:,} repetitions with up to 1 nat" in PAGE
     assert f"at most {percent(worst)} in a cell of 500 rows" in PAGE
     assert f"The proved side missed in none of {total:,}" in PAGE
-    assert f"it missed in {percent(share('upper'))} of {total:,} repetitions" in PAGE
+    assert (
+        f"it missed in {percent(share('upper'))} of {total:,} repetitions, {percent(share('upper', 1))} of those"
+        in PAGE
+    )
     assert f"{percent(share('misfit_upper'))} where the prior does not fit" in PAGE
 
 
