@@ -39,7 +39,8 @@ def lower_bound_of_expectation(value: float, step: float, growth: float, rows: i
     r"""A number that is above :math:`E f` with probability at most ``error``.
 
     Sources: McDiarmid, 1989; Boucheron, Lugosi and Massart, 2009, *On concentration of self-bounding functions*,
-    theorem 1. The better of the two, which are bounds on one tail of one number.
+    theorem 1; the proof that is used stands in docs/information.md. The better of the two, which are bounds on one
+    tail of one number.
 
     Args:
         value: f, from 0.

@@ -1,0 +1,220 @@
+"""The information bracket beside estimators that learn a network: InfoNCE, SMILE and CLUB of torch-mist.
+
+    python -m experiments.statistics.estimators
+    python -m experiments.statistics.estimators --quick      # half a minute, to see that it runs
+
+The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so that the truth is known. The learned
+estimators see only the pairs of input and drawn code, as they are made for: they train on four fifths of the rows, a
+tenth of which stops the training, and are evaluated on the last fifth in one batch. The bracket reads mean and
+log-variance of all rows. All settings are torch-mist's defaults but for two hidden layers of 128, the iterations and
+the patience below. Amounts of information share the draws of a seed. The study goes on where it stopped.
+
+torch-mist 0.2.17 asks for numpy below 2 but runs with newer ones, so install it without its requirements::
+
+    pip install --no-deps torch-mist==0.2.17 pyro-ppl pyro-api opt-einsum hydra-core omegaconf \\
+        antlr4-python3-runtime==4.9.3 scikit-learn joblib threadpoolctl pandas python-dateutil tqdm
+
+Sources: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748 (InfoNCE); Song and Ermon, 2020,
+https://arxiv.org/abs/1910.06222 (SMILE); Cheng et al., 2020, https://arxiv.org/abs/2006.12013 (CLUB); Federici et al.,
+https://pypi.org/project/torch-mist.
+"""
+
+import argparse
+import csv
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from scipy.stats import binom
+from torch import Tensor
+
+from certvae import information_bracket
+from certvae.commands.tables import Line, Results, commit, origin
+from certvae.io.files import csv_text, write_atomic
+
+RESULTS = Path(__file__).parents[1] / "results" / "statistics"
+NATS, SEEDS, BRACKET_SEEDS, DIM, ROWS = (0.05, 1.0, 5.0, 20.0), range(3), range(20), 16, 4000
+LEARNED = {"infonce": "InfoNCE", "smile": "SMILE", "club": "CLUB"}
+METHODS = ("bracket", *LEARNED)
+CAP = math.log(1000)  # 4,000 rows in blocks of at most 1,024
+TRAINING: dict[str, Any] = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
+COLUMNS = {
+    "nats": "{nats:g}",
+    "bracket [lower, upper]": "{bracket}",
+    "holds": "{held}",
+    "its L_B": "{lower_estimate}",
+    **{name: f"{{{method}}}" for method, name in LEARNED.items()},
+}
+
+
+def code(nats: float, rows: int, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Input, mean, log-variance and one draw of a code that carries so many nats; each of shape ``(rows, DIM)``."""
+    generator = torch.Generator().manual_seed(seed)
+    log_variance = -2 * nats / DIM
+    x, noise = torch.randn(2, rows, DIM, generator=generator, dtype=torch.float64)
+    mean = math.sqrt(-math.expm1(log_variance)) * x
+    return x, mean, torch.full_like(mean, log_variance), mean + math.exp(log_variance / 2) * noise
+
+
+def bracket(nats: float, rows: int, seed: int) -> Line:
+    """The bracket of all rows; its value is the lower estimate."""
+    _, mean, log_variance, _ = code(nats, rows, seed)
+    found = information_bracket(mean, log_variance, seed=seed)
+    return {"value": found.lower_estimate, "lower": found.lower, "upper": found.upper}
+
+
+def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
+    """What a learned estimator of torch-mist says of held-out rows."""
+    from torch_mist import estimate_mi
+
+    x, _, _, z = (part.float() for part in code(nats, rows, seed))
+    torch.manual_seed(seed)
+    fitted = 4 * rows // 5
+    parts: dict[str, Any] = {
+        "data": {"x": x[:fitted], "y": z[:fitted]},
+        "test_data": {"x": x[fitted:], "y": z[fitted:]},
+        "evaluation_batch_size": rows - fitted,
+    }
+    settings = TRAINING | {"max_iterations": iterations}
+    found = estimate_mi(estimator=method, verbose=False, logger=False, **parts, **settings)
+    return {"value": float(found), "lower": None, "upper": None}
+
+
+def measure(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
+    """A line of the table, with the processor time that it took."""
+    start = time.process_time()
+    found = bracket(nats, rows, seed) if method == "bracket" else learned(method, nats, rows, seed, iterations)
+    seconds = time.process_time() - start
+    rounded = {name: None if value is None else round(value, 5) for name, value in found.items()}
+    return {"nats": nats, "seed": seed, "method": method} | rounded | {"seconds": round(seconds, 3)}
+
+
+def read_lines(path: Path) -> list[Line]:
+    """The table of an earlier call; empty if there is none."""
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = [{key: float(text) if text else None for key, text in row.items() if key != "method"} for row in rows]
+    return [line | {"seed": int(row["seed"]), "method": row["method"]} for row, line in zip(rows, numbers, strict=True)]
+
+
+def of_method(lines: Sequence[Line], method: str, nats: float) -> list[Line]:
+    """The lines of all seeds."""
+    return [line for line in lines if line["method"] == method and line["nats"] == nats]
+
+
+def holds(line: Line) -> bool:
+    """Whether the bracket of this run holds the truth."""
+    return bool(line["lower"] <= line["nats"] <= line["upper"])
+
+
+def error(lines: Sequence[Line], method: str, nats: float) -> float:
+    """Root of the mean squared distance from the truth, in nats."""
+    return math.sqrt(fmean((line["value"] - nats) ** 2 for line in of_method(lines, method, nats)))
+
+
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show."""
+    brackets = [line for line in lines if line["method"] == "bracket"]
+    below = {line["nats"] for line in brackets if line["nats"] < CAP}
+    seconds = {name: [line["seconds"] for line in lines if line["method"] == name] for name in METHODS}
+    return {
+        "at each amount the bracket misses the truth in no more runs than an error of 5 % explains": all(
+            sum(not holds(line) for line in brackets if line["nats"] == nats)
+            <= binom.ppf(1 - 0.05 / len(NATS), len(of_method(lines, "bracket", nats)), 0.05)
+            for nats in {line["nats"] for line in brackets}
+        ),
+        "where the truth is below the cap of a block, L_B is nearer to it than each learned estimate": all(
+            error(lines, "bracket", nats) < error(lines, name, nats) for nats in below for name in LEARNED
+        ),
+        "every run of the bracket takes less processor time than any of a learned one": all(
+            max(seconds["bracket"]) < min(seconds[name]) for name in LEARNED
+        ),
+    }
+
+
+def summary(lines: Sequence[Line]) -> Iterator[Line]:
+    """Of each amount of information: means over seeds, spread over seeds, processor seconds."""
+    for nats in sorted({line["nats"] for line in lines}):
+        cells: Line = {"nats": nats}
+        for method in METHODS:
+            chosen = of_method(lines, method, nats)
+            values = [line["value"] for line in chosen]
+            spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+            cells[method] = f"{fmean(values):.3f}{spread} ({fmean(line['seconds'] for line in chosen):.1f} s)"
+        own = of_method(lines, "bracket", nats)
+        sides = [fmean(line[side] for line in own) for side in ("lower", "upper")]
+        cells["lower_estimate"], cells["bracket"] = cells["bracket"], f"[{sides[0]:.3f}, {sides[1]:.3f}]"
+        cells["held"] = f"{sum(map(holds, own))} of {len(own)}"
+        yield cells
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Every run's value over the truth; the bracket as an interval."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    amounts = sorted({line["nats"] for line in lines})
+    for place, nats in enumerate(amounts):
+        axes.plot(
+            [place - 0.42, place + 0.42], [nats] * 2, color="black", linewidth=1, label=None if place else "truth"
+        )
+        for number, (method, color) in enumerate(
+            zip(METHODS, ("#009E73", "#0072B2", "#D55E00", "#CC79A7"), strict=True)
+        ):
+            chosen = [line for line in of_method(lines, method, nats) if line["seed"] in SEEDS]
+            x = [place - 0.3 + 0.2 * number + 0.03 * line["seed"] for line in chosen]
+            label = None if place else LEARNED.get(method, "bracket: lower side, L_B, upper side")
+            if method == "bracket":
+                axes.vlines(x, [line["lower"] for line in chosen], [line["upper"] for line in chosen], color=color)
+            axes.scatter(x, [line["value"] for line in chosen], s=14, color=color, label=label)
+    axes.set_yscale("symlog", linthresh=0.1)
+    axes.set_xticks(range(len(amounts)), [f"{nats:g} nats" for nats in amounts])
+    axes.set_ylabel("estimate, nats")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Line]:
+    """Measure what the table does not have yet, and write it after each run."""
+    given = _parser().parse_args(arguments)
+    torch.set_num_threads(1)
+    folder: Path = given.output_dir or (Path("runs/estimators_quick") if given.quick else RESULTS)
+    rows, iterations = (500, 50) if given.quick else (ROWS, TRAINING["max_iterations"])
+    seeds = {method: range(2) if given.quick else SEEDS for method in LEARNED}
+    seeds["bracket"] = range(2) if given.quick else BRACKET_SEEDS
+    lines = read_lines(folder / "estimators.csv")
+    done = {(line["method"], line["nats"], line["seed"]) for line in lines}
+    for key in [(method, nats, seed) for method in METHODS for nats in NATS for seed in seeds[method]]:
+        if key not in done:
+            lines.append(measure(key[0], key[1], rows, key[2], iterations))
+            write_atomic(folder / "estimators.csv", csv_text(lines[0], lines))
+            print(lines[-1], flush=True)
+    _write(lines, given, folder)
+    return lines
+
+
+def _write(lines: Sequence[Line], given: argparse.Namespace, folder: Path) -> None:
+    seconds = sum(line["seconds"] for line in lines)
+    command = ["python", "-m", "experiments.statistics.estimators"]
+    made = origin(command, {"quick": given.quick}, f"at commit {commit()}", seconds)
+    made = made.replace("s for the runs in all", "s of processor time for the runs in all, one thread each")
+    Results(list(summary(lines)), COLUMNS, claims(lines), {"estimators": draw(lines)}).write(folder, "estimators", made)
+    write_atomic(folder / "estimators.csv", csv_text(lines[0], lines))  # every run, not the summary
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two seeds of 500 rows and 50 iterations")
+    parser.add_argument("--output_dir", type=Path, help="default: experiments/results/statistics")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

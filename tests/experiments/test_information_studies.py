@@ -1,0 +1,100 @@
+"""The studies of the information bracket: their quick forms run, and the committed tables say what the pages quote."""
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.statistics import bracket, estimators
+
+METHODS = estimators.METHODS
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "experiments" / "results" / "statistics"
+PAGE = " ".join((ROOT / "docs" / "information.md").read_text().split())
+BRACKET = bracket.read_lines(RESULTS / "bracket.csv")
+ESTIMATORS = estimators.read_lines(RESULTS / "estimators.csv")
+
+
+@pytest.mark.parametrize(("study", "lines"), [(bracket, BRACKET), (estimators, ESTIMATORS)])
+def test_a_committed_table_says_of_its_claims_what_its_rows_say(study: Any, lines: list[dict[str, Any]]) -> None:
+    name = study.__name__.rpartition(".")[2]
+    text = (RESULTS / f"{name}.md").read_text()
+    said = [f"- {'holds' if holds else '**does not hold**'}: {claim}." for claim, holds in study.claims(lines).items()]
+    assert [line for line in text.splitlines() if line.startswith("- ")] == said
+    assert f"Made by `python -m experiments.statistics.{name}" in text
+    assert "-dirty" not in text
+
+
+def test_the_bracket_holds_known_information_in_every_cell() -> None:
+    assert [bracket.Cell(line["nats"], line["dim"], line["rows"]) for line in BRACKET] == bracket.cells()
+    assert min(line["repetitions"] for line in BRACKET) >= 20
+    assert not any(line["lower_misses"] for line in BRACKET)
+    for name in ("upper", "either", "misfit_upper"):
+        assert all(line[f"{name}_misses"] <= bracket.allowed(line, len(BRACKET)) for line in BRACKET), name
+        assert share(name) <= 0.05
+    assert all(line["mean_lower"] <= line["nats"] <= line["mean_upper"] for line in BRACKET)
+
+
+def share(name: str, most_nats: float = 40.0) -> float:
+    """Of all repetitions of the cells with at most so many nats, those that missed."""
+    chosen = [line for line in BRACKET if line["nats"] <= most_nats]
+    return sum(line[f"{name}_misses"] for line in chosen) / sum(line["repetitions"] for line in chosen)
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def test_the_page_quotes_the_table_of_known_information() -> None:
+    total = sum(line["repetitions"] for line in BRACKET)
+    small = sum(line["repetitions"] for line in BRACKET if line["nats"] <= 1)
+    worst = max(line["normal_lower_misses"] / line["repetitions"] for line in BRACKET if line["rows"] == 500)
+    assert f"it missed in {percent(share('normal_lower', 1))} of {small:,} repetitions with up to 1 nat" in PAGE
+    assert f"at most {percent(worst)} in a cell of 500 rows" in PAGE
+    assert f"The proved side missed in none of {total:,}" in PAGE
+    assert (
+        f"it missed in {percent(share('upper'))} of {total:,} repetitions, {percent(share('upper', 1))} of those"
+        in PAGE
+    )
+    assert f"{percent(share('misfit_upper'))} where the prior does not fit" in PAGE
+
+
+def test_the_page_quotes_the_comparison() -> None:
+    for line in estimators.summary(ESTIMATORS):
+        assert " | ".join(text.format(**line) for text in estimators.COLUMNS.values()) in PAGE
+
+
+def test_the_bracket_lies_around_the_truth_where_learned_estimators_do_not() -> None:
+    assert all(len(estimators.of_method(ESTIMATORS, *key)) >= 3 for key in itertools.product(METHODS, estimators.NATS))
+    assert all(estimators.claims(ESTIMATORS).values())
+
+
+@pytest.mark.slow
+def test_the_study_of_known_information_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    arguments = ["--quick", "--jobs", "1", "--output_dir"]
+    whole = bracket.main([*arguments, str(tmp_path / "whole"), "--repetitions", "4"])
+    for repetitions in ("1", "4"):
+        resumed = bracket.main([*arguments, str(tmp_path / "parts"), "--repetitions", repetitions])
+    for one, other in zip(whole, resumed, strict=True):
+        assert one["repetitions"] == other["repetitions"] == 4
+        kept = {key: value for key, value in one.items() if key != "seconds"}
+        assert kept == pytest.approx({key: other[key] for key in kept}, abs=1e-5)
+    assert (tmp_path / "parts" / "bracket.md").read_text().count("\n| ") == 4
+
+
+@pytest.mark.slow
+def test_the_comparison_runs_where_torch_mist_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("torch_mist")
+    lines = estimators.main(["--quick", "--output_dir", str(tmp_path)])
+    assert len(lines) == len(METHODS) * len(estimators.NATS) * 2
+    assert estimators.main(["--quick", "--output_dir", str(tmp_path)]) == lines
+
+
+def test_the_codes_of_the_comparison_carry_what_they_say() -> None:
+    """By the covariance of many rows: ``I = -d/2 log(1 - r^2)``."""
+    x, mean, log_variance, z = estimators.code(2.0, 100_000, 0)
+    assert float((mean**2).mean() + log_variance.exp().mean()) == pytest.approx(1, abs=0.01)
+    correlation = float((x * z).mean() / (x.std() * z.std()))
+    assert -8 * math.log(1 - correlation**2) == pytest.approx(2.0, abs=0.05)
