@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
 
 from certvae.monitoring.batch_reader import choose_loader
-from certvae.reading.latents import LatentCapture, Latents, LatentSource, _choose, _select
+from certvae.reading.latents import LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.codebook import CodebookInformation, information_of_sums
@@ -271,12 +271,7 @@ class _CodeCapture(LatentCapture):
             TypeError: if they are no tensor and no categorical distribution.
             ValueError: if nothing was caught, or more than one call and none was chosen.
         """
-        if isinstance(self.source, Latents):
-            caught, self._caught = self._caught, []
-            value = _select(_choose(caught, self.source), self.source.part)
-        else:
-            assert self.source is not None
-            value = self.source(module, batch)
+        value = self.output(module, batch, None)
         while isinstance(value, Independent):
             value = value.base_dist
         if isinstance(value, Categorical | OneHotCategorical):

@@ -184,8 +184,8 @@ class Study:
         record = self._execute(run, partial(_finish, run=run, measure=measure))
         self.count([run])
         kept = {key: value for key, value in record.items() if key not in ("commit", "epochs_run")}
-        made = (Certificate.load(run.folder / f"{name}.json") for name in ("certificate", "proven"))
-        return Run(run.folder, *made, **kept)
+        normal, proven = (Certificate.load(run.folder / f"{name}.json") for name in ("certificate", "proven"))
+        return Run(run.folder, normal, proven, **kept)
 
     def count(self, finished: Iterable[runs.Run]) -> None:
         """Add runs to the time and the commits that the table names."""

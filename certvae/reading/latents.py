@@ -96,6 +96,14 @@ class LatentCapture:
         self.groups = _slices(codes) if self.names else {}
         return codes
 
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
+        """What the source gave for the batch that was just seen, whatever it is; of the first group if there are some.
+
+        Raises:
+            ValueError: as in :meth:`read`.
+        """
+        return next(iter(self._readers.values())).output(module, batch, outputs)
+
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """Encode some rows of the batch that was just read once more, by the submodule, the function or ``forward``.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
-from certvae.reading.captured import Captured, read_latents
+from certvae.reading.captured import Captured, read_latents, select_part
 from certvae.reading.inputs import as_floats, select_inputs
 from certvae.reading.statistics import kept_statistics
 
@@ -78,6 +78,9 @@ class CodeReader(Protocol):
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
         """The code of the batch that was just seen."""
 
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
+        """The same as it was given, whatever it is."""
+
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """The code of some of its rows, encoded once more."""
 
@@ -98,7 +101,7 @@ class _Unhooked:
 class StepCode(_Unhooked):
     """Reads ``outputs["posterior"]`` of the module's own step, and ``outputs["rate"]`` if it is there."""
 
-    def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`.
 
         Raises:
@@ -109,7 +112,11 @@ class StepCode(_Unhooked):
                 "without `latents` the module's step must return a dict with 'posterior', as certvae.VAE does; got "
                 f"{type(outputs).__name__}. Name the submodule that gives the code: latents='encoder.fc_mu'."
             )
-        captured = read_latents(outputs["posterior"])
+        return outputs["posterior"]
+
+    def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
+        """See :class:`CodeReader`."""
+        captured = read_latents(self.output(module, batch, outputs))
         return replace(captured, rate=outputs["rate"]) if "rate" in outputs else captured
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
@@ -132,9 +139,13 @@ class FunctionCode(_Unhooked):
         self.function = function
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
+        """See :class:`CodeReader`."""
+        return read_latents(self.output(module, batch, outputs))
+
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`. No statistic of a batch norm moves."""
         with kept_statistics(module):
-            return read_latents(self.function(module, batch))
+            return self.function(module, batch)
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """See :class:`CodeReader`."""
@@ -192,8 +203,15 @@ class SubmoduleCode:
         Raises:
             ValueError: if nothing was caught, or more than one call and none was chosen.
         """
+        return self.source.read(self._latest())
+
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
+        """See :class:`CodeReader`."""
+        return select_part(self._latest(), self.source.part)
+
+    def _latest(self) -> Any:
         caught, self._caught = self._caught, []
-        return self.source.read(_choose(caught, self.source))
+        return _choose(caught, self.source)
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """See :class:`CodeReader`."""
