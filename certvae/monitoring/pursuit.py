@@ -19,7 +19,7 @@ class Pursuit:
     """The weight of a term that raises a lower bound; the bound is known at looks, a training number at each step.
 
     Steps drive the training number to the target, plus headroom, plus the *gap*: the distance between the training
-    number and the bound at the latest look. Where the model overfits, the gap grows with the weight, and would drive
+    number and the bound at the last looks. Where the model overfits, the gap grows with the weight, and would drive
     it up for ever. So the pursuit **gives up** at a look where the bound is below the target, the training number is
     above target and headroom, and neither ``PATIENCE`` such looks in a row nor twice the weight has brought a better
     bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the target.
@@ -69,8 +69,10 @@ class Pursuit:
             return None
         if self._stale >= PATIENCE and log_weight >= self._best_log_weight + GROWTH:
             return self._give_up(bound, number)
-        # While the number still rises, its average in training lags behind, which is no distance to a bound.
-        self.gap = max(0.0, number - bound)
+        if math.isfinite(bound):
+            # While the number still rises, its average in training lags behind, which is no distance to a bound. Half
+            # the way only: the lag is that of a look, and the whole way would swing from look to look for ever.
+            self.gap += (max(0.0, number - bound) - self.gap) / 2
         return None
 
     def _give_up(self, bound: float, number: float) -> str:
