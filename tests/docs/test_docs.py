@@ -18,14 +18,21 @@ from certvae.commands.lightning import run_lightning
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-TRAINED = {"tutorial.md": 0.2}  # slack of numbers that come from training
+TRAINED = {"tutorial.md": 0.2, "guard.md": 0.3}  # slack of numbers that come from training
 run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "blocks"),
-    [("tutorial.md", 11), ("mathematics.md", 6), ("limits.md", 1), ("python.md", 8), ("information.md", 2)],
+    [
+        ("tutorial.md", 11),
+        ("mathematics.md", 6),
+        ("limits.md", 1),
+        ("python.md", 8),
+        ("information.md", 2),
+        ("guard.md", 4),
+    ],
 )
 def test_every_block_of_a_page_runs_and_prints_what_the_page_shows(tmp_path: Path, page: str, blocks: int) -> None:
     assert run_page(DOCS / page, tmp_path, TRAINED.get(page, 0.0)) == blocks
