@@ -62,9 +62,9 @@ class DecoderCheck(Callback):
 
     Logs ``decoder/own``, ``decoder/shuffled`` and ``decoder/prior``: the losses in the step's own unit (nats where the
     loss is in nats), means over the rows of all processes, where the step's loss is a mean over rows. Prints a line
-    when the decoder begins to ignore the code, and when it uses it again. It is used if ``shuffled`` is above ``own`` by
-    more than chance explains, which is Student's 95 % quantile times the standard error over two batches or more, and
-    by more than ``share`` of ``own``: with the same random numbers a use of thousandths of a nat is found too.
+    when the decoder begins to ignore the code, and when it uses it again. It is used if ``shuffled`` is above ``own``
+    by more than chance explains, which is Student's 95 % quantile times the standard error over two batches or more,
+    and by more than ``share`` of ``own``: with the same random numbers a use of thousandths of a nat is found too.
 
     The run stays as it is: what these calls log and print is dropped, random streams, buffers, metrics and plain
     attributes of the module are put back, and batch norm is in eval mode. An object that a step changes within, and
@@ -84,8 +84,8 @@ class DecoderCheck(Callback):
 
     Raises:
         TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
-        ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a loss, or the
-            submodule is called several times in a step and ``latents`` does not say which call counts.
+        ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a
+            loss, or the submodule is called several times in a step and ``latents`` does not say which call counts.
     """
 
     def __init__(

@@ -57,8 +57,8 @@ class CertificateGuard(AlignmentCallback):
     the attribute keeps the value that was found. A module that was compiled is compiled anew when it changes.
 
     A target that does not carry over to validation rows is given up: when the training number is above the target and
-    three looks and twice the weight have brought no better bound, the weight goes back to that of the best bound and
-    stays there, and one warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
+    three looks and ten times the weight have brought no better bound, the weight goes back to that of the best bound
+    and stays there, and one warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
 
     The other answers leave training alone and act when a validation finds the bound below a target that it had
     reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises :class:`CertificateLostError`.

@@ -11,7 +11,7 @@ from certvae.monitoring.dual_controller import DualController
 __all__ = ["Pursuit"]
 
 PATIENCE = 3  # looks without a better bound
-GROWTH = math.log(2)  # by which the logarithm of the weight must have grown since the best bound
+GROWTH = math.log(10)  # by which the logarithm of the weight must have grown since the best bound
 BETTER = 0.02  # share of the target by which a bound must rise to be a better one
 
 
@@ -19,10 +19,10 @@ class Pursuit:
     """The weight of a term that raises a lower bound; the bound is known at looks, a training number at each step.
 
     Steps drive the training number to the target, plus headroom, plus the *gap*: the distance between the training
-    number and the bound at the latest look. Where the model overfits, the gap grows with the weight, and would drive
+    number and the bound at the last looks. Where the model overfits, the gap grows with the weight, and would drive
     it up for ever. So the pursuit **gives up** at a look where the bound is below the target, the training number is
-    above target and headroom, and neither ``PATIENCE`` such looks in a row nor twice the weight has brought a better
-    bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the target.
+    above target and headroom, and neither ``PATIENCE`` such looks in a row nor ten times the weight has brought a
+    better bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the target.
 
     Args:
         target: of the bound, positive; also the unit of a deficit.
@@ -69,8 +69,10 @@ class Pursuit:
             return None
         if self._stale >= PATIENCE and log_weight >= self._best_log_weight + GROWTH:
             return self._give_up(bound, number)
-        # While the number still rises, its average in training lags behind, which is no distance to a bound.
-        self.gap = max(0.0, number - bound)
+        if math.isfinite(bound):
+            # While the number still rises, its average in training lags behind, which is no distance to a bound. Half
+            # the way only: the lag is that of a look, and the whole way would swing from look to look for ever.
+            self.gap += (max(0.0, number - bound) - self.gap) / 2
         return None
 
     def _give_up(self, bound: float, number: float) -> str:
@@ -88,6 +90,7 @@ class Pursuit:
         """What a checkpoint keeps."""
         return {
             "log_weight": float(self.log_weight),
+            "weight": float(self.weight),
             "gap": self.gap,
             "given_up": self.given_up,
             "best": [self._best, self._best_log_weight],
@@ -97,6 +100,7 @@ class Pursuit:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state`; that of a version before the best bound was kept will do."""
         self.log_weight = torch.tensor(state["log_weight"], dtype=torch.float64)
-        self.weight, self.gap = self.log_weight.exp(), state["gap"]
+        self.weight = torch.tensor(state.get("weight", math.exp(state["log_weight"])), dtype=torch.float64)
+        self.gap = state["gap"]
         self.given_up, self._stale = state.get("given_up", False), state.get("stale", 0)
         self._best, self._best_log_weight = state.get("best", (-math.inf, state["log_weight"]))

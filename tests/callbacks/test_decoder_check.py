@@ -135,8 +135,8 @@ def test_the_losses_are_those_of_the_codes_put_in_by_hand(tmp_path: Path) -> Non
             inputs, (mean, log_variance) = model.images(batch)[:, :6], model.encoder(batch[0])
             order = _derangement(len(inputs), 5 + number)
             pairs = [(mean, log_variance), (mean[order], log_variance[order]), (0 * mean, 0 * mean)]
-            losses = [float((inputs - m).square().mean() + (v - 1).square().mean()) for m, v in pairs]
-            expected.append([float(len(inputs)), *losses])
+            by_hand = [float((inputs - m).square().mean() + (v - 1).square().mean()) for m, v in pairs]
+            expected.append([float(len(inputs)), *by_hand])
     table = torch.tensor(expected, dtype=torch.float64)
     means = (table[:, :1] * table[:, 1:]).sum(dim=0) / 90
     losses = check.losses
@@ -171,7 +171,8 @@ class Booking(NoisyVAE):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         loss = self.step(batch)
-        self.average.update(loss), batch[0].zero_()
+        self.average.update(loss)
+        batch[0].zero_()
         self.steps += 1
         self.log("val_loss", loss, batch_size=len(batch[0]))
         self.log("val_average", self.average, batch_size=len(batch[0]))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pytorch_lightning import Callback
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -120,6 +121,28 @@ def test_by_default_the_guard_holds_what_the_decoder_receives(tmp_path: Path) ->
     assert found["draw"].channel_margin_lower > 0.15
     assert found["draw"].rate is not None
     assert found["draw"].rate > 0.2
+
+
+class Bounds(Callback):
+    """Keeps the channel margin's bound of each validation."""
+
+    def __init__(self, watched: CertificateCallback) -> None:
+        self.watched, self.seen = watched, list[float]()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        assert self.watched.certificate is not None
+        assert self.watched.certificate.channel_margin_lower is not None
+        self.seen.append(self.watched.certificate.channel_margin_lower)
+
+
+def test_the_bound_settles_at_the_target_and_does_not_swing(tmp_path: Path) -> None:
+    """Against a KL weight of 60 the channel opens and closes within an epoch, faster than averages follow."""
+    certificate = CertificateCallback()
+    bounds = Bounds(certificate)
+    callbacks = [certificate, CertificateGuard(0.25), bounds]
+    runner = trainer(tmp_path, max_epochs=40, callbacks=callbacks)
+    runner.fit(small_vae(digits_teacher(), beta=60.0), datamodule=DigitsDataModule(batch_size=32))
+    assert all(0.15 < bound < 0.5 for bound in bounds.seen[-10:]), bounds.seen
 
 
 def test_a_code_without_a_log_variance_is_refused_with_the_cure(tmp_path: Path) -> None:

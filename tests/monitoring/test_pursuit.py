@@ -74,9 +74,17 @@ def test_it_goes_on_when_the_bound_is_at_the_target_after_all() -> None:
     pursuit = started()
     overfitting(pursuit, 60)
     assert pursuit.given_up
+    before = pursuit.gap
     assert pursuit.look(TARGET + 0.01, 0.5) is None
     assert not pursuit.given_up
-    assert pursuit.gap == pytest.approx(0.5 - TARGET - 0.01)
+    assert pursuit.gap == pytest.approx((before + 0.5 - TARGET - 0.01) / 2)
+
+
+def test_a_bound_of_minus_infinity_says_nothing_of_the_gap() -> None:
+    pursuit = started()
+    pursuit.look(0.1, 0.5)
+    pursuit.look(-math.inf, 0.5)
+    assert pursuit.gap == pytest.approx(0.2)
 
 
 def test_it_goes_on_from_its_state_as_if_it_had_not_stopped() -> None:

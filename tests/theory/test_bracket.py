@@ -325,7 +325,7 @@ def test_codes_that_a_row_cannot_give_have_no_density_or_an_error_that_says_so()
     """Intervals of length 1 that do not meet tell rows apart; other rows then give no upper limit, but log N does."""
     left = 2.0 * torch.arange(50, dtype=torch.float64)[:, None]
     with pytest.raises(ValueError, match="must give -inf for codes.*Make the Uniform.*with validate_args=False"):
-        information_bracket_of(Uniform(left, left + 1))
+        information_bracket_of(Uniform(left, left + 1, validate_args=True))
     found = information_bracket_of(Uniform(left, left + 1, validate_args=False))
     assert found.lower_estimate == pytest.approx(math.log(50))
     assert found.rows_upper == pytest.approx(math.log(50))
