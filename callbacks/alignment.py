@@ -120,7 +120,7 @@ class AlignmentCallback(Callback):
 
     def _codes(self, trainer: Trainer, captured: Captured) -> Tensor:
         """What is aligned, shape ``(B, latent_dim)``."""
-        mean, log_variance, _ = captured
+        mean, log_variance = captured.mean, captured.log_variance
         if self.path == "mean":
             return mean
         if log_variance is None:

@@ -183,7 +183,7 @@ class DecoderCheck(Callback):
         self.capture.listen()
         own = self._loss(trainer, pl_module, batch_idx, batch)
         self._chosen = 0 if self._source.calls != "last" else max(0, self._calls - 1)
-        mean, log_variance, _ = self.capture.read(pl_module, batch, None)
+        mean = self.capture.read(pl_module, batch, None).mean
         self.capture.listen(False)
         if (rows := len(mean)) < 2:
             return None
