@@ -183,16 +183,16 @@ class DecoderCheck(Callback):
         self.capture.listen()
         own = self._loss(trainer, pl_module, batch_idx, batch)
         self._chosen = 0 if self._source.calls != "last" else max(0, self._calls - 1)
-        mean = self.capture.read(pl_module, batch, None).mean
+        captured = self.capture.read(pl_module, batch, None)
         self.capture.listen(False)
-        if (rows := len(mean)) < 2:
+        if (rows := len(captured.mean)) < 2:
             return None
         losses = [float(rows), own]
         for change in (other_rows(_derangement(rows, self.seed + batch_idx)), standard_normal):
             set_random_state(state, pl_module.device)
             with self._changing(change):
                 losses.append(self._loss(trainer, pl_module, batch_idx, batch))
-        return losses if log_variance is not None else [*losses[:3], math.nan]
+        return losses if captured.log_variance is not None else [*losses[:3], math.nan]
 
     @contextmanager
     def _changing(self, change: Change) -> Iterator[None]:

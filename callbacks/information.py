@@ -39,6 +39,9 @@ class InformationCallback(Callback):
     one for all together, as ``information/lower``. The last is valid for groups that are independent given the input;
     see docs/information.md for levels whose posterior depends on a draw of another level.
 
+    In training it checks on the first batches that ``latents`` names the code
+    (:class:`certvae.monitoring.code_checks.CodeChecks`), and warns once if it does not.
+
     One line is printed when the reading changes: by 10 % of a bound, or in whether the code carries anything at all.
     No second forward pass, no random state touched; the sample of rows, and so every number, is the same on any number
     of processes.

@@ -1,13 +1,19 @@
 """A function given as `latents` runs a second time, and no statistic of a norm moves."""
 
 import copy
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from certvae.callbacks import AlignmentCallback
 from certvae.reading.latents import LatentCapture
 from certvae.reading.statistics import kept_statistics
+from tests.callbacks.test_unchanged_runs import NoisyVAE
+from tests.plain_vae import plain_loader
+from tests.runs import digits_teacher, trainer
 
 NORMS = [
     lambda: nn.BatchNorm1d(4),
@@ -57,3 +63,28 @@ def test_an_error_in_the_function_leaves_the_norms_as_they_were() -> None:
     with pytest.raises(RuntimeError, match="no code"), kept_statistics(model):
         fails()
     assert model.track_running_stats
+
+
+class Steady(NoisyVAE):
+    """Without dropout, so that two passes give the same code; and SGD, for Adam makes steps of rounding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front, self.witness = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64)), nn.Sequential(nn.Linear(6, 5))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.slow
+def test_an_alignment_by_a_function_moves_the_statistics_once_a_step(tmp_path: Path) -> None:
+    found: list[dict[str, Tensor]] = []
+    for latents in ("encoder", lambda module, batch: module.encoder(module.front(module.images(batch)))):
+        torch.manual_seed(0)
+        model = Steady()
+        callback = AlignmentCallback(digits_teacher(), latents)
+        trainer(tmp_path, max_epochs=2, callbacks=[callback]).fit(model, plain_loader(64, 16))
+        found.append(dict(model.front.named_buffers()))
+    assert int(found[0]["1.num_batches_tracked"]) == 8
+    for name, value in found[0].items():
+        torch.testing.assert_close(value, found[1][name])

@@ -420,3 +420,19 @@ def test_what_cannot_work_says_why() -> None:
 
     with pytest.raises(ValueError, match="must give a number for each of 20 codes and 20 rows"):
         information_bracket_of(Odd())
+
+
+def test_the_brackets_of_levels_bound_what_the_page_says_of_them() -> None:
+    """``q(z2|x) = N(x, 1)`` and below it ``q(z1|x, z2) = N(z2, e^-6)``, which adds nothing that is not in ``z2``."""
+    generator = torch.Generator().manual_seed(0)
+    x, noise = torch.randn(2, 1500, 1, generator=generator, dtype=torch.float64)
+    above, below = (x, torch.zeros_like(x)), (x + noise, torch.full_like(x, -6.0))
+    top, low = (information_bracket(*level, block=1500) for level in (above, below))
+    both = information_bracket(*(torch.cat(parts, dim=1) for parts in zip(above, below, strict=True)), block=1500)
+    true, true_below, with_draw = 0.5 * math.log(2), 0.5 * math.log(2 - 1e-3), 0.5 * math.log(1 + 2 * math.exp(6))
+    assert top.lower <= true <= top.upper
+    assert low.lower <= with_draw <= low.upper
+    assert true_below <= low.lower  # so that it is no lower bound of what the level carries about x
+    assert both.lower > 2 * true
+    assert both.rate is not None
+    assert both.rate > true
