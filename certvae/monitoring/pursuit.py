@@ -22,7 +22,8 @@ class Pursuit:
     number and the bound at the last looks. Where the model overfits, the gap grows with the weight, and would drive
     it up for ever. So the pursuit **gives up** at a look where the bound is below the target, the training number is
     above target and headroom, and neither ``PATIENCE`` such looks in a row nor ten times the weight has brought a
-    better bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the target.
+    better bound. The weight is then the one of the best bound, and stays there until a look finds the bound at the
+    target.
 
     Args:
         target: of the bound, positive; also the unit of a deficit.

@@ -222,7 +222,7 @@ def test_of_several_calls_the_chosen_one_is_replaced(tmp_path: Path) -> None:
     found: dict[str, Any] = {}
     for calls in ("first", "last"):
         torch.manual_seed(0)
-        check = DecoderCheck(Latents("encoder", calls=calls))  # type: ignore[arg-type]
+        check = DecoderCheck(Latents("encoder", calls=calls))
         trainer(tmp_path, callbacks=[check]).validate(Sometimes(), plain_loader(), verbose=False)
         assert check.losses is not None
         found[calls] = check.losses

@@ -46,7 +46,7 @@ def test_a_collapsed_model_is_rescued_and_kept_by_the_guard_alone(tmp_path: Path
     guard = CertificateGuard(TARGET, path="mean")
     fit(tmp_path, guard, collapsed(tmp_path), epochs=16)
     watched = guard._watched
-    assert watched is not None
+    assert isinstance(watched, CertificateCallback)
     assert watched.certificate is not None
     assert TARGET <= watched.certificate.margin_lower <= TARGET + 0.15, str(watched.certificate)
     assert guard.reached
@@ -147,7 +147,7 @@ def test_the_bound_settles_at_the_target_and_does_not_swing(tmp_path: Path) -> N
 
 def test_a_code_without_a_log_variance_is_refused_with_the_cure(tmp_path: Path) -> None:
     for answer in ("rescue", "warn"):
-        callbacks = [CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2, answer)]  # type: ignore[arg-type]
+        callbacks = [CertificateCallback(digits_teacher(), "encoder"), CertificateGuard(0.2, answer)]
         with pytest.raises(ValueError, match="needs the posterior's log-variance.*'encoder:mu,logvar'.*path='mean'"):
             trainer(tmp_path, callbacks=callbacks).fit(UserVAE("mean"), plain_loader(), plain_loader())
     callbacks = [CertificateCallback(digits_teacher(), "encoder", channel_samples=0), CertificateGuard(0.2)]

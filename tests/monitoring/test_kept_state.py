@@ -20,7 +20,8 @@ class Counting(nn.Module):
         self.count = 0
 
     def forward(self, values: Any) -> None:
-        self.norm(values), self.metric.update(values)
+        self.norm(values)
+        self.metric.update(values)
         self.total += 1
         self.total = self.total + 1
         self.seen.append(2)
