@@ -123,18 +123,22 @@ def measure(protocol: Protocol, seed: int, phase: str) -> Line:
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
     """What the study is to show."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
+    bounds = {"normal": "status", "betting": "proven_status", "bernstein": "bernstein_status"}
+    there = {name: key for name, key in bounds.items() if key in lines[0]}  # tables of version 0.1 lack betting
+    *first, last = there
     shown = {
-        f"{name} is certified in every seed, by normal, betting and bernstein": all(
-            line["status"] == line["proven_status"] == line["bernstein_status"] == "CERTIFIED" for line in phases[name]
+        f"{name} is certified in every seed, by {', '.join(first)} and {last}": all(
+            line[key] == "CERTIFIED" for line in phases[name] for key in there.values()
         )
         for name in ("full", "rescue")
     }
     shown[f"no_align is not certified and has less than {COLLAPSED} nats of witness information in every seed"] = all(
         line["status"] == "NOT_CERTIFIED" and line["witness_information"] < COLLAPSED for line in phases["no_align"]
     )
-    shown["no_align is read as COLLAPSED in every seed"] = all(
-        line["reading"] == "COLLAPSED" for line in phases["no_align"]
-    )
+    if "reading" in lines[0]:
+        shown["no_align is read as COLLAPSED in every seed"] = all(
+            line["reading"] == "COLLAPSED" for line in phases["no_align"]
+        )
     if "ablate" in phases:
         shown["ablate, the certified model without alignment from there on, loses its certificate in every seed"] = all(
             line["status"] == "NOT_CERTIFIED" for line in phases["ablate"]

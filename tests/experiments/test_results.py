@@ -21,6 +21,7 @@ STUDIES = {
     "cifar100": protocol,
     "tiny_imagenet": protocol,
     "baselines": baselines,
+    "baselines_20000": baselines,
     "stress": stress,
     "path": path,
     "view": view,
@@ -99,6 +100,21 @@ def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
 def test_the_page_of_baselines_quotes_each(baseline: str) -> None:
     assert of_baseline(committed("baselines"), baseline) in (ROOT / "docs" / "baselines.md").read_text()
+
+
+def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
+    lines = committed("baselines_20000")
+    assert len(lines) == 27
+    assert {line["reading"] for line in lines} == {"INFORMATIVE"}
+    assert all(line["proven_status"] == "NOT_CERTIFIED" for line in lines)
+
+
+def test_the_proven_bound_is_nearly_as_narrow_as_the_normal_one_where_it_certifies() -> None:
+    for line in committed("cifar100"):
+        if line["phase"] in ("full", "rescue"):
+            normal, betting = line["margin"] - line["margin_lower"], line["proven_margin"] - line["proven_lower"]
+            assert betting < 1.2 * normal
+            assert betting < 0.4 * (line["bernstein_margin"] - line["bernstein_lower"])
 
 
 def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:
