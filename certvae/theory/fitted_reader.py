@@ -85,8 +85,10 @@ def _scale(codes: Tensor) -> Tensor:
 def _solve_shrunk(codes: Tensor, fitted: Tensor, means: Tensor) -> Tensor:
     r""":math:`m_k^\top \Sigma^{-1}` for the shrunk covariance within components, shape ``(K, latent_dim)``.
 
-    The covariance within is the total one less that of the fitted means; it stays positive semidefinite, because the
-    conditional mean explains no more than there is.
+    Args:
+        codes: standardized, shape ``(n, latent_dim)``.
+        fitted: ``sum_k T_k m_k`` of each row, same shape.
+        means: m_k, shape ``(K, latent_dim)``.
     """
     rows, dim = codes.shape
     within = codes - fitted
