@@ -12,8 +12,8 @@ from torch import nn
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae import Certificate, CertificateMetric, CertificateSettings, Status, certify
-from certvae.callbacks import CertificateCallback
+from certvae import Certificate, CertificateMetric, CertificateSettings, Reading, Status, certify
+from certvae.callbacks import CertificateCallback, Latents
 from certvae.callbacks.certificate import LOGGED
 from certvae.certificate.history import append_history, read_history
 from certvae.datamodules import DigitsDataModule
@@ -81,6 +81,20 @@ def test_an_epoch_that_diverged_has_no_certificate_and_the_run_goes_on(tmp_path:
 
 
 @pytest.mark.slow
+def test_an_autoencoder_is_read_by_what_a_reader_finds(tmp_path: Path) -> None:
+    """Its code has no noise, so that there is no bracket; unless that is said, a mean alone decides nothing."""
+    readings = {}
+    for deterministic in (True, False):
+        callback = watch(latents=Latents("encoder", deterministic=deterministic), safety_margin=0.01)
+        trainer(tmp_path, callbacks=[callback]).validate(UserVAE("mean"), plain_loader(600), verbose=False)
+        assert callback.certificate is not None
+        assert callback.certificate.information is None
+        assert callback.certificate.fitted is not None
+        assert callback.certificate.fitted.draw is None
+        readings[deterministic] = callback.certificate.reading
+    assert readings == {True: Reading.INFORMATIVE, False: Reading.UNDECIDED}
+
+
 def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor="certificate/margin_lower", mode="max", filename="best")
     stopping = EarlyStopping("certificate/margin", mode="max", patience=5)

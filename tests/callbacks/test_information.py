@@ -83,3 +83,19 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         fit(tmp_path, [InformationCallback("encoderr")])
     with pytest.raises(ValueError, match="gave no row; choose another by `dataloader`"):
         fit(tmp_path, [InformationCallback("encoder")], None, DataLoader(Nothing()))
+
+
+def test_an_epoch_that_diverged_has_no_bracket_and_the_run_goes_on(tmp_path: Path) -> None:
+    def diverging(module: Any, batch: Any) -> Any:
+        mean, log_variance = module.encoder(module.images(batch))
+        wild = module.current_epoch == 1 and not module.trainer.sanity_checking
+        return mean, torch.where(
+            torch.arange(len(mean))[:, None] == 2, torch.inf, log_variance
+        ) if wild else log_variance
+
+    callback = InformationCallback(diverging, save_dir=tmp_path)
+    with pytest.warns(UserWarning, match="epoch 1: the log-variance of row 2 is inf.*the run goes on"):
+        fit(tmp_path, [callback], max_epochs=3)
+    epochs = [json.loads(line)["epoch"] for line in (tmp_path / "information_val.jsonl").read_text().splitlines()]
+    assert epochs == [0, 2]
+    assert callback.bracket is not None

@@ -124,6 +124,42 @@ def test_each_cause_is_found_with_its_cure(cause: str, certificate: Certificate)
     assert str(diagnosis).startswith(f"{certificate.reading}: {diagnosis.finding}")
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "not-certified.md"
+
+
+def rows_of_the_page() -> list[list[str]]:
+    """The cells of the page's table of measured cases."""
+    lines = [line for line in PAGE.read_text().splitlines() if line.count("|") == 15]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def from_the_page(cells: list[str]) -> Certificate:
+    """A certificate of a row's numbers."""
+    reading, status = cells[1].split(", ")
+    lower, upper = map(float, cells[3].split(" to "))
+    margin, least, information, witness, rate, channel, mean, draw = map(float, cells[4:12])
+    of_the_code = replace(bracket(0.3), lower=lower, upper=upper)
+    recorded = 1.25 if "sees" in cells[0] or "searched" in cells[0] else information
+    certificate = replace(
+        numbers(margin=margin, margin_lower=least, teacher_information=information, witness_information=witness),
+        rate=rate,
+        channel_margin=channel,
+        information=of_the_code,
+        fitted=FittedMargin(mean, draw, draw, 500, 0.95, "betting"),
+        provenance={"teacher": {"information_train": recorded}},
+    )
+    judged = judge(certificate)
+    assert (judged.reading, judged.status) == (Reading(reading), Status(status)), cells[0]
+    return judged
+
+
+def test_the_table_of_the_page_is_diagnosed_as_it_says() -> None:
+    rows = rows_of_the_page()
+    assert len(rows) == 19
+    for cells in rows:
+        assert from_the_page(cells).diagnose().cause == cells[2], cells[0]
+
+
 def test_every_cause_has_a_case() -> None:
     tested = {mark.args[1][i][0] for mark in test_each_cause_is_found_with_its_cure.pytestmark for i in range(14)}  # type: ignore[attr-defined]
     assert tested == {cause.name for cause in CAUSES} - {"no noise known"}
