@@ -267,7 +267,7 @@ def use_chart(shares: Sequence[float]) -> Chart | None:
     """Share of the rows that each component of a teacher stands for."""
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     axes = figure.subplots()
-    numbers = range(1, len(shares) + 1)
+    numbers = range(len(shares))
     if len(shares) <= POINTS:
         axes.bar(numbers, [100 * share for share in shares], color=LIGHT["series0"])
     else:
