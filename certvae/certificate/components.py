@@ -6,21 +6,24 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate
 
-__all__ = ["best_and_worst", "component_names", "components_line", "lost_components", "passed_components"]
+__all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "lost_components", "passed_components"]
 
 MOST = 40  # components that a figure has room for
 LONGEST = 100  # characters of a name
 
 
 def component_names(certificate: "Certificate") -> list[str]:
-    """A name for each component: the teacher's, which the provenance holds; else such as ``component 3`` or ``class 3``.
+    """A name for each component: the teacher's, which the provenance holds; else ``component 3`` or ``class 3``.
 
     They are counted from 0, as in ``certificate.components``, so that class 3 is that of label 3.
 
     Raises:
         ValueError: if the provenance holds names that are not printable text, one for each component.
     """
-    stated, count = certificate.provenance.get("component_names"), len(certificate.components) or certificate.num_components
+    stated, count = (
+        certificate.provenance.get("component_names"),
+        len(certificate.components) or certificate.num_components,
+    )
     if stated is None:
         teacher = certificate.provenance.get("teacher")
         word = "class" if isinstance(teacher, dict) and teacher.get("kind") == "labels" else "component"
@@ -37,6 +40,11 @@ def _is_name(name: object) -> bool:
     return isinstance(name, str) and name.isprintable() and 1 <= len(name) <= LONGEST
 
 
+def cut_name(name: str, longest: int = 28) -> str:
+    """The beginning of a name that is longer."""
+    return name if len(name) <= longest else f"{name[: longest - 1]}…"
+
+
 def passed_components(certificate: "Certificate") -> list[int]:
     """The components that the witness answers better than the average teacher does."""
     return [place for place, part in enumerate(certificate.components) if part.margin > 0]
@@ -48,18 +56,18 @@ def lost_components(certificate: "Certificate") -> list[int]:
 
 
 def best_and_worst(certificate: "Certificate", most: int = MOST) -> tuple[list[int], list[int]]:
-    """The components by their part of the margin, highest first, as two lists; of more than ``most``, half at each end."""
+    """The components by their part of the margin, highest first; of more than ``most``, half of it at each end."""
     parts = certificate.components
     order = sorted(range(len(parts)), key=lambda place: (-parts[place].margin, place))
     return (order, []) if len(order) <= most else (order[: most // 2], order[-(most // 2) :])
 
 
 def components_line(certificate: "Certificate") -> str:
-    """How many components pass, and which have the least: ``7 of 10 pass; least: class 3 (-0.19 of 0.18 nats), ...``."""
+    """How many components pass and which have the least: ``7 of 10 pass; least: class 3 (-0.19 of 0.18), ...``."""
     names, parts = component_names(certificate), certificate.components
     best, worst = best_and_worst(certificate)
     least = ", ".join(
-        f"{names[place]} ({parts[place].margin:.2g} of {parts[place].information:.2g} nats)"
-        for place in (worst or best)[: -4 : -1]
+        f"{cut_name(names[place])} ({parts[place].margin:.2g} of {parts[place].information:.2g})"
+        for place in (worst or best)[:-4:-1]
     )
     return f"{len(passed_components(certificate))} of {len(parts)} pass; least: {least}"

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.components import best_and_worst, component_names
+from certvae.certificate.components import best_and_worst, component_names, cut_name
 from certvae.certificate.curve import Curve
 from certvae.io.files import write_atomic
 
@@ -207,7 +207,9 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
     """
     best, worst = best_and_worst(certificate)
     parts, names = certificate.components, component_names(certificate)
-    rows = dict(zip([*range(len(best)), *range(len(best) + 1, len(best) + 1 + len(worst))], [*best, *worst], strict=True))
+    rows = dict(
+        zip([*range(len(best)), *range(len(best) + 1, len(best) + 1 + len(worst))], [*best, *worst], strict=True)
+    )
     axes.barh(
         list(rows),
         [_drawn(parts[place].information) for place in rows.values()],
@@ -221,21 +223,19 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
         axes.barh(list(chosen), list(chosen.values()), height=0.4, color=colors[label], label=f"margin, {label}")
         if not passes:
             axes.plot(list(chosen.values()), list(chosen), color=colors[label], linestyle="", marker="x", markersize=6)
-    labels = {row: _cut(names[place], longest) for row, place in rows.items()}
+    labels = {row: cut_name(names[place], longest) for row, place in rows.items()}
     if worst:
         labels[len(best)] = f"… {len(parts) - len(best) - len(worst)} between …"
     axes.set_yticks(list(labels), list(labels.values()), fontsize=8, parse_math=False)  # a name is no formula
     axes.axvline(0, color="black", linewidth=1)
     axes.grid(False, axis="y")
-    axes.set(xlabel="part of the margin and of the teacher information (nats)", ylim=(len(rows) + bool(worst) - 0.4, -0.6))
+    axes.set(
+        xlabel="part of the margin and of the teacher information (nats)", ylim=(len(rows) + bool(worst) - 0.4, -0.6)
+    )
 
 
 def _drawn(nats: float) -> float:
     return min(max(nats, _LOWEST), _HIGHEST)
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def pixels(figure: Figure) -> np.ndarray:

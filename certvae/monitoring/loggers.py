@@ -193,13 +193,13 @@ def _log_components(trainer: Trainer, certificate: Certificate, key: str) -> Non
     for _, logger in _loggers(trainer, WANDB):
         import wandb
 
-        table = wandb.Table(["component", "name", "share", "margin", "information"], component_rows(certificate))
+        table = wandb.Table(["component", "name", "share", "margin", "information"], _component_rows(certificate))
         logger.log_metrics({key: table, "epoch": certificate.provenance["epoch"]}, trainer.global_step)
     if _loggers(trainer, TENSORBOARD, MLFLOW):
         _log_plain_image(trainer, key, pixels(components_figure(certificate, key)))
 
 
-def component_rows(certificate: Certificate) -> list[list[Any]]:
+def _component_rows(certificate: Certificate) -> list[list[Any]]:
     """Number from 0, name, share, margin and information of each component; nats."""
     named = zip(certificate.component_names, certificate.components, strict=True)
     return [[k, name, part.share, part.margin, part.information] for k, (name, part) in enumerate(named)]
