@@ -35,8 +35,8 @@ _LABELS = {
     "rescue": "rescue: aligned again",
     "ablate": "ablate: full, then weight 0",
 }
-# Of a component: the teacher's information, its margin, and its margin where it is lost.
-_PARTS = {"information": "#999999", "passed": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"]}
+# Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
+_PARTS = {"information": "#999999", "passed": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
 _LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
 GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
 
@@ -202,7 +202,7 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
     Args:
         axes: to draw in.
         certificate: with components.
-        colors: of ``information``, ``passed`` and ``lost``.
+        colors: of ``information``, ``passed``, ``lost`` and ``zero``.
         longest: characters of a name that are shown.
     """
     best, worst = best_and_worst(certificate)
@@ -220,14 +220,15 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
     )
     for label, passes in (("passed", True), ("lost", False)):
         chosen = {row: _drawn(parts[k].margin) for row, k in rows.items() if (parts[k].margin >= 0) is passes}
-        axes.barh(list(chosen), list(chosen.values()), height=0.4, color=colors[label], label=f"margin, {label}")
-        if not passes:
+        if chosen:
+            axes.barh(list(chosen), list(chosen.values()), height=0.4, color=colors[label], label=f"margin, {label}")
+        if chosen and not passes:
             axes.plot(list(chosen.values()), list(chosen), color=colors[label], linestyle="", marker="x", markersize=6)
     labels = {row: cut_name(names[place], longest) for row, place in rows.items()}
     if worst:
         labels[len(best)] = f"… {len(parts) - len(best) - len(worst)} between …"
     axes.set_yticks(list(labels), list(labels.values()), fontsize=8, parse_math=False)  # a name is no formula
-    axes.axvline(0, color="black", linewidth=1)
+    axes.axvline(0, color=colors["zero"], linewidth=1)
     axes.grid(False, axis="y")
     axes.set(
         xlabel="part of the margin and of the teacher information (nats)", ylim=(len(rows) + bool(worst) - 0.4, -0.6)

@@ -337,7 +337,12 @@ def _components_chart(file: str, phase: Phase) -> Chart:
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, components_height(c)), layout="constrained")
         axes = figure.subplots()
-        colors = {"information": LIGHT["axis"], "passed": LIGHT["series0"], "lost": LIGHT["series1"]}
+        colors = {
+            "information": LIGHT["axis"],
+            "passed": LIGHT["series0"],
+            "lost": LIGHT["series1"],
+            "zero": LIGHT["ink"],
+        }
         draw_components(axes, c, colors, LONGEST_NAME)
         axes.set(xlabel="part of the margin (nats)")
         _legend(figure, axes)
