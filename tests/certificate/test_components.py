@@ -84,7 +84,7 @@ def test_the_figure_has_a_bar_of_margin_on_one_of_information_for_each() -> None
     assert bars(figure) == {"teacher information": [0.2] * 3, "margin, passed": [0.15, 0.1], "margin, lost": [-0.05]}
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c" * 27 + "…", "a", "$b_{$"]
-    assert [list(mark.get_xdata()) for mark in axes.lines][0] == [-0.05]  # the cross of what is lost
+    assert list(axes.lines[0].get_xdata()) == [-0.05]  # the cross of what is lost
     assert pixels(figure).std() > 0
 
 
