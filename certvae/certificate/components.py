@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate
 
-__all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "lost_components", "passed_components"]
+__all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "lost_components", "kept_components"]
 
 MOST = 40  # components that a figure has room for
 LONGEST = 100  # characters of a name
@@ -45,7 +45,7 @@ def cut_name(name: str, longest: int = 28) -> str:
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
-def passed_components(certificate: "Certificate") -> list[int]:
+def kept_components(certificate: "Certificate") -> list[int]:
     """The components that the witness answers better than the average teacher does."""
     return [place for place, part in enumerate(certificate.components) if part.margin > 0]
 
@@ -63,11 +63,11 @@ def best_and_worst(certificate: "Certificate", most: int = MOST) -> tuple[list[i
 
 
 def components_line(certificate: "Certificate") -> str:
-    """How many components pass and which have the least: ``7 of 10 pass; least: class 3 (-0.19 of 0.18), ...``."""
+    """How many components are above 0 and which have the least: ``7 of 10 above 0; least: class 3 (-0.19 of 0.18), ...``."""
     names, parts = component_names(certificate), certificate.components
     best, worst = best_and_worst(certificate)
     least = ", ".join(
         f"{cut_name(names[place])} ({parts[place].margin:.2g} of {parts[place].information:.2g})"
         for place in (worst or best)[:-4:-1]
     )
-    return f"{len(passed_components(certificate))} of {len(parts)} pass; least: {least}"
+    return f"{len(kept_components(certificate))} of {len(parts)} above 0; least: {least}"

@@ -36,7 +36,7 @@ _LABELS = {
     "ablate": "ablate: full, then weight 0",
 }
 # Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
-_PARTS = {"information": "#999999", "passed": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
+_PARTS = {"information": "#999999", "kept": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
 _LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
 GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
 
@@ -202,7 +202,7 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
     Args:
         axes: to draw in.
         certificate: with components.
-        colors: of ``information``, ``passed``, ``lost`` and ``zero``.
+        colors: of ``information``, ``kept``, ``lost`` and ``zero``.
         longest: characters of a name that are shown.
     """
     best, worst = best_and_worst(certificate)
@@ -218,7 +218,7 @@ def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, s
         alpha=0.4,
         label="teacher information",
     )
-    for label, passes in (("passed", True), ("lost", False)):
+    for label, passes in (("kept", True), ("lost", False)):
         chosen = {row: _drawn(parts[k].margin) for row, k in rows.items() if (parts[k].margin >= 0) is passes}
         if chosen:
             axes.barh(list(chosen), list(chosen.values()), height=0.4, color=colors[label], label=f"margin, {label}")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.components import best_and_worst, component_names, lost_components, passed_components
+from certvae.certificate.components import best_and_worst, component_names, lost_components, kept_components
 from certvae.certificate.figures import components_height, draw_components
 from certvae.io.files import write_atomic
 from certvae.report.colors import LIGHT, SERIES
@@ -339,7 +339,7 @@ def _components_chart(file: str, phase: Phase) -> Chart:
         axes = figure.subplots()
         colors = {
             "information": LIGHT["axis"],
-            "passed": LIGHT["series0"],
+            "kept": LIGHT["series0"],
             "lost": LIGHT["series1"],
             "zero": LIGHT["ink"],
         }
@@ -353,7 +353,7 @@ def _components_chart(file: str, phase: Phase) -> Chart:
         f"{', lost' if place in lost else ''}"
         for place in (*best, *worst)
     )
-    counts = f"{len(passed_components(c))} of {len(c.components)} pass, {len(lost)} are lost"
+    counts = f"{len(kept_components(c))} of {len(c.components)} are above 0, {len(lost)} are lost"
     return Chart(file, figure, f"Margin by component, of the teacher information: {counts}. {said}.")
 
 

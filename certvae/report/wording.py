@@ -98,8 +98,8 @@ def sentence(certificate: Certificate, split: str) -> str:
 
 _CLAUSES: dict[Status | Reading, str] = {
     Status.NOT_CERTIFIED: "for {which} this is not shown, which does not prove collapse",
-    Reading.INFORMATIVE: "of {which} the code carries information (with confidence, below), but not where the witness looks",
-    Reading.COLLAPSED: "of {which} the code carries next to nothing, whatever reads it (with confidence, below)",
+    Reading.INFORMATIVE: "of {which} the code carries information (confidence below), but not where the witness looks",
+    Reading.COLLAPSED: "of {which} the code carries next to nothing, whatever reads it (confidence below)",
     Status.VACUOUS: "for {which} nothing can be said, because the teacher hardly varies",
     Status.LEAKING: "of {which} no number can be trusted, because a leak test failed",
     Status.PARTIAL: "for {which} there is no verdict, because only a part of the set was measured",

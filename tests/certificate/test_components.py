@@ -1,4 +1,4 @@
-"""The components of a certificate: which pass, what they are called, and how they are drawn."""
+"""The components of a certificate: which are kept, what they are called, and how they are drawn."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from certvae import Certificate, certify
-from certvae.certificate.components import best_and_worst, component_names, lost_components, passed_components
+from certvae.certificate.components import best_and_worst, component_names, lost_components, kept_components
 from certvae.certificate.figures import components_figure, pixels
 from certvae.theory.sums import ComponentMargin
 
@@ -29,17 +29,17 @@ def line(made: Certificate) -> str:
     return " ".join(found.split())
 
 
-def test_the_printed_line_counts_what_passes_and_names_the_three_least() -> None:
+def test_the_printed_line_counts_what_is_kept_and_names_the_three_least() -> None:
     said = line(certificate(0.18, -0.19, 0.1, 0.05, -0.01, 0.15))
     assert said == (
-        "components 4 of 6 pass; least: component 1 (-0.19 of 0.2), component 4 (-0.01 of 0.2), "
+        "components 4 of 6 above 0; least: component 1 (-0.19 of 0.2), component 4 (-0.01 of 0.2), "
         "component 3 (0.05 of 0.2)"
     )
 
 
-def test_a_component_that_adds_nothing_neither_passes_nor_is_lost() -> None:
+def test_a_component_that_adds_nothing_is_neither_kept_nor_lost() -> None:
     made = certificate(0.1, 0.0, -0.1)
-    assert (passed_components(made), lost_components(made)) == ([0], [2])
+    assert (kept_components(made), lost_components(made)) == ([0], [2])
 
 
 def test_names_are_those_of_the_provenance_and_classes_are_called_classes() -> None:
@@ -81,7 +81,7 @@ def bars(figure: Figure) -> dict[str, list[float]]:
 
 def test_the_figure_has_a_bar_of_margin_on_one_of_information_for_each() -> None:
     figure = components_figure(certificate(0.1, -0.05, 0.15, component_names=["a", "$b_{$", "c" * 60]), "a title")
-    assert bars(figure) == {"teacher information": [0.2] * 3, "margin, passed": [0.15, 0.1], "margin, lost": [-0.05]}
+    assert bars(figure) == {"teacher information": [0.2] * 3, "margin, kept": [0.15, 0.1], "margin, lost": [-0.05]}
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["c" * 27 + "…", "a", "$b_{$"]
     assert list(axes.lines[0].get_xdata()) == [-0.05]  # the cross of what is lost

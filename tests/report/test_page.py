@@ -128,10 +128,17 @@ def test_every_model_has_its_row_with_the_numbers_of_its_file(demo: Path) -> Non
 
 def test_every_section_is_there(report: Path) -> None:
     page = elements(report)
-    titles = ("What this does not say", "Margin", "Alignment against information", "Rate and channel margin")
+    titles = (
+        "What this does not say",
+        "Margin",
+        "What the code carries",
+        "Margin by component",
+        "Alignment against information",
+        "Rate and channel margin",
+    )
     for title in (*titles, "The teacher", "Reconstructions, samples", "All seeds and phases", "Provenance"):
         assert title in page.text
-    assert len(page.all("svg")) == 7
+    assert len(page.all("svg")) == 6 + 3  # of components one for each phase
     assert len(page.all("img")) == 10 + 3 * 3
     assert "Chosen for tests." in page.text
     assert page.text.index("Of 3 trained models") < page.text.index("What this does not say")
@@ -182,7 +189,7 @@ def test_the_figure_of_components_calls_them_by_their_names_and_tells_what_is_lo
     lost = [part for part in c.components if part.margin < 0]
     assert lost
     assert figure["aria-label"].count(", lost") == len(lost)
-    assert f"{10 - len(lost)} of 10 pass, {len(lost)} are lost" in figure["aria-label"]
+    assert f"{10 - len(lost)} of 10 are above 0, {len(lost)} are lost" in figure["aria-label"]
     for name, part in zip(names, c.components, strict=True):
         assert f"{name}: {number(part.margin)} of {number(part.information)}" in figure["aria-label"]
         assert page.text.count(name) == 1 + 1  # beside its bar, and in the provenance
@@ -207,7 +214,7 @@ def test_a_report_of_version_0_1_stays_as_it_was(demo: Path) -> None:
 
 def test_runs_stand_side_by_side(demo: Path) -> None:
     page = made(demo, demo / "seed0" / "full", options=("--no_images",))
-    assert len(page.all("svg")) == 2 * 7
+    assert len(page.all("svg")) == 2 * 6 + 3 + 1
     assert "Of 4 trained models" in page.text
     assert "The vertical axes are the same." in page.text
     for name in ("demo: full, seed 0", "full: full"):
@@ -218,7 +225,7 @@ def test_of_a_foreign_model_what_cannot_be_made_is_left_out_with_the_reason(
     foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = made(foreign)
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 3 + 1
     assert not page.all("img")
     for reason in ("has no teacher file", "has no YAML", "has no known noise"):
         assert reason in page.text

@@ -174,8 +174,8 @@ def test_an_uncertified_code_is_called_what_its_bounds_show(reading: Reading, pr
 def test_the_headline_of_many_tells_the_informative_from_the_collapsed() -> None:
     names = {reading: str(reading).lower() for reading in (Reading.INFORMATIVE, Reading.COLLAPSED, Reading.UNDECIDED)}
     said = headline([phase(Status.NOT_CERTIFIED, name, **read(reading)) for reading, name in names.items()])
-    assert "of 1 (informative) the code carries information (with confidence, below), but not where the witness" in said
-    assert "of 1 (collapsed) the code carries next to nothing, whatever reads it (with confidence, below)" in said
+    assert "of 1 (informative) the code carries information (confidence below), but not where the witness" in said
+    assert "of 1 (collapsed) the code carries next to nothing, whatever reads it (confidence below)" in said
     assert "for 1 (undecided) this is not shown, which does not prove collapse" in said
 
 

@@ -181,4 +181,4 @@ def test_the_certificate_calls_its_classes_by_their_names(tmp_path: Path, names:
     saved = Certificate.load(tmp_path / "certificate_val.json")
     assert saved.provenance.get("component_names") == names
     assert saved.component_names == (names or [f"class {number}" for number in range(10)])
-    assert "pass; least: " + ("digit" if names else "class") in str(measured(callback))
+    assert "above 0; least: " + ("digit" if names else "class") in str(measured(callback))
