@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate
 
-__all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "lost_components", "kept_components"]
+__all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "kept_components", "lost_components"]
 
 MOST = 40  # components that a figure has room for
 LONGEST = 100  # characters of a name
@@ -63,7 +63,7 @@ def best_and_worst(certificate: "Certificate", most: int = MOST) -> tuple[list[i
 
 
 def components_line(certificate: "Certificate") -> str:
-    """How many components are above 0 and which have the least: ``7 of 10 above 0; least: class 3 (-0.19 of 0.18), ...``."""
+    """How many are above 0 and which have the least: ``7 of 10 above 0; least: class 3 (-0.19 of 0.18), ...``."""
     names, parts = component_names(certificate), certificate.components
     best, worst = best_and_worst(certificate)
     least = ", ".join(

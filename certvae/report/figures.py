@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.components import best_and_worst, component_names, lost_components, kept_components
+from certvae.certificate.components import best_and_worst, component_names, kept_components, lost_components
 from certvae.certificate.figures import components_height, draw_components
 from certvae.io.files import write_atomic
 from certvae.report.colors import LIGHT, SERIES

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from certvae import Certificate, certify
-from certvae.certificate.components import best_and_worst, component_names, lost_components, kept_components
+from certvae.certificate.components import best_and_worst, component_names, kept_components, lost_components
 from certvae.certificate.figures import components_figure, pixels
 from certvae.theory.sums import ComponentMargin
 

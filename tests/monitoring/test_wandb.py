@@ -114,6 +114,7 @@ def test_certificates_are_artifacts_that_load(lost: tuple[Path, RunFile]) -> Non
 
 def test_the_margin_by_component_is_a_table_of_each_set_of_rows(lost: tuple[Path, RunFile]) -> None:
     folder, file = lost
+    assert len(file.tables) == 2
     for key, stage, epoch in (("certificate", "val", 3), ("test_certificate", "test", 4)):
         saved = Certificate.load(folder / f"certificate_{stage}.json")
         ((seen, entry),) = file.column(f"{key}/components")
