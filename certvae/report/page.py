@@ -65,7 +65,10 @@ class Report:
 
 @dataclass(frozen=True)
 class _Section:
-    """Figures of one kind, one for each run; ``what`` says what is to be seen. Without ``absent`` all may miss."""
+    """Figures of one kind, one for each run; ``what`` says what is to be seen.
+
+    A section whose ``absent`` is empty is left out where no run has its figure.
+    """
 
     name: str
     title: str
