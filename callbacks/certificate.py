@@ -364,6 +364,7 @@ class CertificateCallback(Callback):
             "witness_scale": self.reader.scale,
             "channel_samples": self.channel_samples,
             "torch": torch.__version__,
+            **teacher.card.naming(),
         }
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -15,7 +15,7 @@ __all__ = ["StatusLine"]
 
 
 class StatusLine(Callback):
-    """Show epoch, margin, threshold, verdict and time of a run in one line.
+    """Show epoch, margin, threshold, reading, verdict and time of a run in one line.
 
     In a terminal the line is live. Without a terminal, about ``lines`` plain lines a run are printed; and so they are
     above Lightning's own progress bar where that is on, which shows the margin as well.
@@ -92,4 +92,4 @@ def _verdicts(trainer: Trainer) -> str:
 def _verdict(name: str, certificate: Certificate) -> str:
     of = "" if name == "certificate" else f"{name}: "
     margin, information = certificate.margin, certificate.teacher_information
-    return f"  {of}margin {margin:+.3f} of {information:.3f} nats, {certificate.status}"
+    return f"  {of}margin {margin:+.3f} of {information:.3f} nats, {certificate.reading}, {certificate.status}"

@@ -38,7 +38,8 @@ class RunFile:
         summary: the last of each key.
         config: what the run was started with and what was added.
         metrics: definitions by key.
-        artifacts: logged ones.
+        artifacts: logged ones, beside those that W&B makes of tables.
+        tables: names of the latter.
         alerts: sent ones.
         folder: of the run's media.
     """
@@ -50,6 +51,7 @@ class RunFile:
         self.config: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.artifacts: list[Any] = []
+        self.tables: list[str] = []
         self.alerts: list[Any] = []
         for record in records(path):
             self._add(record.WhichOneof("record_type"), record)
@@ -65,6 +67,8 @@ class RunFile:
             _merge(getattr(self, kind), getattr(record, kind).update)
         elif kind == "metric":
             self.metrics[record.metric.name or record.metric.glob_name] = record.metric
+        elif kind == "artifact" and record.artifact.type == "run_table":
+            self.tables.append(record.artifact.name)
         elif kind in ("artifact", "alert"):
             getattr(self, f"{kind}s").append(getattr(record, kind))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
+from certvae.certificate.components import component_names, components_line
 from certvae.certificate.diagnosis import Diagnosis, diagnose, read
 from certvae.certificate.fitted_margin import FittedMargin
 from certvae.certificate.status import Reading, Status
@@ -50,7 +51,7 @@ class Certificate:
         witness_floor: floor mixed into the witness.
         look: number of this look, if the error is spent over looks; ``confidence`` is then that of the whole run.
         leaks: what the leak tests found; empty for a sound witness. See :mod:`certvae.certificate.leaks`.
-        provenance: what was measured, with which versions.
+        provenance: what was measured, with which versions; ``component_names`` where the teacher has names for them.
         components: what each component of the teacher adds to margin and teacher information.
         information: what the code carries, from both sides, without a teacher; None where it has no variance.
         fitted: what a reader finds in the code that was fitted to it on other rows; None where it was not tried.
@@ -202,11 +203,18 @@ class Certificate:
             lines.append(f"  information          {self.information.span()}")
         if self.fitted is not None:
             lines.append(f"  fitted reader        {self.fitted.line()}")
+        if self.components:
+            lines.append(f"  components           {components_line(self)}")
         if self.p_value is not None:
             lines.append(f"  permutation p-value  {self.p_value:8.2g}")
         lines += [f"  leak: {finding}" for finding in self.leaks]
         lines.append(f"  {self.num_samples} rows, {self.num_components} components")
         return "\n".join(lines)
+
+    @property
+    def component_names(self) -> list[str]:
+        """A name for each component: the teacher's, else such as ``component 3`` or ``class 3``, counted from 0."""
+        return component_names(self)
 
     def diagnose(self) -> Diagnosis:
         """What the numbers say, why, and what to do about it."""
@@ -343,6 +351,7 @@ def check_fields(certificate: Certificate) -> None:
         raise ValueError("`num_components`, `num_samples` or `look` is not what it should be.")
     if not all(isinstance(text, str) and text.isprintable() for text in [c.method, *c.leaks]):
         raise ValueError("`method` or `leaks` is not what it should be: printable text.")
+    component_names(c)
 
 
 def _is_finite(name: str, value: Any) -> bool:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from certvae.certificate.certificate import Certificate
+from certvae.certificate.components import best_and_worst, component_names, cut_name
 from certvae.certificate.curve import Curve
 from certvae.io.files import write_atomic
 
@@ -19,6 +20,8 @@ __all__ = [
     "PHASE_COLORS",
     "certificate_figure",
     "certificates_figure",
+    "components_figure",
+    "draw_components",
     "pixels",
     "protocol_figure",
     "save_figure",
@@ -32,6 +35,9 @@ _LABELS = {
     "rescue": "rescue: aligned again",
     "ablate": "ablate: full, then weight 0",
 }
+# Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
+_PARTS = {"information": "#999999", "kept": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
+_LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
 GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
 
 
@@ -162,6 +168,75 @@ def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None =
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def components_figure(certificate: Certificate, title: str = "") -> Figure:
+    """The margin by component against the teacher information by component, the best first; lost ones are marked.
+
+    Args:
+        certificate: with components.
+        title: drawn above.
+
+    Raises:
+        ValueError: if the certificate has no components, as those of version 0.1 have none.
+    """
+    if not certificate.components:
+        raise ValueError("`certificate` must have components, and those of version 0.1 have none. Make it anew.")
+    figure = Figure(figsize=(6.4, components_height(certificate)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    draw_components(axes, certificate, _PARTS)
+    axes.set(title=title)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def components_height(certificate: Certificate) -> float:
+    """Inches that the figure of a certificate's components needs."""
+    return 1.4 + 0.2 * sum(map(len, best_and_worst(certificate)))
+
+
+def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, str], longest: int = 28) -> None:
+    """Draw a bar of margin on a bar of information for each component; of many, the best and the worst.
+
+    Args:
+        axes: to draw in.
+        certificate: with components.
+        colors: of ``information``, ``kept``, ``lost`` and ``zero``.
+        longest: characters of a name that are shown.
+    """
+    best, worst = best_and_worst(certificate)
+    parts, names = certificate.components, component_names(certificate)
+    rows = dict(
+        zip([*range(len(best)), *range(len(best) + 1, len(best) + 1 + len(worst))], [*best, *worst], strict=True)
+    )
+    axes.barh(
+        list(rows),
+        [_drawn(parts[place].information) for place in rows.values()],
+        height=0.8,
+        color=colors["information"],
+        alpha=0.4,
+        label="teacher information",
+    )
+    for label, passes in (("kept", True), ("lost", False)):
+        chosen = {row: _drawn(parts[k].margin) for row, k in rows.items() if (parts[k].margin >= 0) is passes}
+        if chosen:
+            axes.barh(list(chosen), list(chosen.values()), height=0.4, color=colors[label], label=f"margin, {label}")
+        if chosen and not passes:
+            axes.plot(list(chosen.values()), list(chosen), color=colors[label], linestyle="", marker="x", markersize=6)
+    labels = {row: cut_name(names[place], longest) for row, place in rows.items()}
+    if worst:
+        labels[len(best)] = f"… {len(parts) - len(best) - len(worst)} between …"
+    axes.set_yticks(list(labels), list(labels.values()), fontsize=8, parse_math=False)  # a name is no formula
+    axes.axvline(0, color=colors["zero"], linewidth=1)
+    axes.grid(False, axis="y")
+    axes.set(
+        xlabel="part of the margin and of the teacher information (nats)", ylim=(len(rows) + bool(worst) - 0.4, -0.6)
+    )
+
+
+def _drawn(nats: float) -> float:
+    return min(max(nats, _LOWEST), _HIGHEST)
 
 
 def pixels(figure: Figure) -> np.ndarray:

@@ -148,6 +148,7 @@ def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, optio
             "torch": torch.__version__,
             "pytorch_lightning": version("pytorch-lightning"),
         },
+        **teacher.card.naming(),
     }
     return certificate
 

@@ -211,5 +211,5 @@ def main(args: Sequence[str] | None = None) -> None:
     changes["teachers"] = tuple(given.teachers) if given.teachers else None
     protocol = Protocol.read(given.file, **changes)
     summary = run_protocol(protocol)
-    Console(width=None if sys.stdout.isatty() else 100).print(summary_table(summary))
+    Console(width=None if sys.stdout.isatty() else 120).print(summary_table(summary))
     print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, summary.md, margin.png")

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,12 @@ COLUMNS = {
     "seed": "{seed}",
     "phase": "{phase}",
     "status": "{status}",
+    "reading": "{reading}",
     "margin": "{margin:.3f}",
     ">=": "{margin_lower:.3f}",
     "I_T": "{teacher_information:.3f}",
     "channel": "{channel_margin:.3f}",
+    "code": "{code}",
     "rate": "{rate:.3f}",
     "I_S": "{witness_information:.3f}",
     "s/ep": "{seconds_per_epoch:.1f}",
@@ -104,27 +105,37 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 def _teacher(path: Path) -> dict[str, Any]:
-    return {**asdict(load_teacher(path).card), "sha256": sha256_file(path)}
+    return {**load_teacher(path).card.to_dict(), "sha256": sha256_file(path)}
 
 
 def _phases(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     phases = {}
     for phase in names:
-        certificate = Certificate.load(folder / phase / "certificate_test.json").to_dict()
+        certificate = Certificate.load(folder / phase / "certificate_test.json")
         run = json.loads((folder / phase / "run.json").read_text())
         seconds, epochs = run["seconds"], run["epochs_run"]  # of the last start, if the phase was interrupted
         timing = {"seconds": seconds, "seconds_per_epoch": round(seconds / epochs, 2) if epochs else None}
-        phases[phase] = {**certificate, **timing}
+        bracket = {name: getattr(certificate, name) for name in ("information_lower", "information_upper")}
+        phases[phase] = {**certificate.to_dict(), **bracket, **timing}
     return phases
 
 
 def _lines(summary: dict[str, Any]) -> list[Line]:
     return [
-        {"dataset": summary["dataset"], "seed": int(seed), "phase": phase, **_scalars(values)}
+        {"dataset": summary["dataset"], "seed": int(seed), "phase": phase, "code": _code(values), **_scalars(values)}
         for seed, parts in summary["seeds"].items()
         for phase, values in parts["phases"].items()
     ]
 
 
+def _code(values: dict[str, Any]) -> str | None:
+    """What the code carries, from the lower to the upper side in nats; None where nobody knows."""
+    lower, upper = values["information_lower"], values["information_upper"]
+    if lower is None:
+        return None
+    return f"at least {lower:.2f}" if upper is None else f"{lower:.2f} to {upper:.2f}"
+
+
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if not isinstance(value, dict) and key != "schema"}
+    left_out = ("schema", "components", "information", "fitted", "provenance")  # with values of their own
+    return {key: value for key, value in values.items() if key not in left_out}

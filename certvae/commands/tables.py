@@ -22,7 +22,10 @@ from certvae.io.files import csv_text, write_atomic
 __all__ = ["Line", "Results", "commit", "markdown", "origin", "terminal_table"]
 
 HERE = Path(__file__).parent
-COLORS = {"CERTIFIED": "green", "NOT_CERTIFIED": "red"}
+COLORS = {
+    "status": {"CERTIFIED": "green", "NOT_CERTIFIED": "red"},
+    "reading": {"ALIGNED": "green", "INFORMATIVE": "cyan", "COLLAPSED": "red"},
+}  # by what a line calls the word; others are yellow
 Line = dict[str, Any]
 
 
@@ -92,10 +95,16 @@ def terminal_table(title: str, lines: Sequence[Line], columns: Mapping[str, str]
     for name, text in columns.items():
         table.add_column(name, justify="left" if text in words else "right", no_wrap=True)
     for line in lines:
-        color = COLORS.get(line.get("status", ""), "yellow")
-        marked = [f"[{color}]{cell}[/]" if cell == line.get("status") else cell for cell in _cells(line, columns)]
-        table.add_row(*marked)
+        table.add_row(*(_marked(cell, line) for cell in _cells(line, columns)))
     return table
+
+
+def _marked(cell: str, line: Line) -> str:
+    """The cell in color if it is a verdict."""
+    for name, colors in COLORS.items():
+        if cell == line.get(name):
+            return f"[{colors.get(cell, 'yellow')}]{cell}[/]"
+    return cell
 
 
 def origin(command: Sequence[str], options: Mapping[str, Any], commits: str, seconds: float) -> str:

@@ -138,8 +138,8 @@ def _compare_numbers(stated: Certificate, fresh: Certificate) -> None:
     left, right = asdict(stated), asdict(fresh)
     for name in [item.name for item in fields(Certificate) if item.name != "provenance"]:
         _compare_value(name, left[name], right[name])
-    for name in ("calibration", "witness_scale", "looks", "repeated_rows"):
-        _compare_value(name, stated.provenance.get(name), fresh.provenance[name])
+    for name in ("calibration", "witness_scale", "looks", "repeated_rows", "component_names"):
+        _compare_value(name, stated.provenance.get(name), fresh.provenance.get(name))
 
 
 def _compare_value(name: str, stated: Any, fresh: Any) -> None:

@@ -17,7 +17,7 @@ from pytorch_lightning import Trainer
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.curve import Curve
-from certvae.certificate.figures import certificate_figure, pixels
+from certvae.certificate.figures import certificate_figure, components_figure, pixels
 from certvae.io.files import sha256_file
 from certvae.teachers import Teacher
 
@@ -73,6 +73,7 @@ class CertificateLog:
             settings: of the certificate, plain values.
         """
         plot_against_epoch(trainer, [f"{stage}{self.name}/{key}" for stage in ("", "test_") for key in LOGGED], "last")
+        plot_against_epoch(trainer, [f"{name}/components" for name in (self.name, f"test_{self.name}")])
         plot_against_epoch(trainer, [f"{self.name}/curve"])
         loggers = _loggers(trainer, WANDB, TENSORBOARD, MLFLOW)
         values = {self.name: {**settings, "teacher": _identity(teacher)}} if loggers else {}
@@ -110,7 +111,7 @@ class CertificateLog:
             log_image(trainer, f"{self.name}/curve", image, self.curve.points[-1].epoch)
 
     def finish(self, trainer: Trainer, certificate: Certificate, stage: str) -> None:
-        """At the end of a fit, a validation or a test: the certificate as a file of the run, and a fit's last picture.
+        """At the end of a fit, a validation or a test: the certificate as a file, its components, a fit's last picture.
 
         Args:
             trainer: whose loggers are told.
@@ -119,6 +120,8 @@ class CertificateLog:
         """
         if trainer.state.fn == "fit":
             self._draw(trainer)
+        if certificate.components:
+            _log_components(trainer, certificate, f"{'test_' if stage == 'test' else ''}{self.name}/components")
         for kind, logger in _loggers(trainer, WANDB, MLFLOW):
             with TemporaryDirectory() as folder:
                 path = certificate.save(Path(folder) / f"{self.name}_{stage}.json")
@@ -142,16 +145,20 @@ def log_image(trainer: Trainer, key: str, image: np.ndarray, epoch: int) -> None
         image: uint8, shape ``(height, width, 3)``.
         epoch: at which Weights & Biases shows it.
     """
-    step = trainer.global_step
-    for kind, logger in _loggers(trainer, WANDB, TENSORBOARD, MLFLOW):
-        if kind == WANDB:
-            import wandb
+    for _, logger in _loggers(trainer, WANDB):
+        import wandb
 
-            logger.log_metrics({key: [wandb.Image(image)], "epoch": epoch}, step)
-        elif kind == TENSORBOARD:
-            logger.experiment.add_image(key, image, step, dataformats="HWC")
+        logger.log_metrics({key: [wandb.Image(image)], "epoch": epoch}, trainer.global_step)
+    _log_plain_image(trainer, key, image)
+
+
+def _log_plain_image(trainer: Trainer, key: str, image: np.ndarray) -> None:
+    """Show a picture in TensorBoard and MLflow."""
+    for kind, logger in _loggers(trainer, TENSORBOARD, MLFLOW):
+        if kind == TENSORBOARD:
+            logger.experiment.add_image(key, image, trainer.global_step, dataformats="HWC")
         else:
-            logger.experiment.log_image(logger.run_id, image, key=key, step=step)
+            logger.experiment.log_image(logger.run_id, image, key=key, step=trainer.global_step)
 
 
 def plot_against_epoch(trainer: Trainer, keys: Iterable[str], summary: str | None = None) -> None:
@@ -179,6 +186,23 @@ def _loggers(trainer: Trainer, *kinds: str) -> list[tuple[str, Any]]:
 def _kind(logger: Any) -> str:
     names = {cls.__name__ for cls in type(logger).__mro__}
     return next((kind for kind in (WANDB, TENSORBOARD, MLFLOW) if kind in names), "")
+
+
+def _log_components(trainer: Trainer, certificate: Certificate, key: str) -> None:
+    """The margin by component: a table for Weights & Biases, a figure for TensorBoard and MLflow."""
+    for _, logger in _loggers(trainer, WANDB):
+        import wandb
+
+        table = wandb.Table(["component", "name", "share", "margin", "information"], _component_rows(certificate))
+        logger.log_metrics({key: table, "epoch": certificate.provenance["epoch"]}, trainer.global_step)
+    if _loggers(trainer, TENSORBOARD, MLFLOW):
+        _log_plain_image(trainer, key, pixels(components_figure(certificate, key)))
+
+
+def _component_rows(certificate: Certificate) -> list[list[Any]]:
+    """Number from 0, name, share, margin and information of each component; nats."""
+    named = zip(certificate.component_names, certificate.components, strict=True)
+    return [[k, name, part.share, part.margin, part.information] for k, (name, part) in enumerate(named)]
 
 
 def _log_artifact(run: Any, certificate: Certificate, path: Path) -> None:

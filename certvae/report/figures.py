@@ -1,6 +1,7 @@
 """The report's figures, each with words for who cannot see it, and as files on request."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -15,19 +16,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from certvae.certificate.certificate import Certificate
+from certvae.certificate.components import best_and_worst, component_names, kept_components, lost_components
+from certvae.certificate.figures import components_height, draw_components
 from certvae.io.files import write_atomic
 from certvae.report.colors import LIGHT, SERIES
 from certvae.report.runs import Phase, Run
 from certvae.report.svg import STYLE, inline_svg
-from certvae.report.wording import number, status_name
+from certvae.report.wording import MINUS, number, status_name
 
-__all__ = ["FORMATS", "Chart", "alignment_chart", "channel_chart", "margin_chart", "path_chart", "use_chart"]
+__all__ = [
+    "FORMATS",
+    "Chart",
+    "alignment_chart",
+    "channel_chart",
+    "components_charts",
+    "information_chart",
+    "margin_chart",
+    "path_chart",
+    "use_chart",
+]
 
 FORMATS = ("png", "pdf", "svg")
 WIDTH = 4.4  # inches, 317 points: on a phone, text keeps its size
 POINTS = 400  # drawn of a curve; more do not show
 MARKED = 50  # points that still get a marker each
 LOWEST, HIGHEST = -10.0, 1e4  # nats; bounds of a few rows may be lower, and would flatten every curve
+LONGEST_NAME = 18  # characters of a component's name beside its bar
 MARKERS = "os^Dvp"
 _MARK: dict[str, Any] = {
     "linestyle": "",
@@ -263,11 +277,92 @@ def channel_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 
 @_styled
+def information_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
+    """Both sides of what the code carries over training, with the margin; None where no history has them."""
+    drawn = [phase for phase in run.phases if any(c.information is not None for c in phase.history)]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+    axes = figure.subplots()
+    for phase in drawn:
+        _bracket(axes, run, phase)
+    axes.plot([], [], color=LIGHT["muted"], linewidth=1.2, linestyle="--", label="margin")
+    _starts(axes, run)
+    _whole_x(axes, run)
+    axes.axhline(0, color=LIGHT["ink"], linewidth=1.3)
+    scale = [c for item in runs for phase in item.phases for c in phase.history]
+    values = [value for c in scale for value in (c.information_lower, c.information_upper, c.margin)]
+    axes.set(xlabel="validations in training", ylabel="carried by the code (nats)", ylim=_range(values, 0.0))
+    _legend(figure, axes)
+    ends = "; ".join(f"{phase.label} ends {_span(phase.history[-1])}" for phase in drawn)
+    return Chart("information", figure, f"What the noisy code carries over training, in nats, with the margin. {ends}.")
+
+
+def _bracket(axes: Axes, run: Run, phase: Phase) -> None:
+    """A phase's band from the lower to the upper side, or its lower side alone where nothing limits it above."""
+    known = [(x, c) for x, c in _thin(phase.history, phase.start) if c.information_lower is not None]
+    both = [
+        (x, _drawn(c.information_lower or 0.0), _drawn(c.information_upper))
+        for x, c in known
+        if c.information_upper is not None
+    ]
+    style = _style(run, phase)
+    if both:
+        x, lower, upper = zip(*both, strict=True)
+        axes.fill_between(x, lower, upper, color=style["color"], alpha=0.22, linewidth=0)
+        axes.plot(x, upper, color=style["color"], linewidth=0.9)
+    _curve(axes, run, phase, "information_lower", _first_of_name(run, phase))
+    x, margin = zip(*((x, _drawn(c.margin)) for x, c in known), strict=True)
+    axes.plot(x, margin, color=style["color"], linewidth=1.2, linestyle="--")
+
+
+def _span(c: Certificate) -> str:
+    known = "unknown" if c.information is None else c.information.span().replace("-", MINUS)
+    return f"{known}, margin {number(c.margin)}"
+
+
+def components_charts(run: Run) -> list[tuple[Phase, Chart]]:
+    """The margin by component of each phase of the first seed whose certificate has components."""
+    shown = [phase for phase in run.shown if phase.certificate.components]
+    charts = []
+    for place, phase in enumerate(shown):
+        name = re.sub(r"[^\w.-]+", "_", phase.name)[:50]
+        file = "components" if len(shown) == 1 else f"components_{place}_{name}"
+        charts.append((phase, _components_chart(file, phase)))
+    return charts
+
+
+def _components_chart(file: str, phase: Phase) -> Chart:
+    c = phase.certificate
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, components_height(c)), layout="constrained")
+        axes = figure.subplots()
+        colors = {
+            "information": LIGHT["axis"],
+            "kept": LIGHT["series0"],
+            "lost": LIGHT["series1"],
+            "zero": LIGHT["ink"],
+        }
+        draw_components(axes, c, colors, LONGEST_NAME)
+        axes.set(xlabel="part of the margin (nats)")
+        _legend(figure, axes)
+    lost, names = set(lost_components(c)), component_names(c)
+    best, worst = best_and_worst(c)
+    said = "; ".join(
+        f"{names[place]}: {number(c.components[place].margin)} of {number(c.components[place].information)}"
+        f"{', lost' if place in lost else ''}"
+        for place in (*best, *worst)
+    )
+    counts = f"{len(kept_components(c))} of {len(c.components)} are above 0, {len(lost)} are lost"
+    return Chart(file, figure, f"Margin by component, of the teacher information: {counts}. {said}.")
+
+
+@_styled
 def use_chart(shares: Sequence[float]) -> Chart | None:
     """Share of the rows that each component of a teacher stands for."""
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     axes = figure.subplots()
-    numbers = range(1, len(shares) + 1)
+    numbers = range(len(shares))
     if len(shares) <= POINTS:
         axes.bar(numbers, [100 * share for share in shares], color=LIGHT["series0"])
     else:

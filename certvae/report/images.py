@@ -58,13 +58,15 @@ class Component:
     """One of a teacher's components on held-out rows.
 
     Attributes:
-        number: from 1.
+        number: its place, from 0.
+        name: the teacher's for it, or the number.
         share: of the rows that it stands for.
         labels: the most frequent labels among its rows, if the data have labels with names.
         picture: rows that the teacher is surest of.
     """
 
     number: int
+    name: str
     share: float
     labels: str
     picture: Picture
@@ -145,7 +147,7 @@ def components(teacher: Teacher, data: LightningDataModule, split: str) -> list[
         rows.add(_shrunk(images, teacher), teacher(images, index).double(), labels)
     shares = (rows.total / rows.count).tolist()
     return [
-        _component(k, shares[k], rows.images[place], _most_frequent(rows.labels, k, names))
+        _component(k, _name(teacher, k), shares[k], rows.images[place], _most_frequent(rows.labels, k, names))
         for place, k in enumerate(most_used.tolist())
     ]
 
@@ -168,11 +170,15 @@ def _most_frequent(counts: Tensor | None, component: int, names: Any) -> str:
     return ", ".join(f"{name} ({100 * share:.0f}\u00a0%)" for name, share in found if share > 0)
 
 
-def _component(k: int, share: float, images: Tensor, labels: str) -> Component:
+def _name(teacher: Teacher, k: int) -> str:
+    return str(k) if teacher.card.names is None else teacher.card.names[k]
+
+
+def _component(k: int, name: str, share: float, images: Tensor, labels: str) -> Component:
     alt = (
-        f"{len(images)} inputs that the teacher is surest belong to component {k + 1}{f'; {labels}' if labels else ''}."
+        f"{len(images)} inputs that the teacher is surest belong to component {name}{f'; {labels}' if labels else ''}."
     )
-    return Component(k + 1, share, labels, _picture(f"Component {k + 1}", alt, images[None]))
+    return Component(k, name, share, labels, _picture(f"Component {name}", alt, images[None]))
 
 
 def first_inputs(data: LightningDataModule, split: str) -> Tensor:

@@ -11,14 +11,22 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from certvae.certificate.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate, Reading, Status
 from certvae.commands.certify import CONFIG_LIMIT
 from certvae.io.untrusted import read_limited
 from certvae.report.colors import DARK, LIGHT, css_variables
-from certvae.report.figures import Chart, alignment_chart, channel_chart, margin_chart, path_chart
+from certvae.report.figures import (
+    Chart,
+    alignment_chart,
+    channel_chart,
+    components_charts,
+    information_chart,
+    margin_chart,
+    path_chart,
+)
 from certvae.report.gallery import Gallery
 from certvae.report.runs import Phase, Run, readable
-from certvae.report.wording import DASH, headline, limits, number, sentence, status_name
+from certvae.report.wording import DASH, MINUS, headline, limits, number, read_as, sentence, status_name
 
 __all__ = ["Report", "make_report"]
 
@@ -29,6 +37,12 @@ LOOK = {
     Status.VACUOUS: ("warn", DASH),
     Status.LEAKING: ("bad", "✕"),
     Status.PARTIAL: ("warn", DASH),
+}
+READ = {
+    Reading.ALIGNED: "good",
+    Reading.INFORMATIVE: "good",
+    Reading.COLLAPSED: "bad",
+    Reading.UNDECIDED: "warn",
 }
 
 
@@ -51,7 +65,10 @@ class Report:
 
 @dataclass(frozen=True)
 class _Section:
-    """Figures of one kind, one for each run; ``what`` says what is to be seen."""
+    """Figures of one kind, one for each run; ``what`` says what is to be seen.
+
+    A section whose ``absent`` is empty is left out where no run has its figure.
+    """
 
     name: str
     title: str
@@ -69,6 +86,15 @@ SECTIONS = (
         "cannot be shown.",
         "No curve: the folder holds no history of validations.",
         margin_chart,
+    ),
+    _Section(
+        "information",
+        "What the code carries",
+        "The noisy code carries at least the lower edge of the band and at most the upper edge, about anything in the "
+        "input, whatever the teacher asks. The margin, dashed, is the part of the teacher's answer that the witness "
+        "reads from the mean.",
+        "",
+        information_chart,
     ),
     _Section(
         "alignment",
@@ -111,7 +137,10 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
     """
     phases = [phase for run in runs for phase in run.phases]
     report = Report("", headline(phases))
-    sections = [(section, [_figure(report, section, run, runs) for run in runs]) for section in SECTIONS]
+    every = [(section, [_figure(report, section, run, runs) for run in runs]) for section in SECTIONS]
+    sections = [(section, figures) for section, figures in every if section.absent or any(f["svg"] for f in figures)]
+    components = [_components(report, run, number) for number, run in enumerate(runs)]
+    columns = COLUMNS if all(read_as(phase.certificate) is None for phase in phases) else READING_COLUMNS + COLUMNS
     galleries = [Gallery(run, data_dir, with_images) for run in runs]
     for gallery in galleries:
         report.left_out += [
@@ -128,11 +157,12 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
         verdicts=[_verdict(run, phase, len(runs) > 1) for run in runs for phase in run.phases],
         limits=limits(phases),
         sections=sections,
+        components=components if any(item["figures"] for item in components) else [],
         galleries=galleries,
         runs=runs,
-        columns=[name for name, _, _ in COLUMNS],
-        meanings=[meaning for _, meaning, _ in COLUMNS],
-        rows=[_row(run, phase) for run in runs for phase in run.phases],
+        columns=[name for name, _, _ in columns],
+        meanings=[meaning for _, meaning, _ in columns],
+        rows=[_row(run, phase, columns) for run in runs for phase in run.phases],
         provenance=[_provenance(run, phase, len(runs) > 1) for run in runs for phase in run.phases],
         light=Markup(css_variables(LIGHT)),
         dark=Markup(css_variables(DARK)),
@@ -149,6 +179,15 @@ def _figure(report: Report, section: _Section, run: Run, runs: Sequence[Run]) ->
     return {"run": run, "svg": chart.svg(f"{section.name}{runs.index(run)}")}
 
 
+def _components(report: Report, run: Run, number: int) -> dict[str, Any]:
+    """The figures of a run's components, each with its phase."""
+    figures = []
+    for place, (phase, chart) in enumerate(components_charts(run)):
+        report.charts.setdefault(run.name, []).append(chart)
+        figures.append({"phase": phase, "svg": chart.svg(f"components{number}-{place}")})
+    return {"run": run, "figures": figures}
+
+
 def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
     kind, symbol = LOOK[phase.certificate.status]
     return {
@@ -158,6 +197,27 @@ def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
         "symbol": symbol,
         "sentence": sentence(phase.certificate, phase.split),
         "channel": _channel(phase.certificate),
+        "reading": _reading(phase.certificate),
+    }
+
+
+def _reading(c: Certificate) -> dict[str, Any] | None:
+    """Reading, both sides of what the code carries, and the diagnosis; None for a certificate of version 0.1."""
+    if read_as(c) is None:
+        return None
+    diagnosis = c.diagnose()
+    lines = [f"Margin {number(c.margin)} nats of {number(c.teacher_information)}, at least {number(c.margin_lower)}."]
+    if c.information is not None:
+        lines.append(f"T{c.information.line()[1:]}.")
+    elif c.fitted is not None:
+        lines.append(f"A fitted reader {c.fitted.line()}.")
+    return {
+        "name": str(c.reading),
+        "kind": READ[c.reading],
+        "meaning": c.reading.meaning,
+        "numbers": " ".join(lines).replace("-", MINUS),
+        "finding": diagnosis.finding,
+        "cure": diagnosis.cure,
     }
 
 
@@ -191,7 +251,20 @@ COLUMNS: tuple[tuple[str, str, Callable[[Certificate], str]], ...] = (
 )
 
 
-def _row(run: Run, phase: Phase) -> dict[str, Any]:
+READING_COLUMNS: tuple[tuple[str, str, Callable[[Certificate], str]], ...] = (
+    ("reading", "whether the code carries anything at all", lambda c: read_as(c) or DASH),
+    ("code", "nats that a draw of the code carries, from at least to at most", lambda c: _sides(c)),
+)
+
+
+def _sides(c: Certificate) -> str:
+    if c.information_lower is None:
+        return DASH
+    most = "\N{INFINITY}" if c.information_upper is None else number(c.information_upper)
+    return f"{number(c.information_lower)} to {most}"
+
+
+def _row(run: Run, phase: Phase, columns: Sequence[tuple[str, str, Callable[[Certificate], str]]]) -> dict[str, Any]:
     c = phase.certificate
     kind, symbol = LOOK[c.status]
     return {
@@ -202,7 +275,7 @@ def _row(run: Run, phase: Phase) -> dict[str, Any]:
         "status": status_name(c.status),
         "kind": kind,
         "symbol": symbol,
-        "values": [value(c) for _, _, value in COLUMNS],
+        "values": [value(c) for _, _, value in columns],
     }
 
 

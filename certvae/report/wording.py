@@ -3,11 +3,11 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from certvae.certificate.certificate import Certificate, Status
+from certvae.certificate.certificate import Certificate, Reading, Status
 from certvae.report.runs import Phase
 from certvae.theory.bounds import find_bound
 
-__all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "sentence", "status_name"]
+__all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "read_as", "sentence", "status_name"]
 
 FEW_ROWS = 1000
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -38,6 +38,11 @@ def status_name(status: Status) -> str:
     return str(status).replace("_", " ")
 
 
+def read_as(certificate: Certificate) -> Reading | None:
+    """The reading; None for a certificate of version 0.1, which was made without asking for one."""
+    return certificate.reading if certificate.components or certificate.information is not None else None
+
+
 def _percent(confidence: float) -> str:
     return f"{100 * confidence:.10g}\u00a0%"
 
@@ -58,6 +63,19 @@ def _confidence(certificate: Certificate, split: str) -> str:
     return text if c.method == "plugin" else f"{text}{looks}{single}"
 
 
+def _uncertified(c: Certificate) -> str:
+    """What is known of a code that is not certified; for collapse and information the reading must have shown them."""
+    part = c.information or c.fitted
+    if part is None or read_as(c) not in (Reading.INFORMATIVE, Reading.COLLAPSED):
+        return "it is not shown that this model's code depends on the input; this does not prove that it has collapsed"
+    proved = c.reading is Reading.INFORMATIVE and (c.information is None or c.information.lower_proved)
+    found = "but it does carry information" if c.reading is Reading.INFORMATIVE else "and it carries next to nothing"
+    return (
+        f"this model's code is not seen to hold the teacher's answer, {found}, as the bounds below show at "
+        f"{'' if proved else 'about '}{_percent(part.confidence)} confidence"
+    )
+
+
 def sentence(certificate: Certificate, split: str) -> str:
     """The verdict of one model, for a reader who knows none of the terms."""
     c, rows = certificate, _rows(certificate, split)
@@ -66,10 +84,7 @@ def sentence(certificate: Certificate, split: str) -> str:
             f"Measured on {rows}, this model's code is not the same for every input: {_confidence(c, split)} it "
             f"carries at least {at_least(c.margin_lower)} of information about the input."
         ),
-        Status.NOT_CERTIFIED: lambda: (
-            f"Measured on {rows}, it is not shown that this model's code depends on the input; this does not prove "
-            "that it has collapsed."
-        ),
+        Status.NOT_CERTIFIED: lambda: f"Measured on {rows}, {_uncertified(c)}.",
         Status.VACUOUS: lambda: (
             f"Nothing can be said about this model: on {rows} its teacher answers nearly the same for all, so there is "
             "nothing that a code could be seen to carry."
@@ -81,8 +96,10 @@ def sentence(certificate: Certificate, split: str) -> str:
     }[c.status]()
 
 
-_CLAUSES = {
+_CLAUSES: dict[Status | Reading, str] = {
     Status.NOT_CERTIFIED: "for {which} this is not shown, which does not prove collapse",
+    Reading.INFORMATIVE: "of {which} the code carries information (confidence below), but not where the witness looks",
+    Reading.COLLAPSED: "of {which} the code carries next to nothing, whatever reads it (confidence below)",
     Status.VACUOUS: "for {which} nothing can be said, because the teacher hardly varies",
     Status.LEAKING: "of {which} no number can be trusted, because a leak test failed",
     Status.PARTIAL: "for {which} there is no verdict, because only a part of the set was measured",
@@ -93,8 +110,16 @@ def headline(phases: Sequence[Phase]) -> str:
     """The verdict of all models in one sentence."""
     if len(phases) == 1:
         return sentence(phases[0].certificate, phases[0].split)
-    by_status = {status: [p for p in phases if p.certificate.status is status] for status in Status}
+    by_status: dict[Status | Reading, list[Phase]] = {
+        status: [p for p in phases if p.certificate.status is status] for status in Status
+    }
     certified = by_status.pop(Status.CERTIFIED)
+    uncertified = by_status.pop(Status.NOT_CERTIFIED)
+    for reading in (Reading.INFORMATIVE, Reading.COLLAPSED):
+        found = [phase for phase in uncertified if read_as(phase.certificate) is reading]
+        uncertified = [phase for phase in uncertified if phase not in found]
+        by_status[reading] = found
+    by_status = {Status.NOT_CERTIFIED: uncertified, **by_status}
     clauses = [_CLAUSES[status].format(which=_count(found, phases)) for status, found in by_status.items() if found]
     splits = [name for split, name in _ROWS.items() if any(phase.split == split for phase in phases)]
     measured = f"{len(phases)} trained models, measured on {' or '.join(splits)} inputs,"
@@ -136,6 +161,11 @@ def limits(phases: Sequence[Phase]) -> list[str]:
         "by their variance, something else: the channel margin and the rate below are about those.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
     ]
+    if any(read_as(c) is Reading.COLLAPSED for c in every):
+        said[-1] = (
+            "The teacher's test can only say yes, or 'not shown'. That a code has collapsed is said by its reading, "
+            "from an upper bound on what any reader could find in it, which holds for many rows."
+        )
     said += sorted({find_bound(method).sentence for method in methods})
     if any(not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS for c in every):
         said.append(f"Some of these sets have fewer than {FEW_ROWS:,} rows.")

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +128,7 @@ class Teacher(nn.Module):
         tensors = dict(self.tensors())
         if self.average is not None:
             tensors["average"] = self.average
-        return write_teacher_file(path, self.kind, asdict(self.card), tensors)
+        return write_teacher_file(path, self.kind, self.card.to_dict(), tensors)
 
     def measured_average(self) -> Tensor:
         """The teacher's mean over training rows.

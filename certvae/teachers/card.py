@@ -1,7 +1,9 @@
 """The card of a teacher: what it is, what it was made from, and what was measured."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from reprlib import repr as short
+from typing import Any
 
 from certvae.theory.arguments import as_fraction, as_number, as_whole_number
 
@@ -9,6 +11,7 @@ __all__ = ["TeacherCard"]
 
 MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
 TEXT_LIMIT = 2000  # characters of the card's texts
+NAME_LIMIT, NAMES_LIMIT = 100, 2**18  # characters of a name, and of all names: a certificate must hold them too
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class TeacherCard:
         largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
             linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
         choice: one sentence on why the search chose this teacher.
+        names: of the components, K of them, each printable text of 1 to 100 characters and 262,144 in all; None: they
+            have none.
 
     Raises:
         TypeError: if a value is not of its type.
@@ -49,6 +54,7 @@ class TeacherCard:
     energy: float | None = None
     largest_eigenvalue: float | None = None
     choice: str | None = None
+    names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         as_whole_number(self.num_components, "num_components", 2, MOST_COMPONENTS)
@@ -62,6 +68,16 @@ class TeacherCard:
         for name in ("energy", "largest_eigenvalue"):
             _check_nats(getattr(self, name), name, 1e12)
         self._check_inputs()
+        if self.names is not None:
+            check_names(self.names, self.num_components)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for a file; names only where there are some, so that files without them stay as they were."""
+        return {key: value for key, value in asdict(self).items() if key != "names" or value is not None}
+
+    def naming(self) -> dict[str, list[str]]:
+        """The entry of a certificate's provenance that names the components; empty where they have no names."""
+        return {} if self.names is None else {"component_names": list(self.names)}
 
     def _check_inputs(self) -> None:
         shape, values = self.image_shape, self.value_range
@@ -80,6 +96,24 @@ class TeacherCard:
             text = getattr(self, name)
             if text is not None and not (isinstance(text, str) and text.isprintable() and len(text) <= TEXT_LIMIT):
                 raise ValueError(f"`{name}` must be printable text of at most {TEXT_LIMIT} characters.")
+
+
+def check_names(names: object, num_components: int) -> None:
+    """Reject what cannot be the names of a teacher's components.
+
+    Raises:
+        TypeError: if they are no tuple of text.
+        ValueError: if there is not one for each component, or one is no printable text of 1 to 100 characters.
+    """
+    if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError("`names` must be a tuple of text, one for each component.")
+    if len(names) != num_components:
+        raise ValueError(f"`names` must hold {num_components} names, one for each component, got {len(names)}.")
+    for name in names:
+        if not (name.isprintable() and 1 <= len(name) <= NAME_LIMIT):
+            raise ValueError(f"`names` must be printable text of 1 to {NAME_LIMIT} characters, got {short(name)}.")
+    if sum(map(len, names)) > NAMES_LIMIT:
+        raise ValueError(f"`names` may have {NAMES_LIMIT:,} characters in all, got {sum(map(len, names)):,}.")
 
 
 def _check_nats(value: float | None, name: str, most: float) -> None:

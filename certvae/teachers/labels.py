@@ -1,5 +1,7 @@
 """A teacher from class labels: the label itself, smoothed."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -25,16 +27,21 @@ class LabelTeacher(Teacher):
         num_classes: K.
         smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1); without any, no code of finite
             energy predicts the labels.
+        names: of the classes, in the order of their labels, such as ``data.classes`` of torchvision. The certificate
+            names the classes that pass and those that are lost by them.
 
     Raises:
-        TypeError: if an argument is not a number.
-        ValueError: if ``num_classes`` is below 2, or ``smoothing`` is not in [0, 1).
+        TypeError: if an argument is not a number, or ``names`` are no list of text.
+        ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), or ``names`` are not ``num_classes``
+            printable texts of at most 100 characters.
     """
 
     kind = "labels"
 
-    def __init__(self, num_classes: int, smoothing: float = 0.1) -> None:
-        super().__init__(TeacherCard(num_classes, floor=smoothing))
+    def __init__(self, num_classes: int, smoothing: float = 0.1, names: Sequence[str] | None = None) -> None:
+        if isinstance(names, str):
+            raise TypeError(f"`names` must be a list of text, one for each class, got the text {names!r}.")
+        super().__init__(TeacherCard(num_classes, floor=smoothing, names=None if names is None else tuple(names)))
 
     @classmethod
     def from_tensors(cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor]) -> "LabelTeacher":

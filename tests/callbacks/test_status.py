@@ -31,7 +31,7 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if "label" in line]
 
 
-VERDICT = r"margin \+0\.\d{3} of 0\.\d{3} nats, CERTIFIED"
+VERDICT = r"margin \+0\.\d{3} of 0\.\d{3} nats, ALIGNED, CERTIFIED"
 
 
 def test_without_a_terminal_there_are_a_few_plain_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,7 +105,7 @@ def test_in_a_terminal_the_line_is_live(tmp_path: Path) -> None:
     seen = in_terminal(lambda: fit(tmp_path, CertificateCallback(), StatusLine("label")))
     assert re.search(rf"label .*epoch 4/4  {VERDICT}", seen), seen
     assert "\r" in seen
-    assert "epoch 0: CERTIFIED" in seen  # the callback's own line, above
+    assert "epoch 0: ALIGNED, CERTIFIED (" in seen  # the callback's own line, above
 
 
 class Endless(IterableDataset[Any]):

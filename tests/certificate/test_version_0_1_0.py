@@ -62,3 +62,7 @@ def test_a_teacher_answers_as_the_certificate_that_was_made_with_it_states() -> 
     answers = torch.cat([teacher(data.on_after_batch_transfer(batch, 0)[0]) for batch in data.loader("test")])
     assert len(answers) == stated.num_samples
     assert float(teacher_information(answers)) == pytest.approx(stated.teacher_information, abs=1e-5)
+
+
+def test_a_teacher_is_saved_again_as_the_same_bytes(tmp_path: Path) -> None:
+    assert load_teacher(TEACHER).save(tmp_path / "teacher.safetensors").read_bytes() == TEACHER.read_bytes()

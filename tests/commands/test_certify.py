@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from torch.utils.data import DataLoader, SubsetRandomSampler
 
-from certvae import Certificate, Status
+from certvae import Certificate, Status, load_teacher
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.certificate import digest
 from certvae.certificate.claims import ClaimsError, check_claims
@@ -80,6 +81,20 @@ def test_what_certify_writes_verifies(run: dict[str, Path], capsys: pytest.Captu
     assert status_of(run) == 0
     assert "HOLDS: recomputed from scratch" in capsys.readouterr().out
     assert main(["verify", str(run["certificate"]), "--claims-only"]) == 0
+
+
+def test_names_of_components_are_published_and_verified(run: dict[str, Path], tmp_path: Path) -> None:
+    teacher = load_teacher(run["teacher"])
+    names = tuple(f"cluster {number}" for number in range(teacher.num_components))
+    teacher.card = replace(teacher.card, names=names)
+    files = {**run, "teacher": teacher.save(tmp_path / "teacher.safetensors"), "certificate": tmp_path / "named.json"}
+    options = ("--permutations=0", f"--output={files['certificate']}")
+    assert main(["certify", *arguments(files), *options]) == 0
+    certificate = Certificate.load(files["certificate"])
+    assert certificate.component_names == list(names)
+    assert status_of(files) == 0
+    certificate.provenance["component_names"] = list(reversed(names))
+    assert status_of(files, certificate.save(tmp_path / "forged.json")) == Refusal.NUMBERS
 
 
 @pytest.mark.parametrize("method", ["plugin", "hoeffding", "bernstein"])

@@ -1,22 +1,28 @@
 """The protocol on real digits: what the README promises of the demo, and that it goes on where it stopped."""
 
+import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
+from rich.console import Console
 
 from certvae import Certificate
 from certvae.certificate.history import read_history
 from certvae.cli import main
 from certvae.commands.protocol import PHASES, Protocol, run_protocol
 from certvae.commands.runs import RunError
+from certvae.commands.summary import _code, summary_table
+from certvae.commands.tables import terminal_table
 from tests.commands.test_cli import EXPERIMENTS
 from tests.runs import digits_teacher
 
@@ -51,6 +57,41 @@ def test_the_summary_has_every_field_of_every_certificate(demo: Path) -> None:
         assert certificate.num_samples == 300
     lines = (demo / "summary.csv").read_text().splitlines()
     assert len(lines) == 1 + 3
+
+
+def test_every_table_has_reading_and_both_sides_of_what_the_code_carries(demo: Path) -> None:
+    with open(demo / "summary.csv") as file:
+        lines = list(csv.DictReader(file))
+    text = (demo / "summary.md").read_text().splitlines()
+    printed = terminal(json.loads((demo / "summary.json").read_text()))
+    assert text[0].split(" | ")[2:4] == ["status", "reading"]
+    for line, phase, row in zip(lines, PHASES, text[2:5], strict=True):
+        c = Certificate.load(demo / "seed0" / phase / "certificate_test.json")
+        assert c.information is not None
+        code = f"{c.information.lower:.2f} to {c.information.upper:.2f}"
+        assert (line["reading"], line["code"]) == (c.reading, code)
+        assert float(line["information_lower"]) == c.information.lower
+        assert f" | {c.reading} | " in row
+        assert f" | {code} | " in row
+        assert re.search(rf"{phase} +{c.status} +{c.reading} .* {code} ", printed)
+    assert "components" not in lines[0]
+
+
+def terminal(summary: dict[str, Any]) -> str:
+    with (console := Console(width=120, color_system=None)).capture() as printed:
+        console.print(summary_table(summary))
+    return printed.get()
+
+
+def test_a_code_without_known_sides_is_a_dash_and_one_without_limit_has_no_upper_side() -> None:
+    assert _code({"information_lower": None, "information_upper": None}) is None
+    assert _code({"information_lower": 0.5, "information_upper": None}) == "at least 0.50"
+
+
+@pytest.mark.parametrize(("reading", "color"), [("ALIGNED", "green"), ("INFORMATIVE", "cyan"), ("COLLAPSED", "red")])
+def test_readings_have_colors_of_their_own(reading: str, color: str) -> None:
+    table = terminal_table("one", [{"status": "VACUOUS", "reading": reading}], {"a": "{status}", "b": "{reading}"})
+    assert [list(column.cells) for column in table.columns] == [["[yellow]VACUOUS[/]"], [f"[{color}]{reading}[/]"]]
 
 
 def test_the_summary_says_which_phases_are_as_expected_and_where_it_was_made(demo: Path) -> None:

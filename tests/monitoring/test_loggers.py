@@ -43,7 +43,12 @@ def test_tensorboard_shows_pictures_and_the_teacher(tmp_path: Path) -> None:
     logger = TensorBoardLogger(tmp_path, "tb")
     run(tmp_path, logger)
     board = tensorboard(Path(logger.log_dir))
-    assert set(board.Tags()["images"]) == {"certificate/curve", "images/reconstructions", "images/samples"}
+    assert set(board.Tags()["images"]) == {
+        "certificate/curve",
+        "certificate/components",
+        "images/reconstructions",
+        "images/samples",
+    }
     curve = board.Images("certificate/curve")[-1]
     assert (curve.width, curve.height) == (640, 400)
     (text,) = board.Tensors("certificate/settings/text_summary")
@@ -65,7 +70,7 @@ def test_mlflow_shows_scalars_pictures_the_teacher_and_the_certificate(
     assert values.params["certificate/teacher/kind"] == "gaussian_mixture"
     assert Certificate.load(client.download_artifacts(logger.run_id, "certificate_val.json")) == saved
     pictures = {Path(item.path).name.partition("+")[0] for item in client.list_artifacts(logger.run_id, "images")}
-    assert pictures == {"certificate~curve", "images~reconstructions", "images~samples"}
+    assert pictures == {"certificate~curve", "certificate~components", "images~reconstructions", "images~samples"}
 
 
 @pytest.mark.parametrize("logger", [False, True])

@@ -63,7 +63,13 @@ def test_every_key_is_defined_against_the_epoch(lost: tuple[Path, RunFile]) -> N
             metric = file.metrics[f"{prefix}/{key}"]
             assert metric.step_metric == "epoch"
             assert metric.summary.last
-    for key in ("certificate/curve", "images/reconstructions", "images/samples"):
+    for key in (
+        "certificate/components",
+        "test_certificate/components",
+        "certificate/curve",
+        "images/reconstructions",
+        "images/samples",
+    ):
         assert file.metrics[key].step_metric == "epoch"
 
 
@@ -77,6 +83,7 @@ def test_the_summary_holds_the_last_the_best_and_the_first(lost: tuple[Path, Run
     assert file.summary["certificate/best_epoch"] == best.provenance["epoch"]
     assert file.summary["certificate/first_certified_epoch"] == 0
     assert file.summary["certificate/status"] == "NOT_CERTIFIED"
+    assert file.summary["certificate/reading"] == certificates[-1].reading
 
 
 def test_the_config_says_which_teacher_it_was(lost: tuple[Path, RunFile]) -> None:
@@ -103,6 +110,22 @@ def test_certificates_are_artifacts_that_load(lost: tuple[Path, RunFile]) -> Non
         (entry,) = artifact.manifest.contents
         assert entry.path == f"certificate_{stage}.json"
         assert Certificate.load(entry.local_path) == saved
+
+
+def test_the_margin_by_component_is_a_table_of_each_set_of_rows(lost: tuple[Path, RunFile]) -> None:
+    folder, file = lost
+    assert len(file.tables) == 2
+    for key, stage, epoch in (("certificate", "val", 3), ("test_certificate", "test", 4)):
+        saved = Certificate.load(folder / f"certificate_{stage}.json")
+        ((seen, entry),) = file.column(f"{key}/components")
+        assert (seen, entry["_type"], entry["nrows"]) == (epoch, "table-file", saved.num_components)
+        table = json.loads((file.folder / entry["path"]).read_text())
+        assert table["columns"] == ["component", "name", "share", "margin", "information"]
+        parts = zip(saved.component_names, saved.components, strict=True)
+        assert table["data"] == [
+            [k, name, *map(pytest.approx, (part.share, part.margin, part.information))]
+            for k, (name, part) in enumerate(parts)
+        ]
 
 
 def test_a_lost_certificate_is_one_alert(lost: tuple[Path, RunFile]) -> None:

@@ -58,7 +58,7 @@ def test_of_many_components_the_most_used_are_shown(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("certvae.report.images.SHOWN", 3)
     teacher = digits_teacher(6)
     assert teacher.average is not None
-    shown = [component.number - 1 for component in components(teacher, DigitsDataModule(), "val")]
+    shown = [component.number for component in components(teacher, DigitsDataModule(), "val")]
     assert shown == sorted(teacher.average.argsort(descending=True)[:3].tolist())
 
 

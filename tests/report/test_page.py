@@ -108,7 +108,7 @@ def test_the_most_extreme_numbers_that_a_file_may_hold_are_drawn(demo: Path) -> 
     for values in [*extremes, {"rate": 1e308}]:
         changed = replace(certificate, **values, channel_margin=-1e308, provenance={"look": 10**6})
         append_history(place / "certificates_val.jsonl", changed)
-        assert len(made(place, options=("--no_images",)).all("svg")) == 5
+        assert len(made(place, options=("--no_images",)).all("svg")) == 7
 
 
 def test_every_model_has_its_row_with_the_numbers_of_its_file(demo: Path) -> None:
@@ -128,18 +128,93 @@ def test_every_model_has_its_row_with_the_numbers_of_its_file(demo: Path) -> Non
 
 def test_every_section_is_there(report: Path) -> None:
     page = elements(report)
-    titles = ("What this does not say", "Margin", "Alignment against information", "Rate and channel margin")
+    titles = (
+        "What this does not say",
+        "Margin",
+        "What the code carries",
+        "Margin by component",
+        "Alignment against information",
+        "Rate and channel margin",
+    )
     for title in (*titles, "The teacher", "Reconstructions, samples", "All seeds and phases", "Provenance"):
         assert title in page.text
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 6 + 3  # of components one for each phase
     assert len(page.all("img")) == 10 + 3 * 3
     assert "Chosen for tests." in page.text
     assert page.text.index("Of 3 trained models") < page.text.index("What this does not say")
 
 
+def card_of(page: Elements, label: str) -> str:
+    """The text of a model's card on the first screen."""
+    first = page.text[: page.text.index("What this does not say")]
+    start = first.index(f"{label}: ")
+    return " ".join(first[start : first.index("On noisy draws", start)].split())
+
+
+def test_the_first_screen_has_reading_bounds_and_what_to_do(demo: Path, report: Path) -> None:
+    page = elements(report)
+    for name in ("full", "no_align", "rescue"):
+        c = Certificate.load(demo / "seed0" / name / "certificate_test.json")
+        card, diagnosis = card_of(page, f"{name}, seed 0"), c.diagnose()
+        assert c.information is not None
+        said = (f"{c.reading} : {c.reading.meaning}.", c.information.line()[1:], diagnosis.finding, diagnosis.cure)
+        for text in (*said, f"Margin {number(c.margin)} nats of {number(c.teacher_information)}"):
+            assert text.replace(" :", ":") in card.replace(" :", ":"), (name, text, card)
+
+
+def test_the_comparison_has_reading_and_sides_for_each_model(demo: Path) -> None:
+    page = made(demo, demo / "seed0" / "full", options=("--no_images",))
+    table = page.text[page.text.index("All seeds and phases\nIn nats.") :]
+    for name in ("full", "no_align", "rescue"):
+        c = Certificate.load(demo / "seed0" / name / "certificate_test.json")
+        row = table[table.index(f"{name}\n") :]
+        row = row[: row.index("%")]
+        assert str(c.reading) in row
+        assert f"{number(c.information_lower)} to {number(c.information_upper)}" in row
+
+
+def with_names(path: Path, names: list[str]) -> Certificate:
+    certificate = Certificate.load(path)
+    certificate.provenance["component_names"] = names
+    certificate.save(path)
+    return certificate
+
+
+def test_the_figure_of_components_calls_them_by_their_names_and_tells_what_is_lost(demo: Path) -> None:
+    place = demo / "seed0" / "no_align"
+    names = [f"$kind_{number}^{{ & <b>" for number in range(10)]
+    c = with_names(place / "certificate_test.json", names)
+    page = made(place, options=("--no_images",))
+    (figure,) = [svg for svg in page.all("svg") if svg["aria-label"].startswith("Margin by component")]
+    lost = [part for part in c.components if part.margin < 0]
+    assert lost
+    assert figure["aria-label"].count(", lost") == len(lost)
+    assert f"{10 - len(lost)} of 10 are above 0, {len(lost)} are lost" in figure["aria-label"]
+    for name, part in zip(names, c.components, strict=True):
+        assert f"{name}: {number(part.margin)} of {number(part.information)}" in figure["aria-label"]
+        assert page.text.count(name) == 1 + 1  # beside its bar, and in the provenance
+    assert not page.all("b")
+
+
+def test_a_report_of_version_0_1_stays_as_it_was(demo: Path) -> None:
+    """Certificates without components and bracket have neither reading nor figures of them."""
+    place = demo / "seed0" / "full"
+    path, history = place / "certificate_test.json", place / "certificates_val.jsonl"
+    old: dict[str, Any] = {"components": [], "information": None, "fitted": None}
+    replace(Certificate.load(path), **old).save(path)
+    lines = [json.loads(line) | old for line in history.read_text().splitlines() if line]
+    history.write_text("".join(f"\n{json.dumps(line)}" for line in lines))
+    page = made(place, options=("--no_images",))
+    assert len(page.all("svg")) == 5
+    for absent in ("ALIGNED", "To do", "Margin by component", "What the code carries", "whether the code carries"):
+        assert absent not in page.text
+    compared = made(place, demo / "seed0" / "rescue", options=("--no_images",))
+    assert "No figure: the certificates are of version 0.1" in compared.text
+
+
 def test_runs_stand_side_by_side(demo: Path) -> None:
     page = made(demo, demo / "seed0" / "full", options=("--no_images",))
-    assert len(page.all("svg")) == 2 * 5
+    assert len(page.all("svg")) == 2 * 6 + 3 + 1
     assert "Of 4 trained models" in page.text
     assert "The vertical axes are the same." in page.text
     for name in ("demo: full, seed 0", "full: full"):
@@ -150,7 +225,7 @@ def test_of_a_foreign_model_what_cannot_be_made_is_left_out_with_the_reason(
     foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = made(foreign)
-    assert len(page.all("svg")) == 3
+    assert len(page.all("svg")) == 3 + 1
     assert not page.all("img")
     for reason in ("has no teacher file", "has no YAML", "has no known noise"):
         assert reason in page.text
@@ -162,7 +237,7 @@ def test_missing_data_are_named_and_the_rest_is_made(demo: Path) -> None:
     change_config(demo / "seed0" / "full", "data", **cifar)
     page = made(demo / "seed0" / "full", options=("--data_dir", str(demo / "elsewhere")))
     assert f"{demo}/elsewhere/cifar-100-python/train is missing" in page.text
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 7
     assert not page.all("img")
 
 
@@ -170,7 +245,7 @@ def test_a_yaml_that_does_not_fit_is_named_and_the_rest_is_made(demo: Path) -> N
     change_config(demo / "seed0" / "full", "model", class_path="certvae.NoSuchModel")
     page = made(demo / "seed0" / "full")
     assert "The images of full could not be made: the YAML does not fit" in page.text
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 7
 
 
 class Trap(DigitsDataModule):

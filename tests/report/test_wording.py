@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from certvae import Certificate, Status, certify
+from certvae.certificate.status import Reading
 from certvae.report import Phase
-from certvae.report.wording import at_least, headline, limits, number, sentence
+from certvae.report.wording import at_least, headline, limits, number, read_as, sentence
+from certvae.theory.bracket import InformationBracket
 from tests.conftest import random_probs
 
 
@@ -146,3 +148,43 @@ def test_limits_are_those_of_the_certificates() -> None:
         True,
     )
     assert ("during training" in said(phase()), "during training" in said(phase(split="val"))) == (False, True)
+
+
+def read(reading: Reading, proved: bool = True) -> dict[str, Any]:
+    """Fields of a certificate that was read so, from bounds at 90 % confidence."""
+    sides = InformationBracket(0.5, 0.9, 0.5, 0.9, 0.6, 0.8, 0.8, 3.9, 50, 1, 0.9, proved)
+    return {"reading": reading, "information": sides}
+
+
+@pytest.mark.parametrize(
+    ("reading", "proved", "found"),
+    [
+        (Reading.INFORMATIVE, True, "but it does carry information, as the bounds below show at 90\xa0% confidence"),
+        (Reading.INFORMATIVE, False, "but it does carry information, as the bounds below show at about 90\xa0%"),
+        (Reading.COLLAPSED, True, "and it carries next to nothing, as the bounds below show at about 90\xa0%"),
+        (Reading.UNDECIDED, True, "this does not prove that it has collapsed"),
+    ],
+)
+def test_an_uncertified_code_is_called_what_its_bounds_show(reading: Reading, proved: bool, found: str) -> None:
+    said = sentence(certificate(Status.NOT_CERTIFIED, **read(reading, proved)), "test")
+    assert found in said
+    assert ("does not prove" in said) == (reading is Reading.UNDECIDED)
+
+
+def test_the_headline_of_many_tells_the_informative_from_the_collapsed() -> None:
+    names = {reading: str(reading).lower() for reading in (Reading.INFORMATIVE, Reading.COLLAPSED, Reading.UNDECIDED)}
+    said = headline([phase(Status.NOT_CERTIFIED, name, **read(reading)) for reading, name in names.items()])
+    assert "of 1 (informative) the code carries information (confidence below), but not where the witness" in said
+    assert "of 1 (collapsed) the code carries next to nothing, whatever reads it (confidence below)" in said
+    assert "for 1 (undecided) this is not shown, which does not prove collapse" in said
+
+
+def test_a_certificate_of_version_0_1_was_not_asked_for_a_reading() -> None:
+    assert read_as(certificate(components=[])) is None
+    assert read_as(certificate()) is Reading.ALIGNED
+
+
+def test_where_a_reading_says_collapsed_the_limits_say_from_what() -> None:
+    collapsed = phase(Status.NOT_CERTIFIED, **read(Reading.COLLAPSED))
+    assert "That a code has collapsed is said by its reading, from an upper bound" in " ".join(limits([collapsed]))
+    assert "said by its reading" not in " ".join(limits([phase(Status.NOT_CERTIFIED)]))

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae import load_teacher
+from certvae import Certificate, load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback
 from certvae.teachers import LabelTeacher, TargetTable
 from tests.plain_vae import UserVAE, images, measured
@@ -137,3 +137,48 @@ def test_bad_settings_are_refused() -> None:
             LabelTeacher(**arguments)
     with pytest.raises(ValueError, match="has no tensors but its average"):
         LabelTeacher.from_tensors(LabelTeacher(3).card, None, {"targets": torch.zeros(1)})
+
+
+def test_names_of_classes_stay_with_the_teacher_and_its_targets(tmp_path: Path) -> None:
+    names = [f"digit {number}" for number in range(10)]
+    teacher = LabelTeacher(10, names=names).measure([LABELS])
+    for kept in (teacher, load_teacher(teacher.save(tmp_path / "teacher.safetensors"))):
+        assert kept.card.names == tuple(names)
+    rows = [(LABELS, LABELS, torch.arange(len(LABELS)))]
+    assert TargetTable.from_teacher(teacher, [rows]).card.names == tuple(names)
+
+
+def test_without_names_a_file_has_no_word_of_them(tmp_path: Path) -> None:
+    assert b"names" not in LabelTeacher(10).measure([LABELS]).save(tmp_path / "teacher.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "said"),
+    [
+        ("ab", TypeError, "`names` must be a list of text, one for each class"),
+        ([0, 1], TypeError, "`names` must be a tuple of text"),
+        (["cat"], ValueError, "`names` must hold 2 names, one for each component, got 1"),
+        (["cat", ""], ValueError, "printable text of 1 to 100 characters, got ''"),
+        (["cat", "x" * 101], ValueError, "printable text of 1 to 100 characters"),
+        (["cat", "d\x07g"], ValueError, "printable text of 1 to 100 characters"),
+    ],
+)
+def test_what_cannot_be_names_is_refused(names: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        LabelTeacher(2, names=names)
+
+
+def test_names_that_no_certificate_could_hold_are_refused() -> None:
+    with pytest.raises(ValueError, match="`names` may have 262,144 characters in all, got 300,000"):
+        LabelTeacher(3000, names=["x" * 100] * 3000)
+
+
+@pytest.mark.parametrize("names", [None, [f"digit {number}" for number in range(10)]])
+def test_the_certificate_calls_its_classes_by_their_names(tmp_path: Path, names: Any) -> None:
+    teacher = LabelTeacher(10, names=names).measure([LABELS])
+    callback, runner = watched(tmp_path, teacher, 1, save_dir=tmp_path)
+    runner.fit(UserVAE(), loader(), loader())
+    saved = Certificate.load(tmp_path / "certificate_val.json")
+    assert saved.provenance.get("component_names") == names
+    assert saved.component_names == (names or [f"class {number}" for number in range(10)])
+    assert "above 0; least: " + ("digit" if names else "class") in str(measured(callback))
