@@ -103,7 +103,8 @@ def test_the_page_of_studies_quotes_the_reading_and_the_bracket(phase: str) -> N
     lower = [min(line[key] for line in chosen) for key in ("proven_lower", "information_lower")]
     upper = max(line["information_upper"] for line in chosen)
     fitted = " | ".join(f"{fmean(line[key] for line in chosen):.3f}" for key in ("fitted_mean", "fitted_draw"))
-    row = f"| {phase} | {certified} of {len(chosen)} | {lower[0]:.3f} | {reading} | {lower[1]:.3f} | {upper:.3f} | {fitted} |"
+    bracket = f"{lower[1]:.3f} | {upper:.3f}"
+    row = f"| {phase} | {certified} of {len(chosen)} | {lower[0]:.3f} | {reading} | {bracket} | {fitted} |"
     assert row in STUDIES_PAGE.read_text()
 
 
@@ -135,10 +136,7 @@ def of_reading(lines: list[dict[str, Any]], baseline: str) -> str:
     chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
     (reading,) = {line["reading"] for line in chosen}
     margins = ", ".join(f"{line['proven_margin']:+.2f}" for line in chosen)
-    lower, upper = (
-        max(line["proven_lower"] for line in chosen),
-        max(line["information_upper"] for line in chosen),
-    )
+    lower, upper = (max(line[key] for line in chosen) for key in ("proven_lower", "information_upper"))
     least = min(line["information_lower"] for line in chosen)
     names = {
         "fitted_mean": ".2f",
