@@ -33,14 +33,14 @@ class CertificateLostError(RuntimeError):
 class CertificateGuard(AlignmentCallback):
     """Keep a lower bound on what a code carries above a target, with a weight that a controller seeks.
 
-    =================== ================================= ============================ =============================
-    what is kept        the bound of each validation      the number of each step      what is weighed
-    =================== ================================= ============================ =============================
-    ``on="certificate"``                                                               the alignment term
-    ``path="draw"``     ``channel_margin_lower``          the margin of draws
-    ``path="mean"``     ``margin_lower``                  the margin of means
-    ``on="bracket"``    the bracket's ``lower``           the rate                     the module's KL weight
-    =================== ================================= ============================ =============================
+    ==================== ================================= ============================ =============================
+    what is kept         the bound of each validation      the number of each step      what is weighed
+    ==================== ================================= ============================ =============================
+    ``on="certificate"``                                                                the alignment term
+    ``path="draw"``      ``channel_margin_lower``          the margin of draws
+    ``path="mean"``      ``margin_lower``                  the margin of means
+    ``on="bracket"``     the bracket's ``lower``           the rate                     the module's KL weight
+    ==================== ================================= ============================ =============================
 
     With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
     to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on
