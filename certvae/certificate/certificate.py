@@ -52,7 +52,8 @@ class Certificate:
         look: number of this look, if the error is spent over looks; ``confidence`` is then that of the whole run.
         leaks: what the leak tests found; empty for a sound witness. See :mod:`certvae.certificate.leaks`.
         provenance: what was measured, with which versions; ``component_names`` where the teacher has names for them.
-        components: what each component of the teacher adds to margin and teacher information.
+        components: what each component of the teacher adds to margin and teacher information; empty for more than
+            4,096 of them, and in files of the first schema.
         information: what the code carries, from both sides, without a teacher; None where it has no variance.
         fitted: what a reader finds in the code that was fitted to it on other rows; None where it was not tried.
     """

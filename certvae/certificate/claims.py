@@ -57,7 +57,7 @@ def _of_numbers(c: Certificate) -> list[tuple[str, bool]]:
 
 def _of_components(c: Certificate) -> list[tuple[str, bool]]:
     if not c.components:
-        return []  # of a file of the first schema
+        return []  # of a file of the first schema, or of very many
     wholes = {"share": 1.0, "margin": c.margin, "information": c.teacher_information}
     sums = {name: sum(getattr(part, name) for part in c.components) for name in wholes}
     near = {name: abs(sums[name] - whole) <= 1e-6 * (1 + abs(whole)) for name, whole in wholes.items()}

@@ -23,6 +23,7 @@ from certvae.theory.sums import CertificateSums
 __all__ = ["certificate_from_rows", "certificate_from_sums", "certify", "judge", "verdict"]
 
 LEAK_LEVEL = 1e-4  # one-sided error probability of calling a sound witness leaking
+MOST_LISTED = 4096  # components of which the parts are listed: a file of 32,768 would be past its limit
 ROUNDING = 1e-9  # nats: sums in float64 put the margin of a constant witness this close to its threshold
 
 
@@ -109,7 +110,7 @@ def certificate_from_sums(
         witness_floor=settings.applied_floor,
         look=settings.look,
         leaks=_exceeds_rate(sums),
-        components=sums.components(),
+        components=sums.components() if sums.num_components <= MOST_LISTED else [],
         information=information,
         fitted=fitted,
     )

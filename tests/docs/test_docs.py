@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 import certvae
+from certvae.callbacks import CertificateCallback, CertificateGuard, CollapseDiagnostics, ProbeCallback
+from certvae.callbacks.certificate import LOGGED
 from certvae.commands.lightning import run_lightning
+from certvae.datamodules import DigitsDataModule
+from tests.runs import digits_teacher, small_vae, trainer
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -66,8 +70,8 @@ def test_every_file_that_a_page_names_is_there() -> None:
 
 FITS = [
     line.partition("#")[0].split()[1:]
-    for page in ("cli.md", "distributed.md")
-    for line in (DOCS / page).read_text().splitlines()
+    for page in (DOCS / "cli.md", DOCS / "distributed.md", ROOT / "README.md")
+    for line in page.read_text().splitlines()
     if line.startswith("certvae fit --config")
 ]
 
@@ -84,24 +88,50 @@ def test_every_fit_that_a_page_names_is_understood(
     assert "class_path: certvae" in capsys.readouterr().out
 
 
-def test_the_limits_quote_the_committed_results() -> None:
-    text = (DOCS / "limits.md").read_text()
+def of_full() -> dict[str, str]:
+    """The line of CIFAR-100's seed 0 with alignment."""
     with open(ROOT / "experiments" / "results" / "cifar100" / "cifar100.csv") as file:
-        row = next(row for row in csv.DictReader(file) if row["phase"] == "full" and row["seed"] == "0")
-    for name in ("teacher_information", "margin", "margin_lower", "rate", "channel_margin"):
+        return next(row for row in csv.DictReader(file) if row["phase"] == "full" and row["seed"] == "0")
+
+
+def test_the_limits_quote_the_committed_results() -> None:
+    text, row = (DOCS / "limits.md").read_text(), of_full()
+    for name in (
+        "teacher_information",
+        "margin",
+        "margin_lower",
+        "rate",
+        "channel_margin",
+        "information_lower",
+        "information_upper",
+    ):
         assert f"{float(row[name]):.3f}" in text, name
 
 
-def test_readme_and_limits_quote_the_committed_widths_on_rows_that_no_search_compared() -> None:
+def test_studies_and_limits_quote_the_committed_widths_on_rows_that_no_search_compared() -> None:
     with open(ROOT / "experiments" / "results" / "statistics" / "width.csv") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    readme, limits = (ROOT / "README.md").read_text(), (DOCS / "limits.md").read_text()
+    studies, limits = (DOCS / "studies.md").read_text(), (DOCS / "limits.md").read_text()
     assert {row["rows"] for row in rows.values()} == {"5000"}
     for method in ("normal", "bernstein", "hoeffding"):
         for name in ("margin_lower", "calibrated_channel_margin_lower"):
-            assert f"{float(rows[method][name]):.3f}" in readme, (method, name)
-    for quoted in (rows["normal"], rows["bernstein"]):
-        assert f"{float(quoted['calibrated_channel_margin_lower']):.3f}" in limits
+            assert f"{float(rows[method][name]):.3f}" in studies, (method, name)
+    for quoted in ("calibrated_channel_margin_lower", "betting_calibrated_lower", "bernstein_calibrated_lower"):
+        assert f"{float(of_full()[quoted]):.3f}" in limits, quoted
+
+
+@pytest.mark.slow
+def test_the_table_of_keys_is_what_a_run_logs(tmp_path: Path) -> None:
+    page = (DOCS / "loggers.md").read_text()
+    rows = re.findall(
+        r"^\| (`(?:certificate|probe|diagnostics)/.*?`) \| (?:nats|1 or 0|count|loss)", page, flags=re.MULTILINE
+    )
+    told = {key for row in rows for key in re.findall(r"`([\w/]+)`", row)}
+    callbacks = [CertificateCallback(), CertificateGuard(0.3), ProbeCallback(), CollapseDiagnostics()]
+    run = trainer(tmp_path, callbacks=callbacks)
+    run.fit(small_vae(digits_teacher()), datamodule=DigitsDataModule(subset=256))
+    assert told <= set(run.callback_metrics)
+    assert {f"certificate/{name}" for name in LOGGED} <= told
 
 
 def rate_of_a_linear_vae(eigenvalues: list[float], beta: float, variance: float, latent_dim: int = 2) -> float:

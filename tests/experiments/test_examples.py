@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def test_one_callback_watches_a_plain_vae(monkeypatch: pytest.MonkeyPatch, capsy
     assert metrics["certificate/certified"] == 0
     assert metrics["certificate/rate"] > 4
     assert "NOT_CERTIFIED" in capsys.readouterr().out
+
+
+def test_the_plain_pytorch_example_is_certified() -> None:
+    script = EXAMPLES / "plain_pytorch.py"
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("CERTIFIED")
 
 
 def test_two_lines_are_all_that_was_added_to_the_plain_vae() -> None:

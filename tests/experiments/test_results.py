@@ -1,4 +1,4 @@
-"""The committed tables: each says of its claims what its rows say, and the README quotes them."""
+"""The committed tables: each says of its claims what its rows say, and README and docs quote them."""
 
 import csv
 import re
@@ -26,8 +26,8 @@ STUDIES = {
     "path": path,
     "view": view,
 }
-README_LINES = (ROOT / "README.md").read_text()
-README = " ".join(README_LINES.split())  # however its lines are broken
+STUDIES_PAGE, BASELINES_PAGE = ROOT / "docs" / "studies.md", ROOT / "docs" / "baselines.md"
+README = (ROOT / "README.md").read_text()
 
 
 def value(text: str) -> Any:
@@ -61,7 +61,7 @@ def test_the_committed_table_of_the_guard_says_what_the_study_claims() -> None:
 
 
 def of_seeds(lines: list[dict[str, Any]], phase: str) -> str:
-    """A row of the README's table: means over seeds, and the least of the bounds."""
+    """A row of the page of studies: means over seeds, and the least of the bounds."""
     chosen = [line for line in lines if line["phase"] == phase]
     certified = sum(line["status"] == line["bernstein_status"] == "CERTIFIED" for line in chosen)
     means = ("teacher_information", "margin")
@@ -75,8 +75,37 @@ def of_seeds(lines: list[dict[str, Any]], phase: str) -> str:
 
 @pytest.mark.parametrize("study", ["cifar100", "tiny_imagenet"])
 @pytest.mark.parametrize("phase", ["full", "no_align", "rescue", "ablate"])
+def test_the_page_of_studies_quotes_the_protocols_results(study: str, phase: str) -> None:
+    assert of_seeds(committed(study), phase) in STUDIES_PAGE.read_text()
+
+
+PROVEN = {"cifar100": ("CIFAR-100", "proven"), "tiny_imagenet": ("Tiny-ImageNet", "bernstein")}
+
+
+@pytest.mark.parametrize("study", PROVEN)
+@pytest.mark.parametrize("phase", ["full", "no_align", "rescue", "ablate"])
 def test_the_readme_quotes_the_protocols_results(study: str, phase: str) -> None:
-    assert of_seeds(committed(study), phase) in README
+    """Means over seeds, and the least of the proven bounds."""
+    name, bound = PROVEN[study]
+    chosen = [line for line in committed(study) if line["phase"] == phase]
+    certified = sum(line["status"] == line[f"{bound}_status"] == "CERTIFIED" for line in chosen)
+    means = [fmean(line[key] for line in chosen) for key in ("teacher_information", "margin")]
+    cells = [*means, min(line[f"{bound}_lower"] for line in chosen)]
+    numbers = " | ".join(f"{cell:.3f}" for cell in cells)
+    assert f"| {name}, {phase} | {certified} of {len(chosen)} | {numbers} |\n" in README
+
+
+@pytest.mark.parametrize("phase", ["full", "no_align", "rescue", "ablate"])
+def test_the_page_of_studies_quotes_the_reading_and_the_bracket(phase: str) -> None:
+    chosen = [line for line in committed("cifar100") if line["phase"] == phase]
+    certified = sum(line["proven_status"] == "CERTIFIED" for line in chosen)
+    (reading,) = {line["reading"] for line in chosen}
+    lower = [min(line[key] for line in chosen) for key in ("proven_lower", "information_lower")]
+    upper = max(line["information_upper"] for line in chosen)
+    fitted = " | ".join(f"{fmean(line[key] for line in chosen):.3f}" for key in ("fitted_mean", "fitted_draw"))
+    bracket = f"{lower[1]:.3f} | {upper:.3f}"
+    row = f"| {phase} | {certified} of {len(chosen)} | {lower[0]:.3f} | {reading} | {bracket} | {fitted} |"
+    assert row in STUDIES_PAGE.read_text()
 
 
 def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
@@ -99,7 +128,42 @@ def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
 
 @pytest.mark.parametrize("baseline", baselines.BASELINES)
 def test_the_page_of_baselines_quotes_each(baseline: str) -> None:
-    assert of_baseline(committed("baselines"), baseline) in (ROOT / "docs" / "baselines.md").read_text()
+    assert of_baseline(committed("baselines"), baseline) in BASELINES_PAGE.read_text()
+
+
+def of_reading(lines: list[dict[str, Any]], baseline: str) -> str:
+    """A row of the table of readings: each seed's margin, the outermost bounds, means of the rest."""
+    chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
+    (reading,) = {line["reading"] for line in chosen}
+    margins = ", ".join(f"{line['proven_margin']:+.2f}" for line in chosen)
+    lower, upper = (max(line[key] for line in chosen) for key in ("proven_lower", "information_upper"))
+    least = min(line["information_lower"] for line in chosen)
+    names = {
+        "fitted_mean": ".2f",
+        "fitted_draw": ".2f",
+        "probe_margin": ".2f",
+        "rate": ".1f",
+        "mean_squared_error": ".4f",
+    }
+    means = " | ".join(format(fmean(line[name] for line in chosen), text) for name, text in names.items())
+    return f"| {reading} | {margins} | {lower:+.2f} | {least:.2f} | {upper:.1f} | {means} |"
+
+
+@pytest.mark.parametrize("baseline", sorted({line["baseline"] for line in committed("baselines_20000")}))
+def test_the_page_of_baselines_quotes_each_reading(baseline: str) -> None:
+    assert of_reading(committed("baselines_20000"), baseline) in BASELINES_PAGE.read_text()
+
+
+def test_the_page_of_baselines_compares_the_fitted_reader_with_the_probe() -> None:
+    lines = committed("baselines_20000")
+    columns = {
+        name: [line[name] for line in lines] for name in ("fitted_mean", "fitted_draw", "probe_margin", "proven_margin")
+    }
+    ranges = {f"{end(values):.2f}" for values in columns.values() for end in (min, max)}
+    better = sum(line["probe_margin"] > line["fitted_mean"] for line in lines)
+    bracket = {f"{end(line['information_lower'] for line in lines):.2f}" for end in (min, max)}
+    expected = {*ranges, *bracket, str(better), str(len(lines))}
+    assert expected <= numbers_from("experiments/results/baselines_20000/baselines_20000.csv", BASELINES_PAGE)
 
 
 def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
@@ -131,19 +195,19 @@ def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:
 
 @pytest.mark.parametrize("kl_weight", stress.KL_WEIGHTS)
 def test_the_page_of_studies_quotes_each_kl_weight(kl_weight: float) -> None:
-    assert of_stress(committed("stress"), kl_weight) in (ROOT / "docs" / "studies.md").read_text()
+    assert of_stress(committed("stress"), kl_weight) in STUDIES_PAGE.read_text()
 
 
-def numbers_from(table: str) -> set[str]:
-    """The numbers in those paragraphs of the README that follow ``<!-- from: table -->``; the words are free."""
+def numbers_from(table: str, page: Path) -> set[str]:
+    """The numbers in those paragraphs of a page that follow ``<!-- from: table -->``; the words are free."""
     marker = re.escape(f"<!-- from: {table} -->")
     assert (ROOT / table).is_file()
-    paragraphs = re.findall(rf"{marker}\n(.*?)(?:\n\n|\Z)", README_LINES, flags=re.DOTALL)
-    assert paragraphs, f"no paragraph of the README is from {table}"
+    paragraphs = re.findall(rf"{marker}\n(.*?)(?:\n\n|\Z)", page.read_text(), flags=re.DOTALL)
+    assert paragraphs, f"no paragraph of {page.name} is from {table}"
     return set(re.findall(r"-?\d+(?:[.,]\d+)*", " ".join(paragraphs)))
 
 
-def test_the_readme_quotes_the_stress_study() -> None:
+def test_the_page_of_studies_quotes_the_stress_study() -> None:
     lines = committed("stress")
     aligned = [line for line in lines if line["aligned"]]
     plain = [line for line in lines if not line["aligned"]]
@@ -154,13 +218,13 @@ def test_the_readme_quotes_the_stress_study() -> None:
     assert max(line["margin_upper"] for line in collapsed) < 0
     least_seen = f"{max(line['witness_information'] for line in collapsed):.5f}"
     expected = {str(len(aligned)), f"{min(margins):.3f}", f"{max(margins):.3f}", least_seen}
-    assert expected <= numbers_from("experiments/results/stress/stress.csv")
+    assert expected <= numbers_from("experiments/results/stress/stress.csv", STUDIES_PAGE)
 
 
-def test_the_readme_quotes_the_baselines() -> None:
+def test_the_page_of_baselines_quotes_their_number_and_range() -> None:
     lines = committed("baselines")
     certified = sum(line["status"] == "CERTIFIED" for line in lines)
     below = sum(line["margin_upper"] < 0 for line in lines)
     margins = [line["margin"] for line in lines]
     expected = {str(certified), str(len(lines)), str(below), f"{min(margins):.2f}", f"{max(margins):.2f}"}
-    assert expected <= numbers_from("experiments/results/baselines/baselines.csv")
+    assert expected <= numbers_from("experiments/results/baselines/baselines.csv", BASELINES_PAGE)
