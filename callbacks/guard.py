@@ -33,7 +33,14 @@ class CertificateLostError(RuntimeError):
 class CertificateGuard(AlignmentCallback):
     """Keep a lower bound on what a code carries above a target, with a weight that a controller seeks.
 
-    ===================================== ============================= ======================= ==============
+    ===================================== ============================= ======================= ======================
+    what is kept                          the bound of each validation  the number of each step what is weighed
+    ===================================== ============================= ======================= ======================
+    ``on="certificate"``, ``path="draw"`` ``channel_margin_lower``      the margin of draws     the alignment term
+    ``on="certificate"``, ``path="mean"`` ``margin_lower``              the margin of means     the alignment term
+    ``on="bracket"``                      the bracket's ``lower``       the rate                the module's KL weight
+    ===================================== ============================= ======================= ======================
+
     With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
     to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on
     training rows is below what the target needs, down while it is above. What it needs is learned at each validation:
