@@ -83,7 +83,7 @@ def find_fault(positions: Tensor, **values: Tensor | None) -> str:
         values: by name; one row of each belongs to a position.
     """
     for name, rows in values.items():
-        if rows is None:
+        if rows is None or not rows.numel():
             continue
         size = rows.abs().reshape(len(rows), -1).amax(dim=1)
         broken = ~(size <= MAX_NATS) if name == "rate" else ~size.isfinite()

@@ -111,7 +111,7 @@ def test_the_study_runs_reports_and_keeps_what_is_done(tmp_path: Path, capsys: p
     rows = (folder / "baselines.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["baseline", "vae", "info_vae_1000"]
     assert (folder / "baselines.png").stat().st_size > 0
-    assert "| vae | 0 | NOT_CERTIFIED |" in capsys.readouterr().out
+    assert "| vae | 0 | INFORMATIVE | NOT_CERTIFIED |" in capsys.readouterr().out
 
 
 def test_a_probe_reads_what_the_code_says_and_guesses_what_it_does_not(tmp_path: Path) -> None:
