@@ -23,6 +23,7 @@ def noisy(size: float) -> Tensor:
     return CODES + size * torch.randn(CODES.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0.0, 0.3, 1.0])
 def test_it_reads_at_least_nine_tenths_of_a_tuned_logistic_regression(size: float) -> None:
     codes, fit, score = noisy(size), slice(900), slice(900, None)
