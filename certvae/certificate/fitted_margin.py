@@ -41,9 +41,10 @@ class FittedMargin:
 
     def line(self) -> str:
         """The margins in words."""
-        draw = "" if self.draw is None else f"{self.draw:.3f} nats on draws, "
         bound = "" if self.lower == -math.inf else f" (at least {self.lower:.3f} at {100 * self.confidence:.4g} %)"
-        return f"finds {draw}{self.mean:.3f} nats on the mean{bound}"
+        if self.draw is None:
+            return f"finds {self.mean:.3f} nats on the mean{bound}"
+        return f"finds {self.draw:.3f} nats on draws{bound}, {self.mean:.3f} on the mean"
 
 
 def fitted_margin(
