@@ -16,16 +16,16 @@ from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
-from certvae.monitoring.code_checks import CodeChecks
 from certvae.monitoring.evaluation import Evaluation
 from certvae.monitoring.loggers import LOGGED, CertificateLog
+from certvae.monitoring.watching import CheckedLatents
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
 __all__ = ["LOGGED", "CertificateCallback"]
 
 
-class CertificateCallback(Callback):
+class CertificateCallback(CheckedLatents):
     """Measure the raw-witness certificate on each validation epoch, for any LightningModule with a latent code.
 
     Beside the verdict on the raw witness it says whether the code carries anything at all. This *reading* is
@@ -138,7 +138,6 @@ class CertificateCallback(Callback):
         self._said: Certificate | None = None
         self._evaluation: Evaluation | None = None
         self._loader_position = 0
-        self._checks = CodeChecks(None)
         self._run_log = CertificateLog(name, safety_margin)
         self._ledger = LookLedger(None if save_dir is None else Path(save_dir) / f"{name}_looks.json")
 
@@ -186,7 +185,7 @@ class CertificateCallback(Callback):
         if [item.name for item in others].count(self.name) > 1:
             raise ValueError(f"`name` must differ among the CertificateCallbacks of a run, got {self.name!r} twice.")
         self.reader.setup(trainer, pl_module)
-        self._checks = CodeChecks(self.reader.capture.source)
+        self._check(self.reader.capture.source)
         chosen = asdict(self.settings())
         names = ("channel_samples", "spending", "seed")
         self._run_log.start(trainer, self.reader.teacher, chosen | {key: getattr(self, key) for key in names})
@@ -217,17 +216,6 @@ class CertificateCallback(Callback):
                 "process at least. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
                 "above 0."
             )
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._checks.begin(pl_module)
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._checks.before_backward(loss)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._checks.end()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.looks += not trainer.sanity_checking
@@ -367,12 +355,9 @@ class CertificateCallback(Callback):
             **teacher.card.naming(),
         }
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self.reader.capture.detach()
-        self._checks.stop()
 
     def state_dict(self) -> dict[str, Any]:
         return {"looks": self.looks, "curve": self._run_log.curve.state()}

@@ -1,6 +1,5 @@
 """The callback that says how a codebook is used, and how much its indices carry about the input."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -9,14 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
 
-from certvae.monitoring.batch_reader import choose_loader
+from certvae.io.files import append_json
+from certvae.monitoring.watching import RowsCallback
 from certvae.reading.latents import LatentCapture, LatentSource
-from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.codebook import CodebookInformation, information_of_sums
 from certvae.theory.codebook_sums import CodebookSums, CodeKind, Positions, codebook_sums
@@ -26,7 +24,7 @@ __all__ = ["CodebookCallback"]
 LOGGED = {"used": "used", "perplexity": "perplexity", "information": "estimate", "lower": "lower", "upper": "upper"}
 
 
-class CodebookCallback(Callback):
+class CodebookCallback(RowsCallback):
     """Log how many entries of a codebook are used, and how much the codes carry about the input.
 
     For VQ-VAEs and categorical codes; no teacher, no second forward pass. Logs on each validation epoch
@@ -75,7 +73,8 @@ class CodebookCallback(Callback):
         name: str = "codebook",
         save_dir: str | Path | None = None,
     ) -> None:
-        super().__init__()
+        self.capture: _CodeCapture
+        super().__init__(_CodeCapture(latents), dataloader)
         if size is not None and size < 2:
             raise ValueError(f"`size` must be at least 2 entries, got {size}.")
         if kind not in (None, "indices", "logits", "probs"):
@@ -89,14 +88,10 @@ class CodebookCallback(Callback):
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
         self.size, self.kind, self.axis, self.positions = size, kind, axis, positions
-        self.confidence, self.dataloader, self.name, self.save_dir = confidence, dataloader, name, save_dir
-        self.capture = _CodeCapture(latents)
+        self.confidence, self.name, self.save_dir = confidence, name, save_dir
         self.information: CodebookInformation | None = None
         self._said: CodebookInformation | None = None
         self._cut = False
-        self._loader_position = 0
-        self._rows: RowPositions | None = None
-        self._attendance: Attendance | None = None
         self._sums: CodebookSums | None = None
         self._broken = -1
 
@@ -104,48 +99,13 @@ class CodebookCallback(Callback):
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the hook in place.
+    def _start(self) -> None:
+        self._sums, self._broken = None, -1
 
-        Raises:
-            ValueError: if there is no submodule of this name.
-        """
-        if stage in ("fit", "validate"):
-            self.capture.attach(pl_module)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = self._sums = None
-        if trainer.sanity_checking:
-            return
-        self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
-        self._rows, self._broken = RowPositions(loader, trainer), -1
-        self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        measured = self._rows is not None and dataloader_idx == self._loader_position
-        self.capture.listen(measured)
-        if measured and self._attendance is not None:
-            self._attendance.begin()
-
-    @torch.no_grad()
-    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._rows is None or self._attendance is None or dataloader_idx != self._loader_position:
-            return
+    def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         found = self.capture.read_codes(pl_module, batch)
         codes = self._cut_into_rows(found.values.detach(), batch)
-        positions, weights = self._rows.next(len(codes))
-        self._attendance.end(len(codes))
+        positions, weights = self._next(len(codes))
         counted = weights > 0
         if bool(counted.any()):
             kind, axis = found.kind or self.kind, self.axis if found.axis is None else found.axis
@@ -187,7 +147,7 @@ class CodebookCallback(Callback):
         Raises:
             ValueError: if there was no row, or only one, or processes have codes of different shapes.
         """
-        if self._rows is None:
+        if self._positions is None:
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
@@ -241,16 +201,7 @@ class CodebookCallback(Callback):
             pl_module.print(f"epoch {trainer.current_epoch}: {name}{found.line()}{dead}{partial}")
         if self.save_dir is not None and trainer.is_global_zero:
             record = {"epoch": trainer.current_epoch, "global_step": trainer.global_step, "partial": missing}
-            path = Path(self.save_dir) / f"{self.name}_val.jsonl"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                file.write(json.dumps(record | found.to_dict(), allow_nan=False) + "\n")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.capture.detach()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.capture.detach()
+            append_json(Path(self.save_dir) / f"{self.name}_val.jsonl", record | found.to_dict())
 
 
 class _Codes(NamedTuple):

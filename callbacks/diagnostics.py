@@ -3,13 +3,11 @@
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.seed import isolate_rng
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from certvae.monitoring.batch_reader import choose_loader
+from certvae.monitoring.watching import RowsCallback
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
-from certvae.reading.rows import RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
@@ -18,7 +16,7 @@ from certvae.theory.row_sample import RowSample
 __all__ = ["CollapseDiagnostics"]
 
 
-class CollapseDiagnostics(Callback):
+class CollapseDiagnostics(RowsCallback):
     r"""Log active units, mutual information and rate of a code on each validation epoch.
 
     These are symptoms and not verdicts. A code scaled by 1e-3 has no active unit and loses no information, and a
@@ -56,54 +54,21 @@ class CollapseDiagnostics(Callback):
         dataloader: int | str = 0,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(LatentCapture(latents), dataloader)
         if block < 2:
             raise ValueError(f"`block` must be at least 2 rows, got {block}.")
         if not threshold > 0:
             raise ValueError(f"`threshold` must be above 0, got {threshold}.")
-        self.block, self.threshold, self.dataloader, self.seed = block, threshold, dataloader, seed
-        self.capture = LatentCapture(latents)
-        self._loader_position = 0
-        self._positions: RowPositions | None = None
+        self.block, self.threshold, self.seed = block, threshold, seed
         self._sample = RowSample(block, seed)
         self._sums: Tensor | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the hook in place.
+    def _start(self) -> None:
+        self._sums, self._sample = None, RowSample(self.block, self.seed)
 
-        Raises:
-            ValueError: if there is no submodule of this name.
-        """
-        if stage in ("fit", "validate"):
-            self.capture.attach(pl_module)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._positions = self._sums = None
-        if trainer.sanity_checking:
-            return
-        self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
-        self._positions, self._sample = RowPositions(loader, trainer), RowSample(self.block, self.seed)
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        self.capture.listen(self._positions is not None and dataloader_idx == self._loader_position)
-
-    @torch.no_grad()
-    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._positions is not None and dataloader_idx == self._loader_position:
-            captured = self.capture.read(pl_module, batch, outputs).checked()
-            positions, weights = self._positions.next(len(captured.mean))
-            self._add(captured, positions, weights)
+    def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
+        captured = self.capture.read(pl_module, batch, outputs).checked()
+        self._add(captured, *self._next(len(captured.mean)))
 
     def _add(self, captured: Captured, positions: Tensor, weights: Tensor) -> None:
         device = float64_device(captured.mean.device)
@@ -151,9 +116,3 @@ class CollapseDiagnostics(Callback):
 
     def _log(self, pl_module: LightningModule, name: str, value: Tensor) -> None:
         pl_module.log(f"diagnostics/{name}", value, on_step=False, on_epoch=True, sync_dist=True)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.capture.detach()
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.capture.detach()

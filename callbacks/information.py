@@ -1,6 +1,5 @@
 """The callback that says how much a code carries about its input, without a teacher."""
 
-import json
 import math
 import re
 from pathlib import Path
@@ -8,16 +7,14 @@ from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.utilities.seed import isolate_rng
-from torch import Tensor
+from pytorch_lightning import LightningModule, Trainer
 
-from certvae.monitoring.batch_reader import choose_loader
-from certvae.monitoring.code_checks import CodeChecks, check_log_variance
+from certvae.io.files import append_json
+from certvae.monitoring.code_checks import check_log_variance
 from certvae.monitoring.code_sample import CodeSample, find_fault
+from certvae.monitoring.watching import CheckedLatents, RowsCallback
 from certvae.reading.captured import Captured, joined
 from certvae.reading.latents import LatentCapture, LatentSource
-from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.arguments import float64_device
 from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
 
@@ -26,7 +23,7 @@ __all__ = ["InformationCallback"]
 LOGGED = ("lower", "upper", "lower_estimate", "upper_estimate", "rate", "cap")
 
 
-class InformationCallback(Callback):
+class InformationCallback(RowsCallback, CheckedLatents):
     """Log between which bounds the information of a code about its input lies, on each validation epoch.
 
     It needs no teacher. Logs, in nats: ``information/lower`` and ``information/upper``, which hold with
@@ -76,7 +73,7 @@ class InformationCallback(Callback):
         save_dir: str | Path | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(LatentCapture(latents), dataloader)
         if block < 3:
             raise ValueError(f"`block` must be at least 3 rows, got {block}.")
         if rows < 2:
@@ -86,81 +83,33 @@ class InformationCallback(Callback):
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
         self.block, self.rows, self.confidence, self.seed = block, rows, confidence, seed
-        self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
-        self.capture = LatentCapture(latents)
+        self.name, self.save_dir = name, save_dir
         self.bracket: InformationBracket | None = None
         self.brackets: dict[str, InformationBracket] = {}
         self._said: dict[str, InformationBracket] = {}
         self._warned, self._first_batch = False, True
-        self._loader_position = 0
-        self._positions: RowPositions | None = None
-        self._attendance: Attendance | None = None
         self._sample = self._fresh_sample()
         self._counted, self._fault = 0, ""
-        self._checks = CodeChecks(None)
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the hook in place.
-
-        Raises:
-            ValueError: if there is no submodule of this name.
-        """
+        super().setup(trainer, pl_module, stage)
         if stage in ("fit", "validate"):
-            self.capture.attach(pl_module)
-            self._checks, self._first_batch = CodeChecks(self.capture.source), True
+            self._check(self.capture.source)
+            self._first_batch = True
 
     def _fresh_sample(self) -> CodeSample:
         return CodeSample(self.rows, self.seed, max(1, len(self.capture.names)))
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._checks.begin(pl_module)
+    def _start(self) -> None:
+        self._sample, self._counted, self._fault = self._fresh_sample(), 0, ""
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        self._checks.before_backward(loss)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self._checks.end()
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._positions = None
-        if trainer.sanity_checking:
-            return
-        self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
-        self._positions, self._sample, self._counted = RowPositions(loader, trainer), self._fresh_sample(), 0
-        self._fault = ""
-        self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
-
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        measured = self._positions is not None and dataloader_idx == self._loader_position
-        self.capture.listen(measured)
-        if measured and self._attendance is not None:
-            self._attendance.begin()
-
-    @torch.no_grad()
-    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if self._positions is None or self._attendance is None or dataloader_idx != self._loader_position:
-            return
+    def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         codes = list(self.capture.read_groups(pl_module, batch, outputs).values())
-        rows = len(codes[0].mean)
-        positions, weights = self._positions.next(rows)
-        self._attendance.end(rows)
+        positions, weights = self._next(len(codes[0].mean))
         self._counted += int((weights > 0).sum())
         for code in codes:
             mean, log_variance, rate = code
@@ -277,17 +226,7 @@ class InformationCallback(Callback):
         record |= {} if self.bracket is None else self.bracket.to_dict()
         if self.capture.names:
             record["groups"] = {name: bracket.to_dict() for name, bracket in self.brackets.items()}
-        path = Path(self.save_dir) / f"{self.name}_val.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.capture.detach()
-        self._checks.stop()
+        append_json(Path(self.save_dir) / f"{self.name}_val.jsonl", record)
 
 
 def _differ(new: InformationBracket, old: InformationBracket) -> bool:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "append_json",
     "csv_text",
     "sha256_array",
     "sha256_file",
@@ -55,6 +57,13 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def append_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a record as one line of strict JSON; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def sha256_file(path: str | Path) -> str:
