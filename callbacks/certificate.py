@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -16,6 +16,7 @@ from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
+from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
 from certvae.monitoring.loggers import LOGGED, CertificateLog
 from certvae.monitoring.watching import CheckedLatents
@@ -109,7 +110,7 @@ class CertificateCallback(CheckedLatents):
         save_dir: str | Path | None = None,
         check_encoder: bool = False,
         information_rows: int = 4096,
-        on_divergence: Literal["warn", "raise"] = "warn",
+        on_divergence: OnDivergence = "warn",
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -117,8 +118,6 @@ class CertificateCallback(CheckedLatents):
             raise ValueError(f"`channel_samples` must be at least 0, got {channel_samples}.")
         if information_rows < 0:
             raise ValueError(f"`information_rows` must be at least 0, got {information_rows}.")
-        if on_divergence not in ("warn", "raise"):
-            raise ValueError(f"`on_divergence` must be 'warn' or 'raise', got {on_divergence!r}.")
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
             raise ValueError(f"`name` must be letters, digits, '_', '-' or '.', got {name!r}.")
         self._given: dict[str, Any] = {
@@ -130,7 +129,8 @@ class CertificateCallback(CheckedLatents):
         }
         CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's own floor is known in `setup` only
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
-        self.check_encoder, self.information_rows, self.on_divergence = check_encoder, information_rows, on_divergence
+        self.check_encoder, self.information_rows = check_encoder, information_rows
+        self.on_divergence = check_on_divergence(on_divergence)
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
         self.certificate: Certificate | None = None
@@ -298,8 +298,8 @@ class CertificateCallback(CheckedLatents):
         ledger = self._ledger if self.spending else None
         certificate = self._evaluation.finish(trainer, ledger, self.looks if stage == "val" else 1)
         if certificate is None:
-            self._report_divergence(trainer)
-            self.certificate = None
+            self.certificate, lacking = None, "There is no certificate of this epoch"
+            answer_divergence(trainer, self._evaluation.fault, lacking, self.on_divergence)
             return None
         certificate.provenance |= self._provenance(trainer, stage)
         self._log(pl_module, certificate, stage, self._evaluation.device)
@@ -310,13 +310,6 @@ class CertificateCallback(CheckedLatents):
                 append_history(Path(self.save_dir) / f"{self.name}s_val.jsonl", certificate)
         self.certificate = certificate
         return certificate
-
-    def _report_divergence(self, trainer: Trainer) -> None:
-        assert self._evaluation is not None
-        said = f"epoch {trainer.current_epoch}: {self._evaluation.fault}: the model has diverged"
-        if self.on_divergence == "raise":
-            raise ValueError(f"{said}, and `on_divergence` is 'raise'.")
-        rank_zero_warn(f"{said}. There is no certificate of this epoch; the run goes on.")
 
     def _log(self, pl_module: LightningModule, certificate: Certificate, stage: str, device: torch.device) -> None:
         prefix = self.name if stage == "val" else f"test_{self.name}"

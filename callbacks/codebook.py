@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
 
 from certvae.io.files import append_json
+from certvae.monitoring.divergence import OnDivergence
 from certvae.monitoring.watching import RowsCallback
 from certvae.reading.latents import LatentCapture, LatentSource
 from certvae.theory.arguments import float64_device
@@ -36,8 +37,6 @@ class CodebookCallback(RowsCallback):
     One line is printed when the reading changes by 10 %, and it names the dead entries when at most half are used. The
     sums are exact: numbers are the same for any batch size and any number of processes. Memory is O(size).
 
-    A batch whose codes are not finite gives no numbers for that epoch and one warning; training goes on.
-
     Args:
         latents: where the codes are: a submodule and the part of its output, as in ``"quantizer:2"``, or a function
             ``(pl_module, batch) -> codes``; see :class:`certvae.callbacks.CertificateCallback`. Codes are indices
@@ -52,6 +51,8 @@ class CodebookCallback(RowsCallback):
         dataloader: which of several validation dataloaders is measured: its position or its name.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
         save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
+        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+            warning that names the row; ``"raise"`` ends the run with a ValueError.
 
     Attributes:
         information: of the latest validation, the same on all processes; None before, and for codes that are not
@@ -72,9 +73,10 @@ class CodebookCallback(RowsCallback):
         dataloader: int | str = 0,
         name: str = "codebook",
         save_dir: str | Path | None = None,
+        on_divergence: OnDivergence = "warn",
     ) -> None:
         self.capture: _CodeCapture
-        super().__init__(_CodeCapture(latents), dataloader)
+        super().__init__(_CodeCapture(latents), dataloader, on_divergence)
         if size is not None and size < 2:
             raise ValueError(f"`size` must be at least 2 entries, got {size}.")
         if kind not in (None, "indices", "logits", "probs"):
@@ -93,14 +95,13 @@ class CodebookCallback(RowsCallback):
         self._said: CodebookInformation | None = None
         self._cut = False
         self._sums: CodebookSums | None = None
-        self._broken = -1
 
     @property
     def state_key(self) -> str:
         return self._generate_state_key(name=self.name)
 
     def _start(self) -> None:
-        self._sums, self._broken = None, -1
+        self._sums = None
 
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         found = self.capture.read_codes(pl_module, batch)
@@ -135,7 +136,10 @@ class CodebookCallback(RowsCallback):
     def _add(self, codes: Tensor, positions: Tensor, kind: CodeKind | None, axis: int | None) -> None:
         faulty = ~codes.flatten(start_dim=1).isfinite().all(dim=1).cpu() if codes.is_floating_point() else None
         if faulty is not None and bool(faulty.any()):
-            self._broken = int(positions[faulty][0]) if self._broken < 0 else self._broken
+            row = int(positions[faulty][0])
+            self.fault = (
+                self.fault or f"the codes of row {row} are NaN or infinite (logits masked by -inf count as such)"
+            )
             return
         sums = codebook_sums(codes, self.size, kind=kind, axis=axis, positions=self.positions)
         self._sums = sums if self._sums is None else self._sums + sums
@@ -145,42 +149,39 @@ class CodebookCallback(RowsCallback):
         """Log what all processes' rows give; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row, or only one, or processes have codes of different shapes.
+            ValueError: if there was no row, or only one, processes have codes of different shapes, or codes are not
+                finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
-        sums, missing, broken = self._gathered(trainer, device)
-        if broken >= 0:
-            self.information = None
-            rank_zero_warn(
-                f"{type(self).__name__}: the codes of row {broken} are NaN or infinite, so that epoch "
-                f"{trainer.current_epoch} has no numbers; the model has diverged, or its logits are masked by -inf."
-            )
-        elif sums is None:
+        self.information = None
+        if self._diverged(trainer, device):
+            return
+        sums, missing = self._gathered(trainer, device)
+        if sums is None:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
-        else:
-            self.information = information_of_sums(sums, self.confidence)
-            self._publish(trainer, pl_module, self.information, missing, device)
+        self.information = information_of_sums(sums, self.confidence)
+        self._publish(trainer, pl_module, self.information, missing, device)
 
-    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[CodebookSums | None, bool, int]:
-        """Sums of all processes, whether rows are missing, and a row that is not finite, or -1; collectives."""
+    def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[CodebookSums | None, bool]:
+        """Sums of all processes, and whether rows are missing; collectives."""
         assert self._attendance is not None
         strategy, own = trainer.strategy, self._sums
         shape = [0] * 4 if own is None else [*reversed(own.weights.shape), own.codes, int(own.soft)]
-        seen = torch.tensor([self._broken, self._attendance.missing, *shape], device=device)
-        table = strategy.all_gather(seen).view(-1, 6)
-        shapes = {tuple(line) for line in table[:, 2:].tolist() if line[0]}
-        missing, broken = bool(table[:, 1].any()), int(table[:, 0].max())
+        seen = torch.tensor([self._attendance.missing, *shape], device=device)
+        table = strategy.all_gather(seen).view(-1, 5)
+        shapes = {tuple(line) for line in table[:, 1:].tolist() if line[0]}
+        missing = bool(table[:, 0].any())
         if len(shapes) > 1:
             raise ValueError(f"`latents` must give codes of one shape on all processes, got {sorted(shapes)}.")
         if not shapes:
-            return None, missing, broken
+            return None, missing
         size, books, codes, soft = shapes.pop()
         empty = torch.zeros(1 + 2 * books * (size + 1), dtype=torch.float64, device=device)
         total = strategy.reduce(empty if own is None else own.pack().to(device), reduce_op="sum")
-        return CodebookSums.unpack(total, size, books, codes, bool(soft)), missing, broken
+        return CodebookSums.unpack(total, size, books, codes, bool(soft)), missing
 
     def _publish(
         self,

@@ -16,6 +16,13 @@ from torch.utils.hooks import RemovableHandle
 
 from certvae.io.random_state import kept_random_state, random_state, set_random_state
 from certvae.monitoring.batch_reader import choose_loader
+from certvae.monitoring.divergence import (
+    OnDivergence,
+    answer_divergence,
+    check_on_divergence,
+    find_fault,
+    shared_fault,
+)
 from certvae.monitoring.kept_state import kept_module_state, silent
 from certvae.reading.latents import LatentCapture, Latents
 from certvae.reading.replacement import Change, other_rows, replace_code, standard_normal
@@ -78,9 +85,12 @@ class DecoderCheck(Callback):
         name: first part of the logged keys.
         seed: of the choice of other rows.
         share: of the loss by which another row's code must cost more, at least 0.
+        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no losses of this epoch and one
+            warning that names the row; ``"raise"`` ends the run with a ValueError.
 
     Attributes:
-        losses: of the latest validation, the same on all processes.
+        losses: of the latest validation, the same on all processes; None before, and after one whose codes were not
+            finite.
 
     Raises:
         TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
@@ -96,6 +106,7 @@ class DecoderCheck(Callback):
         name: str = "decoder",
         seed: int = 0,
         share: float = 0.002,
+        on_divergence: OnDivergence = "warn",
     ) -> None:
         super().__init__()
         if not isinstance(latents, str | Latents):
@@ -108,6 +119,7 @@ class DecoderCheck(Callback):
         if not share >= 0:
             raise ValueError(f"`share` must be at least 0, got {share}.")
         self.batches, self.dataloader, self.name, self.seed, self.share = batches, dataloader, name, seed, share
+        self.on_divergence = check_on_divergence(on_divergence)
         self.capture = LatentCapture(latents)
         self.losses: DecoderLosses | None = None
         self._said: bool | None = False  # that a decoder uses its code is no news
@@ -115,7 +127,7 @@ class DecoderCheck(Callback):
         self._change: Change | None = None
         self._calls, self._chosen, self._loader_position = 0, 0, 0
         self._kept: list[tuple[int, Any]] = []
-        self._warned = False
+        self._warned, self._fault = False, ""
 
     @property
     def state_key(self) -> str:
@@ -145,7 +157,7 @@ class DecoderCheck(Callback):
         return replace_code(output, self._source.part, self._change)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._kept = []
+        self._kept, self._fault = [], ""
         self._loader_position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
 
     def on_validation_batch_start(
@@ -161,13 +173,17 @@ class DecoderCheck(Callback):
         """Ask again and log; collectives that every rank must reach.
 
         Raises:
-            ValueError: if no step returns a loss, or the code is not that of the batch's rows.
+            ValueError: if no step returns a loss, the code is not that of the batch's rows, or codes are not finite and
+                ``on_divergence`` is ``"raise"``.
         """
         if trainer.sanity_checking:
             return
         with silent(trainer, pl_module), kept_random_state():
             found = [self._ask(trainer, pl_module, *batch) for batch in self._kept]
-        self._kept = []
+        self._kept, self.losses = [], None
+        if fault := shared_fault(trainer, self._fault, float64_device(pl_module.device)):
+            answer_divergence(trainer, fault, "DecoderCheck has no losses of this epoch", self.on_divergence)
+            return
         self.losses = losses = self._gathered(trainer, pl_module, [line for line in found if line is not None])
         if losses is None:
             self._warn("every batch has a single row, whose code has no other to be exchanged with")
@@ -186,6 +202,10 @@ class DecoderCheck(Callback):
         captured = self.capture.read(pl_module, batch, None)
         self.capture.listen(False)
         if (rows := len(captured.mean)) < 2:
+            return None
+        fault = find_fault(torch.arange(rows), mean=captured.mean, log_variance=captured.log_variance)
+        self._fault = self._fault or (fault and f"in batch {batch_idx} {fault}")
+        if self._fault:
             return None
         losses = [float(rows), own]
         for change in (other_rows(_derangement(rows, self.seed + batch_idx)), standard_normal):

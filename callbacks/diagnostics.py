@@ -6,6 +6,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
+from certvae.monitoring.divergence import OnDivergence
 from certvae.monitoring.watching import RowsCallback
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.theory.arguments import float64_device
@@ -40,6 +41,8 @@ class CollapseDiagnostics(RowsCallback):
         block: rows in the aggregate posterior, from 2. Cost grows with its square.
         threshold: variance from which a unit is active, above 0.
         dataloader: which of several validation dataloaders is measured: its position or its name.
+        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+            warning that names the row; ``"raise"`` ends the run with a ValueError.
         seed: of the choice of rows and of the draws.
 
     Raises:
@@ -52,9 +55,10 @@ class CollapseDiagnostics(RowsCallback):
         block: int = 512,
         threshold: float = 0.01,
         dataloader: int | str = 0,
+        on_divergence: OnDivergence = "warn",
         seed: int = 0,
     ) -> None:
-        super().__init__(LatentCapture(latents), dataloader)
+        super().__init__(LatentCapture(latents), dataloader, on_divergence)
         if block < 2:
             raise ValueError(f"`block` must be at least 2 rows, got {block}.")
         if not threshold > 0:
@@ -67,8 +71,10 @@ class CollapseDiagnostics(RowsCallback):
         self._sums, self._sample = None, RowSample(self.block, self.seed)
 
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
-        captured = self.capture.read(pl_module, batch, outputs).checked()
-        self._add(captured, *self._next(len(captured.mean)))
+        captured = self.capture.read(pl_module, batch, outputs)
+        positions, weights = self._next(len(captured.mean))
+        if not self._faulty([captured], positions):
+            self._add(captured, positions, weights)
 
     def _add(self, captured: Captured, positions: Tensor, weights: Tensor) -> None:
         device = float64_device(captured.mean.device)
@@ -86,12 +92,14 @@ class CollapseDiagnostics(RowsCallback):
         """Log what all processes' rows give; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row.
+            ValueError: if there was no row, or codes are not finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
             return
         self.capture.listen(False)
         device = float64_device(pl_module.device)
+        if self._diverged(trainer, device):
+            return
         sums, sample = self._gathered(trainer, device)
         count, rate, dim = sums[0], sums[1], (len(sums) - 2) // 2
         if count == 0:

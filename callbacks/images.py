@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torchvision.utils import make_grid
 
+from certvae.monitoring.divergence import find_fault
 from certvae.monitoring.loggers import log_image, plot_against_epoch, takes_images
 from certvae.reading.inputs import InputSource, as_floats, select_inputs
 from certvae.reading.latents import LatentCapture, LatentSource
@@ -99,6 +100,10 @@ class ReconstructionImages(Callback):
         inputs = as_floats(select_inputs(batch, self.images))[: self.rows]
         if inputs.ndim == 4 and inputs.shape[1] in (1, 3):
             codes = self._capture.read(pl_module, batch, outputs).mean[: self.rows]
+            if fault := find_fault(torch.arange(len(codes)), mean=codes):
+                # A decoder may refuse such codes, as torch.distributions do, and must not end the run by that.
+                rank_zero_warn(f"epoch {trainer.current_epoch}: {fault}. There are no pictures; the run goes on.")
+                return
             self._show(trainer, pl_module, inputs, codes)
         else:
             rank_zero_warn(

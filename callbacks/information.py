@@ -11,7 +11,8 @@ from pytorch_lightning import LightningModule, Trainer
 
 from certvae.io.files import append_json
 from certvae.monitoring.code_checks import check_log_variance
-from certvae.monitoring.code_sample import CodeSample, find_fault
+from certvae.monitoring.code_sample import CodeSample
+from certvae.monitoring.divergence import OnDivergence
 from certvae.monitoring.watching import CheckedLatents, RowsCallback
 from certvae.reading.captured import Captured, joined
 from certvae.reading.latents import LatentCapture, LatentSource
@@ -52,6 +53,8 @@ class InformationCallback(RowsCallback, CheckedLatents):
         dataloader: which of several validation dataloaders is measured: its position or its name.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
         save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
+        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+            warning that names the row; ``"raise"`` ends the run with a ValueError.
         seed: of the choice of rows and of the draws.
 
     Attributes:
@@ -71,9 +74,10 @@ class InformationCallback(RowsCallback, CheckedLatents):
         dataloader: int | str = 0,
         name: str = "information",
         save_dir: str | Path | None = None,
+        on_divergence: OnDivergence = "warn",
         seed: int = 0,
     ) -> None:
-        super().__init__(LatentCapture(latents), dataloader)
+        super().__init__(LatentCapture(latents), dataloader, on_divergence)
         if block < 3:
             raise ValueError(f"`block` must be at least 3 rows, got {block}.")
         if rows < 2:
@@ -89,7 +93,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         self._said: dict[str, InformationBracket] = {}
         self._warned, self._first_batch = False, True
         self._sample = self._fresh_sample()
-        self._counted, self._fault = 0, ""
+        self._counted = 0
 
     @property
     def state_key(self) -> str:
@@ -105,16 +109,13 @@ class InformationCallback(RowsCallback, CheckedLatents):
         return CodeSample(self.rows, self.seed, max(1, len(self.capture.names)))
 
     def _start(self) -> None:
-        self._sample, self._counted, self._fault = self._fresh_sample(), 0, ""
+        self._sample, self._counted = self._fresh_sample(), 0
 
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         codes = list(self.capture.read_groups(pl_module, batch, outputs).values())
         positions, weights = self._next(len(codes[0].mean))
         self._counted += int((weights > 0).sum())
-        for code in codes:
-            mean, log_variance, rate = code
-            self._fault = self._fault or find_fault(positions, mean=mean, log_variance=log_variance, rate=rate)
-        if self._fault:
+        if self._faulty(codes, positions):
             return
         self._sample.add(codes, positions, weights > 0)
         if self._first_batch:
@@ -127,7 +128,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         """Log what all processes' rows give; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row, or only one.
+            ValueError: if there was no row, or only one, or codes are not finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
             return
@@ -136,8 +137,8 @@ class InformationCallback(RowsCallback, CheckedLatents):
         counted, missing = self._counts(trainer, device)
         if counted == 0:
             raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
-        if trainer.strategy.reduce_boolean_decision(bool(self._fault), all=False):
-            self._report(trainer, self._fault or "a code of another process is not finite")
+        self.bracket, self.brackets = None, {}
+        if self._diverged(trainer, device):
             return
         names = self.capture.names or [""]
         codes = dict(zip(names, self._sample.gather(trainer, device), strict=True))
@@ -148,17 +149,14 @@ class InformationCallback(RowsCallback, CheckedLatents):
             self.bracket = self._bracket(joined(measured)) if len(measured) == len(codes) else None
             self.brackets = {name: self._bracket(code) for name, code in measured.items() if name}
         except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
-            self._report(trainer, str(error))
+            self.bracket, self.brackets = None, {}
+            rank_zero_warn(f"epoch {trainer.current_epoch}: {error}. No information is measured; the run goes on.")
             return
         shown = self.brackets if self.bracket is None else {"": self.bracket, **self.brackets}
         for name, bracket in shown.items():
             self._publish(trainer, pl_module, name, bracket, missing, device)
         if shown:
             self._record(trainer, missing)
-
-    def _report(self, trainer: Trainer, fault: str) -> None:
-        self.bracket, self.brackets = None, {}
-        rank_zero_warn(f"epoch {trainer.current_epoch}: {fault}. No information is measured; the run goes on.")
 
     def _bracket(self, code: Captured) -> InformationBracket:
         mean, log_variance, rate = code

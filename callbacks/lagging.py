@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from certvae.callbacks.diagnostics import CollapseDiagnostics
 from certvae.theory.arguments import float64_device
 
 __all__ = ["LaggingInference"]
@@ -122,6 +123,9 @@ class LaggingInference(Callback):
         if trainer.sanity_checking or not self.aggressive or trainer.state.fn != "fit":
             return
         if self.monitor not in trainer.callback_metrics:
+            watches = [item for item in trainer.callbacks if isinstance(item, CollapseDiagnostics)]  # type: ignore[attr-defined]
+            if any(item.fault for item in watches):
+                return  # an epoch that diverged has no number
             raise ValueError(
                 f"`monitor={self.monitor!r}` is not logged in validation, only {sorted(trainer.callback_metrics)}. "
                 "Add certvae.callbacks.CollapseDiagnostics to the trainer's callbacks."

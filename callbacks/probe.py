@@ -50,7 +50,8 @@ class ProbeCallback(Callback):
         name: of the logged keys and the state in checkpoints; several probes in a run need a different one each.
 
     Attributes:
-        figures: what the latest validation logged, by name without ``probe/``; empty before.
+        figures: what the latest validation logged, by name without ``probe/``; empty before, and after one whose codes
+            were not finite.
 
     Raises:
         ValueError: if ``learning_rate`` is not above 0, or there is no such certificate callback.
@@ -157,7 +158,8 @@ class ProbeCallback(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._evaluation is None:
             return
-        scored, self._evaluation = self._evaluation.finish(trainer), None
+        self.figures, scored = {}, self._evaluation.finish(trainer)
+        self._evaluation = None
         if scored is None:
             return  # the model has diverged, as the certificate callback says
         self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status: a probe certifies nothing

@@ -10,12 +10,11 @@ from torch import Tensor
 from certvae.certificate.fitted_margin import FittedMargin, fitted_margin
 from certvae.certificate.settings import CertificateSettings
 from certvae.reading.captured import Captured
-from certvae.theory.arguments import MAX_NATS
 from certvae.theory.bracket import BLOCK, InformationBracket, information_bracket
 from certvae.theory.posterior import Posterior
 from certvae.theory.row_sample import RowSample
 
-__all__ = ["CodeSample", "SampledCodes", "find_fault"]
+__all__ = ["CodeSample", "SampledCodes"]
 
 NUMBERS, FEWEST = 2**22, 512  # at most as many numbers of 8 bytes, but at least as many rows
 READ = 2048  # rows for the fitted reader, whose cost grows with them
@@ -73,24 +72,6 @@ class SampledCodes:
             posterior = Posterior(self.mean[few], self.log_variance[few])
             draws = posterior.row_draws(torch.arange(len(posterior.mean)), 1, seed)[0]
         return fitted_margin(self.teacher_probs[few], self.mean[few], draws, settings)
-
-
-def find_fault(positions: Tensor, **values: Tensor | None) -> str:
-    """What is not finite, and in which row; empty if all is well.
-
-    Args:
-        positions: of the rows in their set, shape ``(B,)``.
-        values: by name; one row of each belongs to a position.
-    """
-    for name, rows in values.items():
-        if rows is None or not rows.numel():
-            continue
-        size = rows.abs().reshape(len(rows), -1).amax(dim=1)
-        broken = ~(size <= MAX_NATS) if name == "rate" else ~size.isfinite()
-        if bool(broken.any()):
-            row = int(positions[broken.cpu()][0])
-            return f"the {name.replace('_', '-')} of row {row} is {size[broken][0]:.3g}, not a finite number"
-    return ""
 
 
 class CodeSample:

@@ -18,7 +18,8 @@ from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import judge
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.code_checks import check_log_variance
-from certvae.monitoring.code_sample import CodeSample, find_fault
+from certvae.monitoring.code_sample import CodeSample
+from certvae.monitoring.divergence import find_fault, shared_fault
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
 from certvae.theory.information import kl_divergence
@@ -84,9 +85,9 @@ class Evaluation:
         """Add the rows of a batch."""
         captured = self.reader.code(pl_module, batch, outputs)
         witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
-        if self._first_batch:
-            self._first_batch = False
-            self._check_first(pl_module, batch, inputs, captured)
+        first, self._first_batch = self._first_batch, False
+        if first:
+            self.reader.teacher.check_values(inputs)
         positions, weights = self._positions.next(inputs.shape[0])
         self._attendance.end(inputs.shape[0])
         answers, probs = witness(captured.mean), self.reader.teacher_probs(batch)
@@ -96,6 +97,8 @@ class Evaluation:
         )
         if self.fault:
             return
+        if first:
+            self._check_first(pl_module, batch, captured)
         self.metric.update(
             probs,
             answers,
@@ -110,12 +113,11 @@ class Evaluation:
         self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
 
-    def _check_first(self, pl_module: LightningModule, batch: Any, inputs: Tensor, captured: Captured) -> None:
-        self.reader.teacher.check_values(inputs)
+    def _check_first(self, pl_module: LightningModule, batch: Any, captured: Captured) -> None:
         check_log_variance(captured.log_variance)
         if self._check_encoder:
             self._audit.findings += check_encoder(
-                captured.mean, lambda rows: self.reader.code_again(pl_module, batch, rows).checked().mean
+                captured.mean, lambda rows: self.reader.code_again(pl_module, batch, rows).mean
             )
 
     def _channel_logits(self, witness: nn.Module, captured: Captured, positions: Tensor) -> Tensor | None:
@@ -138,8 +140,8 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
-        if trainer.strategy.reduce_boolean_decision(bool(self.fault), all=False):
-            self.fault = self.fault or "codes of another process are not finite"
+        self.fault = shared_fault(trainer, self.fault, self.device)
+        if self.fault:
             return None
         count, average, score = self._averages(trainer)
         drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)

@@ -1,6 +1,7 @@
 """What callbacks share that read the code of each validation row, and check what `latents` names."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -10,7 +11,14 @@ from torch import Tensor
 
 from certvae.monitoring.batch_reader import choose_loader
 from certvae.monitoring.code_checks import CodeChecks
-from certvae.reading.latents import LatentCapture, LatentSource
+from certvae.monitoring.divergence import (
+    OnDivergence,
+    answer_divergence,
+    check_on_divergence,
+    find_fault,
+    shared_fault,
+)
+from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 
 __all__ = ["CheckedLatents", "RowsCallback"]
@@ -52,11 +60,16 @@ class RowsCallback(Callback, ABC):
     Args:
         capture: where the code is.
         dataloader: which of several validation dataloaders is measured: its position or its name.
+        on_divergence: what happens at codes that are not finite: ``"warn"`` or ``"raise"``.
+
+    Attributes:
+        fault: which row of the latest validation was not finite; empty if all were.
     """
 
-    def __init__(self, capture: LatentCapture, dataloader: int | str) -> None:
+    def __init__(self, capture: LatentCapture, dataloader: int | str, on_divergence: OnDivergence) -> None:
         super().__init__()
         self.capture, self.dataloader = capture, dataloader
+        self.on_divergence, self.fault = check_on_divergence(on_divergence), ""
         self._loader_position = 0
         self._positions: RowPositions | None = None
         self._attendance: Attendance | None = None
@@ -76,6 +89,24 @@ class RowsCallback(Callback, ABC):
         self._attendance.end(rows)
         return self._positions.next(rows)
 
+    def _faulty(self, codes: Iterable[Captured], positions: Tensor) -> bool:
+        """Whether a code is not finite, of these rows or of rows before them."""
+        for mean, log_variance, rate in codes:
+            self.fault = self.fault or find_fault(positions, mean=mean, log_variance=log_variance, rate=rate)
+        return bool(self.fault)
+
+    def _diverged(self, trainer: Trainer, device: torch.device) -> bool:
+        """Whether a code of any process is not finite, which is then said; collectives.
+
+        Raises:
+            ValueError: if it is not, and ``on_divergence`` is ``"raise"``.
+        """
+        self.fault = shared_fault(trainer, self.fault, device)
+        if self.fault:
+            lacking = f"{type(self).__name__} has no numbers of this epoch"
+            answer_divergence(trainer, self.fault, lacking, self.on_divergence)
+        return bool(self.fault)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the hook in place.
 
@@ -92,6 +123,7 @@ class RowsCallback(Callback, ABC):
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
         self._positions = RowPositions(loader, trainer)
         self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
+        self.fault = ""
         self._start()
 
     def on_validation_batch_start(
