@@ -19,7 +19,7 @@ from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
 from certvae.monitoring.loggers import LOGGED, CertificateLog
-from certvae.monitoring.watching import CheckedLatents
+from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
@@ -148,14 +148,8 @@ class CertificateCallback(CheckedLatents):
         Raises:
             ValueError: if there is none of this name.
         """
-        found = [item for item in trainer.callbacks if isinstance(item, cls)]  # type: ignore[attr-defined]
-        for item in found:
-            if item.name == name:
-                return item
-        raise ValueError(
-            f"{type(asking).__name__} needs a CertificateCallback with name={name!r} in the same trainer, got "
-            f"{[item.name for item in found] or 'none'}. Add CertificateCallback(teacher=..., latents=...)."
-        )
+        add = "CertificateCallback(teacher=..., latents=...)"
+        return find_named(trainer, cls, name, type(asking).__name__, add)
 
     @property
     def first_certified_epoch(self) -> int | None:

@@ -15,11 +15,11 @@ from certvae.callbacks.information import InformationCallback
 from certvae.certificate.certificate import Status
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.dual_controller import DualController
-from certvae.monitoring.kl_weight import KLWeight
-from certvae.monitoring.pursuit import Pursuit
+from certvae.monitoring.kl_weight import FreeBitsFloor, KLWeight, ModuleNumber
+from certvae.monitoring.pursuit import Pursuit, training_number
 from certvae.monitoring.running_means import RunningMeans
+from certvae.monitoring.watching import find_named
 from certvae.reading.latents import LatentCapture
-from certvae.theory.information import entropy
 
 __all__ = ["CertificateGuard", "CertificateLostError"]
 
@@ -38,7 +38,7 @@ class CertificateGuard(AlignmentCallback):
     ===================================== ============================= ======================= ======================
     ``on="certificate"``, ``path="draw"`` ``channel_margin_lower``      the margin of draws     the alignment term
     ``on="certificate"``, ``path="mean"`` ``margin_lower``              the margin of means     the alignment term
-    ``on="bracket"``                      the bracket's ``lower``       the rate                the module's KL weight
+    ``on="bracket"``                      the bracket's ``lower``       the rate                the module's KL term
     ===================================== ============================= ======================= ======================
 
     With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
@@ -51,7 +51,8 @@ class CertificateGuard(AlignmentCallback):
 
     With ``on="bracket"`` no teacher is needed. The information that the code carries is kept above the target by
     lowering the module's KL weight, the attribute ``kl_weight``: its own value divided by the controller's weight,
-    within (0, own value]. Where the code carries enough, the KL weight goes back up to the module's own. The
+    within (0, own value]; or by raising the rate that costs nothing, the attribute ``free_bits``: its own value
+    multiplied by that weight. Where the code carries enough, the attribute goes back to the module's own value. The
     information is at most the rate, which is known at each step (which therefore waits for the device). After the run
     the attribute keeps the value that was found. A module that was compiled is compiled anew when it changes.
 
@@ -68,7 +69,8 @@ class CertificateGuard(AlignmentCallback):
     too, as :class:`certvae.VAE` does.
 
     Logs each epoch ``certificate/guard_weight``, the weight of its last step (units of the module's loss for each nat),
-    and what :class:`certvae.callbacks.AlignmentCallback` logs; with ``on="bracket"`` ``information/kl_weight`` instead.
+    and what :class:`certvae.callbacks.AlignmentCallback` logs; with ``on="bracket"`` ``information/kl_weight`` or
+    ``information/free_bits`` instead.
     The state of the controller is kept in checkpoints, and between them on the device: with ``on="certificate"`` no
     step waits for it.
 
@@ -82,6 +84,8 @@ class CertificateGuard(AlignmentCallback):
         path: ``"draw"`` or ``"mean"``, of ``on="certificate"``.
         on: ``"certificate"`` or ``"bracket"``.
         kl_weight: dotted name of the float attribute that the module multiplies its KL term with.
+        free_bits: instead, that of the float below which its rate costs nothing, such as ``"objective.floor"`` of
+            :class:`certvae.models.FreeBits`; above 0.
 
     Attributes:
         weight_now: the latest weight. Reading it waits for the device.
@@ -103,11 +107,13 @@ class CertificateGuard(AlignmentCallback):
         path: Literal["draw", "mean"] = "draw",
         on: Literal["certificate", "bracket"] = "certificate",
         kl_weight: str | None = None,
+        free_bits: str | None = None,
     ) -> None:
         super().__init__(path=path)
-        _check_arguments(target, on_loss, headroom, on, kl_weight)
+        numbers = {KLWeight.argument: kl_weight, FreeBitsFloor.argument: free_bits}
+        _check_arguments(target, on_loss, headroom, on, {key: name for key, name in numbers.items() if name})
         self.target, self.on_loss, self.headroom = target, on_loss, headroom
-        self.on, self.kl_weight = on, kl_weight
+        self.on, self.kl_weight, self.free_bits = on, kl_weight, free_bits
         self.certificate = certificate or ("information" if on == "bracket" else "certificate")
         self.controller = controller or DualController()
         if on == "bracket":  # a weight below 1 would be a KL weight above the module's own
@@ -119,7 +125,7 @@ class CertificateGuard(AlignmentCallback):
         self._means = RunningMeans()
         self._seen: Any = None
         self._capture: LatentCapture | None = None
-        self._kl: KLWeight | None = None
+        self._kl: ModuleNumber | None = None
         self._kl_before: tuple[float, float] | None = None
 
     @property
@@ -140,7 +146,8 @@ class CertificateGuard(AlignmentCallback):
         if self.on == "certificate":
             self._watched = CertificateCallback.find(trainer, self.certificate, self)
             return
-        self._watched = _information_callback(trainer, self.certificate)
+        asking, add = "CertificateGuard(on='bracket')", "InformationCallback(latents=...)"
+        self._watched = find_named(trainer, InformationCallback, self.certificate, asking, add)
         if stage == "fit" and self.on_loss == "rescue":
             self._capture = LatentCapture(self._watched.capture.source)
             self._capture.attach(pl_module)
@@ -153,8 +160,9 @@ class CertificateGuard(AlignmentCallback):
         """
         if isinstance(self._watched, InformationCallback):
             self._check_cap(self._watched)
-            if self.kl_weight is not None and self.on_loss == "rescue":
-                self._kl = KLWeight(pl_module, self.kl_weight, *(self._kl_before or ()))
+            if self.on_loss == "rescue":
+                kind, name = (KLWeight, self.kl_weight) if self.kl_weight else (FreeBitsFloor, self.free_bits)
+                self._kl = kind(pl_module, str(name), *(self._kl_before or ()))
             return
         self._check_target(trainer)
         if self.on_loss == "rescue":
@@ -190,13 +198,13 @@ class CertificateGuard(AlignmentCallback):
     def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
         score = (probs * log_student).sum(dim=1).mean()[None]
         means = self._means.add(trainer, torch.cat([score, probs.mean(dim=0)]))
-        return self._pursuit.step(_number(means)).to(log_student)
+        return self._pursuit.step(training_number(means)).to(log_student)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._kl is not None and self._capture is not None:
             self._capture.listen()
             # Here and not after the step: the module may set its own KL weight where an epoch or a batch starts.
-            self._kl.divide(self.weight_now)
+            self._kl.apply(self.weight_now)
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -208,14 +216,14 @@ class CertificateGuard(AlignmentCallback):
         self._capture.listen(False)
         if rate is None:
             raise ValueError(NEEDS_LOG_VARIANCE.replace("`path='draw'`", "`on='bracket'`").partition("; or")[0] + ".")
-        self._pursuit.step(_number(self._means.add(trainer, rate.mean()[None])))
+        self._pursuit.step(training_number(self._means.add(trainer, rate.mean()[None])))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self._term is not None and self._means.sums is not None:
             pl_module.log("certificate/guard_weight", self._pursuit.weight)
         if self._kl is not None:
-            pl_module.log(f"{self.certificate}/kl_weight", self._kl.now)
+            pl_module.log(f"{self.certificate}/{self._kl.argument}", self._kl.now)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the distance from training to the bound, or answer to a loss.
@@ -230,7 +238,7 @@ class CertificateGuard(AlignmentCallback):
         if bound is None:
             return
         means = self._means.means
-        reason = None if means is None else self._pursuit.look(bound, float(_number(means)))
+        reason = None if means is None else self._pursuit.look(bound, float(training_number(means)))
         if reason is not None:
             rank_zero_warn(f"epoch {trainer.current_epoch}: the guard stops raising its weight: {reason}.")
         lost, self.reached = self.reached and bound < self.target, self.reached or bound >= self.target
@@ -290,23 +298,7 @@ class CertificateGuard(AlignmentCallback):
         self._kl_before = state_dict.get("kl_weight")
 
 
-def _number(means: Tensor) -> Tensor:
-    """The rate, or the margin ``H(Tbar) + E sum_k T_k log S_k`` of score and probabilities, shape ``(1 + K,)``."""
-    return means[0] if len(means) == 1 else means[0] + entropy(means[1:])
-
-
-def _information_callback(trainer: Trainer, name: str) -> InformationCallback:
-    found = [item for item in trainer.callbacks if isinstance(item, InformationCallback)]  # type: ignore[attr-defined]
-    for item in found:
-        if item.name == name:
-            return item
-    raise ValueError(
-        f"CertificateGuard(on='bracket') needs an InformationCallback with name={name!r} in the same trainer, got "
-        f"{[item.name for item in found] or 'none'}. Add InformationCallback(latents=...)."
-    )
-
-
-def _check_arguments(target: float, on_loss: str, headroom: float, on: str, kl_weight: str | None) -> None:
+def _check_arguments(target: float, on_loss: str, headroom: float, on: str, numbers: dict[str, str]) -> None:
     if not target > 0:
         raise ValueError(f"`target` must be above 0 nats, got {target}.")
     if on_loss not in ANSWERS:
@@ -315,13 +307,15 @@ def _check_arguments(target: float, on_loss: str, headroom: float, on: str, kl_w
         raise ValueError(f"`headroom` must be at least 0 nats, got {headroom}.")
     if on not in ("certificate", "bracket"):
         raise ValueError(f"`on` must be 'certificate' or 'bracket', got {on!r}.")
-    if on == "certificate" and kl_weight is not None:
-        raise ValueError(
-            f"`kl_weight={kl_weight!r}` goes with on='bracket', which lowers it. With on='certificate' the guard "
-            "weighs the alignment term; use two guards for both."
-        )
-    if on == "bracket" and on_loss == "rescue" and not kl_weight:
+    for argument, name in numbers.items():
+        if on == "certificate":
+            raise ValueError(
+                f"`{argument}={name!r}` goes with on='bracket', which changes it. With on='certificate' the guard "
+                "weighs the alignment term; use two guards for both."
+            )
+    if on == "bracket" and on_loss == "rescue" and len(numbers) != 1:
         raise ValueError(
             "`kl_weight` must name the float attribute that the module multiplies its KL term with, as in "
-            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'); it is what is lowered."
+            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'), which is lowered; or `free_bits` the one "
+            f"below which its rate costs nothing, which is raised. One of them, got {numbers or 'none'}."
         )

@@ -169,8 +169,10 @@ class Evaluation:
             return replace(certificate, provenance=provenance)
         codes = found[0]
         try:
-            information = codes.bracket(certificate.confidence, seed=self.seed)
-            fitted = codes.fitted(replace(self.metric.settings, look=None), self.seed)
+            # Where the error is spent over looks, the reading spends as much as the verdict.
+            spent = replace(self.metric.settings, look=None, confidence=1 - self.metric.settings.alpha)
+            information = codes.bracket(spent.confidence, seed=self.seed)
+            fitted = codes.fitted(spent, self.seed)
         except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
             rank_zero_warn(f"No information bracket is measured in epoch {trainer.current_epoch}: {error}")
             return replace(certificate, provenance=provenance)

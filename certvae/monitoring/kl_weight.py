@@ -1,19 +1,20 @@
-"""The weight of the KL term in somebody's module, found by the name of its attribute."""
+"""Numbers of somebody's module that decide what its rate costs, found by the names of their attributes."""
 
 import math
+from abc import ABC, abstractmethod
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-__all__ = ["KLWeight"]
+__all__ = ["FreeBitsFloor", "KLWeight", "ModuleNumber"]
 
 
-class KLWeight:
-    """A number that a module multiplies its KL term with, which may be lowered and never raised.
+class ModuleNumber(ABC):
+    """A number of a module that makes its rate cheaper when a weight rises from 1; at 1 it is the module's own.
 
-    A module that sets the attribute itself, as in annealing, is followed: what it sets counts as its own value, and is
-    divided from then on.
+    A module that sets the attribute itself, as in annealing, is followed: what it sets counts as its own value from
+    then on.
 
     Args:
         module: the module.
@@ -30,8 +31,12 @@ class KLWeight:
         TypeError: if it is not a number.
     """
 
+    argument: ClassVar[str]
+    role: ClassVar[str]
+
     def __init__(self, module: nn.Module, name: str, own: float | None = None, now: float | None = None) -> None:
-        self._name, self._holder, self._attribute = name, *_find(module, name)
+        self._name = name
+        self._holder, self._attribute = self._find(module)
         self.now = self._read()
         self.own = own if own is not None and self.now == now else self.now
 
@@ -39,32 +44,67 @@ class KLWeight:
         value = getattr(self._holder, self._attribute)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(
-                f"`kl_weight={self._name!r}` must name a number, which the guard can lower; it is a "
-                f"{type(value).__name__}. Keep the weight of the KL term in a float attribute that the step reads."
+                f"`{self.argument}={self._name!r}` must name a number, which the guard can change; it is a "
+                f"{type(value).__name__}. Keep {self.role} in a float attribute that the step reads."
             )
         if not (math.isfinite(value) and value >= 0):
-            raise ValueError(f"`kl_weight={self._name!r}` must name a finite number of at least 0, it is {value}.")
+            raise ValueError(
+                f"`{self.argument}={self._name!r}` must name a finite number of at least 0, it is {value}."
+            )
         return float(value)
 
-    def divide(self, divisor: float) -> float:
-        """Set the attribute to the module's own value, divided by at least 1; returns it."""
+    def apply(self, weight: float) -> float:
+        """Set the attribute to what a weight makes of the module's own value; a weight below 1 counts as 1.
+
+        Returns:
+            The value that is set.
+        """
         if (value := self._read()) != self.now:
             self.own = value
-        self.now = self.own / max(1.0, divisor)
+        self.now = self._weighed(max(1.0, weight))
         setattr(self._holder, self._attribute, self.now)
         return self.now
 
+    @abstractmethod
+    def _weighed(self, weight: float) -> float:
+        """What a weight of at least 1 makes of the own value."""
 
-def _find(module: nn.Module, name: str) -> tuple[Any, str]:
-    *parts, attribute = name.split(".")
-    holder: Any = module
-    for part in parts:
-        holder = getattr(holder, part, None)
-    if holder is None or not attribute or not hasattr(holder, attribute):
-        names = [key for key, value in vars(module).items() if isinstance(value, float)]
-        near = get_close_matches(attribute, names, n=5, cutoff=0.0)
-        raise ValueError(
-            f"`kl_weight={name!r}` names no attribute of {type(module).__name__}; give the dotted name of the float "
-            f"that its step multiplies the KL term with. Its own float attributes: {near or 'none'}."
-        )
-    return holder, attribute
+    def _find(self, module: nn.Module) -> tuple[Any, str]:
+        *parts, attribute = self._name.split(".")
+        holder: Any = module
+        for part in parts:
+            holder = getattr(holder, part, None)
+        if holder is None or not attribute or not hasattr(holder, attribute):
+            names = [key for key, value in vars(module).items() if isinstance(value, float)]
+            near = get_close_matches(attribute, names, n=5, cutoff=0.0)
+            raise ValueError(
+                f"`{self.argument}={self._name!r}` names no attribute of {type(module).__name__}; give the dotted name "
+                f"of the float that its step reads as {self.role}. Its own float attributes: {near or 'none'}."
+            )
+        return holder, attribute
+
+
+class KLWeight(ModuleNumber):
+    """The weight of the KL term: the module's own, divided. It is never raised."""
+
+    argument, role = "kl_weight", "the weight of the KL term"
+
+    def _weighed(self, weight: float) -> float:
+        return self.own / weight
+
+
+class FreeBitsFloor(ModuleNumber):
+    """The rate below which the KL term costs nothing: the module's own, multiplied. It is never lowered."""
+
+    argument, role = "free_bits", "the rate that is free"
+
+    def _read(self) -> float:
+        if (value := super()._read()) == 0:
+            raise ValueError(
+                f"`{self.argument}={self._name!r}` must name a number above 0, for the guard multiplies it. Start at a "
+                "small one, such as 0.01 nats."
+            )
+        return value
+
+    def _weighed(self, weight: float) -> float:
+        return self.own * weight

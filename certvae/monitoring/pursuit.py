@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 
 from certvae.monitoring.dual_controller import DualController
+from certvae.theory.information import entropy
 
-__all__ = ["Pursuit"]
+__all__ = ["Pursuit", "training_number"]
 
 PATIENCE = 3  # looks without a better bound
 GROWTH = math.log(10)  # by which the logarithm of the weight must have grown since the best bound
 BETTER = 0.02  # share of the target by which a bound must rise to be a better one
+
+
+def training_number(means: Tensor) -> Tensor:
+    """The rate, or the margin ``H(Tbar) + E sum_k T_k log S_k`` of score and probabilities, shape ``(1 + K,)``."""
+    return means[0] if len(means) == 1 else means[0] + entropy(means[1:])
 
 
 class Pursuit:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -21,7 +21,33 @@ from certvae.monitoring.divergence import (
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 
-__all__ = ["CheckedLatents", "RowsCallback"]
+__all__ = ["CheckedLatents", "RowsCallback", "find_named"]
+
+Named = TypeVar("Named", bound=Callback)
+
+
+def find_named(trainer: Trainer, kind: type[Named], name: str, asking: str, add: str) -> Named:
+    """The callback of a kind and a ``name`` in a run.
+
+    Args:
+        trainer: of the run.
+        kind: of the callback; it has an attribute ``name``.
+        name: of the callback.
+        asking: who needs it.
+        add: how one is made.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    found: list[Any] = [item for item in trainer.callbacks if isinstance(item, kind)]  # type: ignore[attr-defined]
+    for item in found:
+        if item.name == name:
+            return item  # type: ignore[no-any-return]
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    raise ValueError(
+        f"{asking} needs {article} {kind.__name__} with name={name!r} in the same trainer, got "
+        f"{[item.name for item in found] or 'none'}. Add {add}."
+    )
 
 
 class CheckedLatents(Callback):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from certvae.callbacks import CertificateGuard, CertificateLostError, DualController, InformationCallback
 from certvae.datamodules import DigitsDataModule
+from certvae.models.objectives import FreeBits
 from tests.plain_vae import UserVAE, fit
 from tests.runs import small_vae, trainer
 
@@ -167,3 +168,30 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
 
 def test_the_weight_of_a_given_controller_stays_at_least_1() -> None:
     assert guard(controller=DualController(low=0.1, high=50.0)).controller == DualController(low=1.0, high=50.0)
+
+
+def test_free_bits_bring_a_model_back_that_its_kl_term_collapses(tmp_path: Path) -> None:
+    """Pixels of standard deviation 1: the KL term weighs as much as a KL weight of 20 at 0.2236."""
+    lower = {}
+    for guarded in (False, True):
+        torch.manual_seed(0)
+        information, model = InformationCallback(), small_vae(observation_std=1.0)
+        model.objective = objective = FreeBits(0.01)
+        callbacks = [information, guard(kl_weight=None, free_bits="objective.floor")] if guarded else [information]
+        run = trainer(tmp_path, max_epochs=20, callbacks=callbacks)
+        run.fit(model, datamodule=DigitsDataModule(batch_size=32))
+        assert information.bracket is not None
+        lower[guarded] = information.bracket.lower
+        if guarded:
+            assert 0.01 < objective.floor < 6.0, "the attribute keeps what was found"
+            assert float(run.callback_metrics["information/free_bits"]) == pytest.approx(objective.floor)
+    assert lower[True] > 1.0
+    assert lower[False] < 0.1
+
+
+def test_a_code_that_carries_enough_keeps_the_models_own_free_bits(tmp_path: Path) -> None:
+    model, keeper = small_vae(), guard(target=0.3, kl_weight=None, free_bits="objective.floor")
+    model.objective = FreeBits(0.25)
+    callbacks = [InformationCallback(), keeper]
+    trainer(tmp_path, max_epochs=4, callbacks=callbacks).fit(model, datamodule=DigitsDataModule(batch_size=32))
+    assert model.objective.floor == pytest.approx(0.25)
