@@ -171,22 +171,24 @@ def test_the_weight_of_a_given_controller_stays_at_least_1() -> None:
 
 
 def test_free_bits_bring_a_model_back_that_its_kl_term_collapses(tmp_path: Path) -> None:
-    """Pixels of standard deviation 1: the KL term weighs as much as a KL weight of 20 at 0.2236."""
+    """Pixels of standard deviation 0.8: the KL term weighs as a KL weight of 13 does at 0.2236."""
     lower = {}
     for guarded in (False, True):
         torch.manual_seed(0)
-        information, model = InformationCallback(), small_vae(observation_std=1.0)
+        information, model = InformationCallback(), small_vae(observation_std=0.8, learning_rate=5e-3)
         model.objective = objective = FreeBits(0.01)
-        callbacks = [information, guard(kl_weight=None, free_bits="objective.floor")] if guarded else [information]
-        run = trainer(tmp_path, max_epochs=20, callbacks=callbacks)
+        callbacks = (
+            [information, guard(target=0.5, kl_weight=None, free_bits="objective.floor")] if guarded else [information]
+        )
+        run = trainer(tmp_path, max_epochs=12, callbacks=callbacks)
         run.fit(model, datamodule=DigitsDataModule(batch_size=32))
         assert information.bracket is not None
         lower[guarded] = information.bracket.lower
         if guarded:
             assert 0.01 < objective.floor < 6.0, "the attribute keeps what was found"
             assert float(run.callback_metrics["information/free_bits"]) == pytest.approx(objective.floor)
-    assert lower[True] > 1.0
-    assert lower[False] < 0.1
+    assert lower[True] > 0.5
+    assert lower[False] == 0.0
 
 
 def test_a_code_that_carries_enough_keeps_the_models_own_free_bits(tmp_path: Path) -> None:

@@ -12,10 +12,17 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from certvae import VAE
-from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, CertificateLostError
+from certvae.callbacks import (
+    AlignmentCallback,
+    CertificateCallback,
+    CertificateGuard,
+    CertificateLostError,
+    DecoderCheck,
+    InformationCallback,
+)
 from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.models.vae import TrainingDivergedError
-from tests.distributed.jobs import Result, spread, teacher, trained
+from tests.distributed.jobs import Result, WithAdam, spread, teacher, trained
 from tests.distributed.sets import rank
 from tests.plain_vae import plain_loader
 from tests.runs import SHAPE
@@ -41,6 +48,34 @@ def guarded(folder: Path, world: int, guard_path: Any = "mean", **arguments: Any
     path = WeightPath(guard)
     result = trained(folder, world, [CertificateCallback(teacher(), "encoder"), guard, path], **arguments)
     return {**result, "path": path.weights, "gap": guard.state_dict()["gap"]}
+
+
+class Priced(WithAdam):
+    """Pays for its rate, and decodes the mean, so that no process draws numbers; its step returns the loss."""
+
+    beta = 4.0
+
+    def step(self, batch: Any) -> Tensor:
+        images = self.images(batch)
+        mean, log_variance = self.encoder(images)
+        rate = (mean**2 + log_variance.exp() - log_variance - 1).sum(dim=1) / 2
+        return (self.decoder(mean) - images).square().mean() + self.beta * 1e-3 * rate.mean()
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self.step(batch)
+
+
+def bracketed(folder: Path, world: int) -> Result:
+    """The guard of the bracket and the decoder check in one run."""
+    torch.manual_seed(0)
+    information, check = InformationCallback("encoder"), DecoderCheck("encoder", batches=3)
+    guard = CertificateGuard(1.0, on="bracket", kl_weight="beta")
+    path, model = WeightPath(guard), Priced()
+    result = trained(folder, world, [information, guard, path, check], model=model)
+    assert information.bracket is not None
+    assert check.losses is not None
+    found = {"bracket": information.bracket.to_dict(), "gap": guard.state_dict()["gap"], "beta": model.beta}
+    return {**result, **found, "path": path.weights, "decoder": check.losses._asdict(), "ignored": check.losses.ignored}
 
 
 def lost(folder: Path, world: int, answer: Any) -> Result:
@@ -92,6 +127,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "guarded_draws": partial(guarded, guard_path="draw"),
     "guarded_accumulated": partial(guarded, accumulate=2),
     "guarded_bf16": partial(guarded, precision="bf16-mixed"),
+    "bracketed": bracketed,
     "lost_stop": partial(lost, answer="stop"),
     "lost_raise": partial(lost, answer="raise"),
     "diverged": partial(own_vae, diverges=True),

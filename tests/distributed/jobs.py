@@ -249,10 +249,17 @@ class WithAdam(UserVAE):
         return torch.optim.Adam(self.parameters(), lr=0.03)
 
 
-def trained(folder: Path, world: int, callbacks: list[Callback], accumulate: int = 1, **arguments: Any) -> Result:
+def trained(
+    folder: Path,
+    world: int,
+    callbacks: list[Callback],
+    accumulate: int = 1,
+    model: UserVAE | None = None,
+    **arguments: Any,
+) -> Result:
     """Train on the same 32 rows an optimizer step, whatever the number of processes and of batches for a step."""
     torch.manual_seed(0)
-    model = WithAdam()
+    model = model or WithAdam()
     options = {"accumulate_grad_batches": accumulate, "max_epochs": 4, "callbacks": callbacks, **arguments}
     run = spread(folder, world, **options)
     # Lightning's own sampler would shuffle training rows on several processes, and not on one.

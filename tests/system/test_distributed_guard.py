@@ -84,6 +84,29 @@ def test_the_guards_weight_moves_with_each_batch_also_where_several_make_a_step(
     assert difference(seen, expected) < TOLERANCE
 
 
+def test_the_bracket_is_held_by_the_kl_weight_of_one_process(one: Results, two: list[Results]) -> None:
+    seen, expected = common(two, "bracketed"), one["bracketed"]
+    assert len(seen["path"]) == 12
+    assert max(seen["path"]) > 1.0, "the weight has moved"
+    assert seen["path"] == pytest.approx(expected["path"], rel=TOLERANCE)
+    assert [seen[name] for name in ("gap", "beta")] == pytest.approx(
+        [expected[name] for name in ("gap", "beta")], abs=TOLERANCE
+    )
+    for name in ("lower", "upper", "rate"):
+        assert seen["bracket"][name] == pytest.approx(expected["bracket"][name], abs=TOLERANCE)
+    assert difference(seen, expected) < TOLERANCE
+
+
+def test_the_decoder_check_finds_the_losses_of_one_process(one: Results, two: list[Results]) -> None:
+    """Codes are exchanged within a batch, so that other rows, of half as many, are others: their loss is near."""
+    seen, expected = (results["bracketed"]["decoder"] for results in ({"bracketed": common(two, "bracketed")}, one))
+    assert seen["rows"] == expected["rows"] == 96
+    for name in ("own", "prior"):
+        assert seen[name] == pytest.approx(expected[name], abs=TOLERANCE)
+    assert seen["shuffled"] == pytest.approx(expected["shuffled"], abs=4 * (seen["error"] + expected["error"]))
+    assert common(two, "bracketed")["ignored"] == one["bracketed"]["ignored"]
+
+
 def test_losses_of_the_vae_are_means_over_the_rows_of_all_processes(one: Results, two: list[Results]) -> None:
     assert common(two, "own_vae") == pytest.approx(one["own_vae"], rel=1e-6)
 
