@@ -42,7 +42,7 @@ def find_named(trainer: Trainer, kind: type[Named], name: str, asking: str, add:
     found: list[Any] = [item for item in trainer.callbacks if isinstance(item, kind)]  # type: ignore[attr-defined]
     for item in found:
         if item.name == name:
-            return item  # type: ignore[no-any-return]
+            return item
     article = "an" if kind.__name__[0] in "AEIOU" else "a"
     raise ValueError(
         f"{asking} needs {article} {kind.__name__} with name={name!r} in the same trainer, got "
