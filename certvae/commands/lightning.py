@@ -14,6 +14,7 @@ from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from certvae.commands.precision import AutoPrecisionTrainer
 from certvae.io.files import write_atomic
 
 __all__ = ["main", "run_lightning"]
@@ -74,6 +75,7 @@ def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool 
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        trainer_class=AutoPrecisionTrainer,
         save_config_callback=_SaveConfig,
         save_config_kwargs={"save_to_log_dir": False},
         args=list(args) if isinstance(args, tuple) else args,  # type: ignore[arg-type]

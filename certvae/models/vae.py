@@ -57,12 +57,12 @@ class VAE(LightningModule):
         observation_std: ``s``, the standard deviation of a pixel given the code; positive, or ``"optimal"``: the most
             likely one for each batch (sigma-VAE, :mod:`certvae.models.likelihood`).
         learning_rate: of Adam.
+        learning_rate_schedule: ``"constant"``, or ``"cosine"`` from ``learning_rate`` to 0 over the whole run.
         init_weights_from: a checkpoint of which only the weights are taken, with strict keys. Unlike ``ckpt_path``
             it restores no hyper-parameter, so a rescue can turn the alignment on.
 
     Raises:
-        ValueError: if ``alignment_weight``, ``alignment_path`` or ``observation_std`` is not as above, or alignment is
-            asked for without a teacher.
+        ValueError: if an argument is not as above, or alignment is asked for without a teacher.
     """
 
     def __init__(
@@ -79,10 +79,11 @@ class VAE(LightningModule):
         alignment_path: Literal["mean", "sample"] = "mean",
         observation_std: float | Literal["optimal"] = 1.0,
         learning_rate: float = 1e-3,
+        learning_rate_schedule: Literal["constant", "cosine"] = "constant",
         init_weights_from: str | Path | None = None,
     ) -> None:
         super().__init__()
-        _check_arguments(alignment_weight, alignment_path, observation_std, teacher)
+        _check_arguments(alignment_weight, alignment_path, observation_std, learning_rate_schedule, teacher)
         self.save_hyperparameters(
             ignore=["encoder", "decoder", "teacher", "witness", "objective", "prior", "init_weights_from"]
         )
@@ -91,7 +92,8 @@ class VAE(LightningModule):
         self.prior = prior or StandardNormal()
         self.prior.bind(encoder)
         self.alignment_weight, self.alignment_path = alignment_weight, alignment_path
-        self.observation_std, self.learning_rate = observation_std, learning_rate
+        self.observation_std = observation_std
+        self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
         loaded = load_teacher(teacher) if isinstance(teacher, str | Path) else teacher
         # In a list, so that the fixed teacher is in no checkpoint and no precision plugin casts it.
         self._teacher = [loaded] if loaded is not None else []
@@ -114,8 +116,23 @@ class VAE(LightningModule):
         mean, log_variance = self.encoder(images.to(self.dtype))
         return Posterior(_widen(mean), _widen(log_variance))
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=self.learning_rate, fused=self._may_fuse())
+        if self.learning_rate_schedule == "constant":
+            return optimizer
+        steps = self.trainer.estimated_stepping_batches
+        if not 0 < steps < math.inf:
+            raise ValueError(
+                "`learning_rate_schedule` 'cosine' needs to know where the run ends: give the trainer `max_epochs` or "
+                "`max_steps`, or take 'constant'."
+            )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _may_fuse(self) -> bool:
+        """Whether Adam's step can be one kernel; with a loss scaler it would refuse to clip gradients."""
+        scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+        return not scaled and self.device.type in ("cpu", "cuda", "mps")
 
     def setup(self, stage: str) -> None:
         if self.teacher is not None:
@@ -267,11 +284,13 @@ def _widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _check_arguments(weight: float, path: str, observation_std: float | str, teacher: object) -> None:
+def _check_arguments(weight: float, path: str, observation_std: float | str, schedule: str, teacher: object) -> None:
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"`alignment_weight` must be at least 0, got {weight}.")
     if path not in ("mean", "sample"):
         raise ValueError(f"`alignment_path` must be 'mean' or 'sample', got {path!r}.")
+    if schedule not in ("constant", "cosine"):
+        raise ValueError(f"`learning_rate_schedule` must be 'constant' or 'cosine', got {schedule!r}.")
     if observation_std != "optimal" and not (
         isinstance(observation_std, int | float) and math.isfinite(observation_std) and observation_std > 0
     ):

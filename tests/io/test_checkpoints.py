@@ -72,7 +72,7 @@ def test_what_lightning_saves_is_read(tmp_path: Path) -> None:
         torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2]),
         torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3),
     ]
-    vae.configure_optimizers = lambda: ([optimizer], plans)  # type: ignore[method-assign, assignment, return-value]
+    vae.configure_optimizers = lambda: ([optimizer], plans)  # type: ignore[method-assign]
     vae.hparams.update({"shape": torch.Size([1, 8, 8]), "names": {"a", "b"}, "dtype": torch.float32})
     keeper = ModelCheckpoint(tmp_path, filename="last", monitor="val/loss", save_top_k=2)
     runner = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[keeper])

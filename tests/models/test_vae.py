@@ -52,6 +52,20 @@ def test_the_fixed_teacher_is_in_no_checkpoint_and_never_trained() -> None:
     assert sum(parameter.numel() for parameter in vae.parameters()) == sum(v.numel() for v in vae.state_dict().values())
 
 
+@pytest.mark.slow
+def test_a_cosine_schedule_ends_at_zero_with_the_run(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, max_epochs=2)
+    runner.fit(small_vae(learning_rate_schedule="cosine", learning_rate=0.01), datamodule=DigitsDataModule())
+    assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
+    assert runner.optimizers[0].param_groups[0]["initial_lr"] == 0.01
+
+
+def test_a_cosine_schedule_needs_to_know_where_the_run_ends(tmp_path: Path) -> None:
+    vae = small_vae(learning_rate_schedule="cosine")
+    with pytest.raises(ValueError, match="needs to know where the run ends"):
+        trainer(tmp_path, max_epochs=-1).fit(vae, datamodule=DigitsDataModule())
+
+
 def test_a_larger_observation_std_weighs_the_error_less() -> None:
     error = torch.tensor([4.0])
     assert float(small_vae(observation_std=1.0).distortion(error)) == 2.0
