@@ -36,7 +36,9 @@ class CertificateCallback(CheckedLatents):
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
     witness_information, information_lower, information_upper, fitted_margin}`` in nats and ``certificate/{certified,
     informative, collapsed}`` (1 or 0) at the end of each validation epoch, and the same under ``test_certificate/`` for
-    ``Trainer.test``. A higher margin is better. Prints a line when status or reading change, with the cause and what to
+    ``Trainer.test``. A higher margin is better. ``diagnostics/escape_force``, or ``diagnostics/<name>/escape_force`` under
+    another name, is the mean pull of the alignment term on a mean code in nats for each unit of it
+    (:mod:`certvae.theory.escape`), if the witness says its gradient in closed form. Prints a line when status or reading change, with the cause and what to
     do (:meth:`certvae.Certificate.diagnose`); the margin stands in Lightning's progress bar too. Loggers that can show
     more are told more, see :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no
     random state touched.
@@ -325,6 +327,10 @@ class CertificateCallback(CheckedLatents):
             if value is not None:
                 tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
                 pl_module.log(f"{prefix}/{name}", tensor, prog_bar=name == "margin", sync_dist=True)
+        if certificate.escape_force is not None:
+            own = "" if self.name == "certificate" else f"{self.name}/"
+            force = torch.tensor(certificate.escape_force, dtype=torch.float64, device=device)
+            pl_module.log(f"{'test_' if stage == 'test' else ''}diagnostics/{own}escape_force", force, sync_dist=True)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         said = self._said
