@@ -31,12 +31,15 @@ DRAWS = 1  # seed of the draws: others than the certificate's
 class AlignmentCallback(Callback):
     r"""Add ``weight * E KL(T(.|x) || S(.|z))`` to the loss that a module's ``training_step`` returns.
 
-    By default the witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module stay
-    as they are. A witness that the module owns, its attribute ``witness``, is trained by the module's own optimizer. With
-    ``witness_learning_rate`` a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by an Adam of its own
-    at each step of the run's optimizer; its weights and moments are in checkpoints under ``certvae.witness``, and what
-    the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`. The gradient at the code is ``scale * (S - T) U / B`` (:meth:`certvae.SimplexWitness.alignment_gradient`),
-    which does not vanish at a collapsed code. Source: arXiv 2605.05813, with the witness of arXiv 2605.18224.
+    By default the witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module
+    stay as they are. The gradient at the code is ``scale * (S - T) U / B``
+    (:meth:`certvae.SimplexWitness.alignment_gradient`), which does not vanish at a collapsed code. Source: arXiv
+    2605.05813, with the witness of arXiv 2605.18224.
+
+    A witness that the module owns, its attribute ``witness``, is trained by the module's own optimizer. With
+    ``witness_learning_rate`` a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by an Adam of its
+    own at each step of the run's optimizer. Its weights and moments are in checkpoints under ``certvae.witness``; what
+    the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
     decoder to use the code: next to wide noise it can be too small to be seen. ``path="draw"`` aligns one draw

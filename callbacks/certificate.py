@@ -36,12 +36,14 @@ class CertificateCallback(CheckedLatents):
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
     witness_information, information_lower, information_upper, fitted_margin}`` in nats and ``certificate/{certified,
     informative, collapsed}`` (1 or 0) at the end of each validation epoch, and the same under ``test_certificate/`` for
-    ``Trainer.test``. A higher margin is better. ``diagnostics/escape_force``, or ``diagnostics/<name>/escape_force`` under
-    another name, is the mean pull of the alignment term on a mean code in nats for each unit of it
-    (:mod:`certvae.theory.escape`), if the witness says its gradient in closed form. Prints a line when status or reading change, with the cause and what to
+    ``Trainer.test``. A higher margin is better. Prints a line when status or reading change, with the cause and what to
     do (:meth:`certvae.Certificate.diagnose`); the margin stands in Lightning's progress bar too. Loggers that can show
     more are told more, see :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no
     random state touched.
+
+    Logs ``diagnostics/escape_force`` too, or ``diagnostics/<name>/escape_force`` under another ``name``: the mean pull
+    of the alignment term on a mean code, in nats for each unit of the code (:mod:`certvae.theory.escape`). A witness
+    that does not give its gradient in closed form has none.
 
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.

@@ -37,8 +37,8 @@ class PrefitCallback(Callback):
     (:meth:`certvae.SimplexWitness.inverse`), and :math:`\alpha` scales it along the path of margin against energy: the
     margin is concave in it, at most the teacher information, and reaches it at 1. Only the coordinates that the witness
     reads are fitted; the others, the log-variance and the decoder are left to the run. What is minimized is
-    :math:`E\,|\mu(x) - \alpha \mu^*|^2`, by an Adam that nothing else uses and that is dropped afterwards. Source of the
-    idea: arXiv 2605.18224; this form of it is ours.
+    :math:`E\,|\mu(x) - \alpha \mu^*|^2`, by an Adam that nothing else uses and that is dropped afterwards. Source of
+    the idea: arXiv 2605.18224; this form of it is ours.
 
     It works with any module that optimizes automatically: its ``training_step`` gives the code, and its loss is not
     used. Epochs, steps, optimizers, schedules and random streams of the run start as they would without it. On several
@@ -105,8 +105,8 @@ class PrefitCallback(Callback):
             return
         if not pl_module.automatic_optimization:
             raise ValueError(
-                f"{type(pl_module).__name__} sets `automatic_optimization = False`: its `training_step` would take steps "
-                "of its own while the code is fitted. Use automatic optimization, or fit the code there."
+                f"{type(pl_module).__name__} sets `automatic_optimization = False`: its `training_step` would take "
+                "steps of its own while the code is fitted. Use automatic optimization, or fit the code there."
             )
         self.reader.setup(trainer, pl_module)
 
@@ -229,7 +229,7 @@ def _batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
 
 @contextmanager
 def _kept_but_norms(module: nn.Module) -> Iterator[None]:
-    """Leave attributes and buffers as they were, but for the statistics of batch norms: they belong to the new weights."""
+    """Leave attributes and buffers as they were, but for the statistics of batch norms, which belong to the weights."""
     norms = [buffer for part in module.modules() if isinstance(part, _NormBase) for buffer in part.buffers()]
     with kept_module_state(module):
         yield

@@ -53,8 +53,8 @@ GOES_ON_FROM = {"rescue": "no_align", "ablate": "full", "guarded": "no_align"}
 def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
     """Margin against epoch for each phase and seed, with the threshold.
 
-    The rescue and the guarded one start where ``no_align`` ended, the ablation where ``full`` did. The band reaches down to the lower
-    bound.
+    The rescue and the guarded one start where ``no_align`` ended, the ablation where ``full`` did. The band
+    reaches down to the lower bound.
 
     Args:
         histories: certificates of each epoch, by seed and by phase.

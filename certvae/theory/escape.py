@@ -56,8 +56,8 @@ def least_escape_force(probs: Any, scale: float) -> float:
 
     .. math:: E\,|\nabla_z KL(T \| S(\cdot|c))| \ge \tfrac{\text{scale}}{\sqrt 2} \min_k \bar T_k \cdot I_T
 
-    over the components that are used at all, for every constant code ``c``, every prior, and every number of coordinates. It is above 0 for every teacher that
-    varies.
+    over the components that are used at all, for every constant code ``c``, every prior, and every number of
+    coordinates. It is above 0 for every teacher that varies.
 
     Args:
         probs: teacher probabilities, shape ``(N, K)``.

@@ -19,9 +19,9 @@ class RawHead(nn.Module):
 
     **At its start it answers the prior, whatever the code**: the last layer's weights are 0 and its bias is
     :math:`\tau \log \text{prior}`. So the margin is known before the first step, for every code:
-    :math:`-KL(\bar T \| \text{prior})`, which is 0 where the prior is the teacher's average. The start also has no pull on
-    a code: :meth:`alignment_gradient` is 0 there, and the weights themselves are pulled only by codes that vary (see the
-    page Mathematics).
+    :math:`-KL(\bar T \| \text{prior})`, which is 0 where the prior is the teacher's average. The start also has no pull
+    on a code: :meth:`alignment_gradient` is 0 there, and the weights themselves are pulled only by codes that vary (see
+    the page Mathematics).
 
     The alignment term trains it, and nothing else does: with the alignment off it gets no gradient. Its parameters are
     in the model's ``state_dict`` when the model owns it, as :class:`certvae.VAE` does with ``witness=RawHead()``. Over
@@ -72,7 +72,9 @@ class RawHead(nn.Module):
         for name, came in (("num_components", num_components), ("latent_dim", latent_dim)):
             own = getattr(self, name)
             if own not in (None, came):
-                raise ValueError(f"`{name}` of the RawHead must be {came}, got {own}; leave it out to have it filled in.")
+                raise ValueError(
+                    f"`{name}` of the RawHead must be {came}, got {own}; leave it out to have it filled in."
+                )
         if not self.layers:
             self._prior = prior if self._prior is None else self._prior
             self._build(num_components, latent_dim)

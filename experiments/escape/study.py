@@ -85,7 +85,9 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
     simplex = [line for line in lines if line["run"].startswith("simplex")]
     return {
         "every run is certified before its end": all(line["certified_step"] is not None for line in lines),
-        "the force of the simplex witness is above 0 at the first look": all(line["first_force"] > 0 for line in simplex),
+        "the force of the simplex witness is above 0 at the first look": all(
+            line["first_force"] > 0 for line in simplex
+        ),
     }
 
 

@@ -208,6 +208,7 @@ def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
         ({"phases": {"search": "x.yaml"}}, "`phases` must name the YAML of"),
         ({"targets": "all"}, "`targets` must be 'mixture' or 'table'"),
         ({"seeds": []}, "`seeds` must hold at least one seed"),
+        ({"witness": "oracle"}, "`witness` must be one of simplex, head, perceptron, got 'oracle'"),
     ):
         path.write_text(yaml.safe_dump({**values, **change}))
         with pytest.raises(ValueError, match=message):

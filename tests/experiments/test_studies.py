@@ -16,12 +16,15 @@ from certvae.commands.runs import RunError
 from certvae.commands.tables import markdown
 from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
+from experiments.escape import study as escape_study
 from experiments.guard import study as guard_study
 from experiments.path import study as path_study
+from experiments.prefit import study as prefit_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
 from experiments.study import Study, study_parser
 from experiments.view import study as view_study
+from experiments.witnesses import study as witnesses_study
 
 pytestmark = pytest.mark.slow
 
@@ -287,3 +290,38 @@ def test_a_claim_that_does_not_hold_is_said_and_with_strict_ends_with_an_error(
 def test_the_quick_forms_of_path_and_view_claim_what_holds(paths: Any, views: Any) -> None:
     assert all(path_study.claims(list(paths.values())).values())
     assert all(view_study.claims(list(views.values())).values())
+
+
+def test_the_study_of_witnesses_runs_all_phases_with_a_head_and_without_alignment_keeps_it_constant(
+    output: Any,
+) -> None:
+    folder = output("witnesses")
+    shutil.copytree(folder / "seed0" / "search", folder / "head" / "seed0" / "search")
+    arguments = ["--quick", "--max_epochs", "3", "--witnesses", "head", "--output_dir", str(folder)]
+    lines = {line["phase"]: line for line in witnesses_study.main(arguments)}
+    assert list(lines) == ["full", "no_align", "rescue", "ablate", "guarded", "prefit"]
+    assert lines["no_align"]["witness_information"] == pytest.approx(0, abs=1e-6)
+    assert lines["no_align"]["escape_force"] == pytest.approx(0, abs=1e-6)
+    assert lines["prefit"]["escape_force"] > 0
+    claims = witnesses_study.claims([{**line, "proven_status": "CERTIFIED"} for line in lines.values()])
+    assert [name for name, holds in claims.items() if not holds] == [
+        "head, no_align is not certified in every seed",
+        "head, ablate is not certified in every seed",
+    ]
+
+
+def test_the_study_of_the_prefit_shows_the_fit_at_a_kl_weight(output: Any) -> None:
+    arguments = ["--quick", "--max_epochs", "1", "--kl_weights", "2", "--output_dir", str(output("prefit"))]
+    lines = prefit_study.main(arguments)
+    assert [line["aligned"] for line in lines] == [True, False]
+    assert prefit_study.claims(lines)["the fit raises the margin on training rows in every run"]
+
+
+def test_the_study_of_the_escape_starts_the_head_without_a_force(output: Any) -> None:
+    folder = output("escape")
+    lines = {
+        line["run"]: line for line in escape_study.main(["--quick", "--max_epochs", "2", "--output_dir", str(folder)])
+    }
+    assert lines["head_collapsed"]["first_force"] < lines["simplex_collapsed"]["first_force"]
+    assert escape_study.claims(list(lines.values()))["the force of the simplex witness is above 0 at the first look"]
+    assert (folder / "escape.png").is_file()
