@@ -221,7 +221,8 @@ def _check_run(trainer: Trainer) -> None:
 def _batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
     """An epoch's training batches on the device, as the run's own steps get them."""
     most, data = trainer.num_training_batches, getattr(trainer, "datamodule", None)
-    for batch in islice(trainer.train_dataloader, None if math.isinf(most) else int(most)):
+    loader: Any = trainer.train_dataloader
+    for batch in islice(loader, None if math.isinf(most) else int(most)):
         hooks = data if data is not None and is_overridden("on_before_batch_transfer", data) else pl_module
         batch = hooks.on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), 0)
         yield trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -109,9 +109,10 @@ class RawHead(nn.Module):
         """
         values = as_codes(latents, self._width())
         with torch.autocast(values.device.type, enabled=False):
-            for layer in self.layers[:-1]:
+            *hidden, last = self._linears()
+            for layer in hidden:
                 values = _linear(layer, values).relu()
-            return _linear(self.layers[-1], values) / self.temperature
+            return _linear(last, values) / self.temperature
 
     def alignment_gradient(self, latents: Tensor, probs: Tensor) -> Tensor:
         r"""Gradient of the row's alignment loss by its code, :math:`\tfrac1\tau (S - T) W`, in closed form.
@@ -131,7 +132,7 @@ class RawHead(nn.Module):
             ValueError: if shapes do not fit, or ``probs`` are not probabilities.
         """
         codes = as_codes(latents, self._width())
-        *hidden, last = self.layers
+        *hidden, last = self._linears()
         teacher = teacher_rows(probs, codes, last.out_features)
         difference = self(codes).softmax(dim=-1).to(teacher) - teacher
         gradient = difference @ last.weight.to(difference) / self.temperature
@@ -139,6 +140,9 @@ class RawHead(nn.Module):
             for layer in hidden:  # at most one
                 gradient = (gradient * (_linear(layer, codes) > 0).to(gradient)) @ layer.weight.to(gradient)
         return gradient
+
+    def _linears(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def _width(self) -> int:
         if self.latent_dim is None or not self.layers:
@@ -152,8 +156,7 @@ class RawHead(nn.Module):
         return f"hidden={self.hidden}, temperature={self.temperature:g}"
 
 
-def _linear(layer: nn.Module, values: Tensor) -> Tensor:
+def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
     """The layer in the wider type of its weights and the values."""
-    assert isinstance(layer, nn.Linear)
     dtype = torch.promote_types(values.dtype, layer.weight.dtype)
     return nn.functional.linear(values.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))
