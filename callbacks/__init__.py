@@ -10,6 +10,7 @@ from certvae.callbacks.images import ReconstructionImages
 from certvae.callbacks.information import InformationCallback
 from certvae.callbacks.lagging import LaggingInference
 from certvae.callbacks.last_checkpoint import CheckpointError, LastCheckpoint
+from certvae.callbacks.prefit import PrefitCallback
 from certvae.callbacks.probe import ProbeCallback
 from certvae.callbacks.status import StatusLine
 from certvae.monitoring.dual_controller import DualController
@@ -30,6 +31,7 @@ __all__ = [
     "LaggingInference",
     "LastCheckpoint",
     "Latents",
+    "PrefitCallback",
     "ProbeCallback",
     "ReconstructionImages",
     "StatusLine",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from certvae.monitoring.auxiliary_loss import AuxiliaryLoss
 from certvae.monitoring.batch_reader import BatchReader
+from certvae.monitoring.trained_witness import TrainedWitness
 from certvae.reading.latents import Captured, LatentSource
 from certvae.teachers import Teacher
 from certvae.theory.arguments import float64_device
@@ -23,15 +24,22 @@ NEEDS_LOG_VARIANCE = (
     "`path='draw'` needs the posterior's log-variance, and `latents` gave only a mean. Name both, as in "
     "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or take path='mean'."
 )
+KEPT = "certvae_witness"  # where a checkpoint has a trained witness
 DRAWS = 1  # seed of the draws: others than the certificate's
 
 
 class AlignmentCallback(Callback):
     r"""Add ``weight * E KL(T(.|x) || S(.|z))`` to the loss that a module's ``training_step`` returns.
 
-    The witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module stay as
-    they are. The gradient at the code is ``scale * (S - T) U / B`` (:meth:`certvae.SimplexWitness.alignment_gradient`),
-    which does not vanish at a collapsed code. Source: arXiv 2605.05813, with the witness of arXiv 2605.18224.
+    By default the witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module
+    stay as they are. The gradient at the code is ``scale * (S - T) U / B``
+    (:meth:`certvae.SimplexWitness.alignment_gradient`), which does not vanish at a collapsed code. Source: arXiv
+    2605.05813, with the witness of arXiv 2605.18224.
+
+    A witness that the module owns, its attribute ``witness``, is trained by the module's own optimizer. With
+    ``witness_learning_rate`` a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by an Adam of its
+    own at each step of the run's optimizer. Its weights and moments are in checkpoints under ``certvae_witness``; what
+    the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
     decoder to use the code: next to wide noise it can be too small to be seen. ``path="draw"`` aligns one draw
@@ -48,12 +56,14 @@ class AlignmentCallback(Callback):
         weight: of the term, in units of the module's own loss for each nat; or a function of the epoch, such as
             :class:`certvae.models.schedules.LinearSchedule`.
         witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
-        witness: a fixed witness instead.
+        witness: another witness instead.
         path: ``"mean"`` or ``"draw"``: what is aligned.
+        witness_learning_rate: with which Adam trains ``witness``; None: it is fixed.
 
     Raises:
         ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
-            module optimizes by hand.
+            module optimizes by hand; if ``witness_learning_rate`` is not above 0, or there is nothing that it could
+            train; or, before training, if the run would train it wrongly.
     """
 
     def __init__(
@@ -65,12 +75,14 @@ class AlignmentCallback(Callback):
         witness_scale: float = 2.0,
         witness: nn.Module | None = None,
         path: Literal["mean", "draw"] = "mean",
+        witness_learning_rate: float | None = None,
     ) -> None:
         super().__init__()
         if not callable(weight):
             _check_weight(weight)
         self.weight, self.path = weight, check_path(path)
         self.reader: BatchReader | None = BatchReader(teacher, latents, images, witness, witness_scale)
+        self._trained = _trained(witness, witness_learning_rate)
         self._term: AuxiliaryLoss | None = None
         self._first_batch = True
         self._sums = torch.zeros(2)
@@ -92,6 +104,8 @@ class AlignmentCallback(Callback):
         """
         reader = self._ready_reader(trainer)
         reader.start(pl_module)
+        if self._trained is not None:
+            self._trained.start(trainer, pl_module)
         self._first_batch = True
         self._start_sums(pl_module)  # an epoch that goes on after a restart has no start
         self._term = AuxiliaryLoss(
@@ -137,6 +151,22 @@ class AlignmentCallback(Callback):
         weight = self.weight(trainer.current_epoch) if callable(self.weight) else self.weight
         return _check_weight(weight)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._trained is not None:
+            self._trained.step(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._trained is None:
+            return
+        if KEPT in checkpoint:
+            raise ValueError("`witness_learning_rate` can be given to one AlignmentCallback of a run, got two.")
+        checkpoint[KEPT] = self._trained.state()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # A run without a trained witness left none: the witness then starts here.
+        if self._trained is not None and KEPT in checkpoint:
+            self._trained.restore(checkpoint[KEPT])
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_sums(pl_module)
 
@@ -166,6 +196,14 @@ class AlignmentCallback(Callback):
         self._stop()
         if self.reader is not None:
             self.reader.capture.detach()
+
+
+def _trained(witness: nn.Module | None, learning_rate: float | None) -> TrainedWitness | None:
+    if learning_rate is None:
+        return None
+    if witness is None:
+        raise ValueError("`witness_learning_rate` needs a `witness` to train, such as RawHead(10, 32), got None.")
+    return TrainedWitness(witness, learning_rate)
 
 
 def _check_weight(weight: float) -> float:

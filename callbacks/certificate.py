@@ -42,6 +42,10 @@ class CertificateCallback(CheckedLatents):
     more are told more, see :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no
     random state touched.
 
+    Logs ``diagnostics/escape_force`` too, or ``diagnostics/<name>/escape_force`` under another ``name``: the mean pull
+    of the alignment term on a mean code, in nats for each unit of the code (:mod:`certvae.theory.escape`). A witness
+    that does not give its gradient in closed form has none.
+
     Args:
         teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
         latents: where the code is; default: ``outputs["posterior"]`` of the module's step. A dotted submodule path
@@ -312,6 +316,10 @@ class CertificateCallback(CheckedLatents):
             if value is not None:
                 tensor = torch.tensor(float(value), dtype=torch.float64, device=device)
                 pl_module.log(f"{prefix}/{name}", tensor, prog_bar=name == "margin", sync_dist=True)
+        if certificate.escape_force is not None:
+            own = "" if self.name == "certificate" else f"{self.name}/"
+            force = torch.tensor(certificate.escape_force, dtype=torch.float64, device=device)
+            pl_module.log(f"{'test_' if stage == 'test' else ''}diagnostics/{own}escape_force", force, sync_dist=True)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         said = self._said

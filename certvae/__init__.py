@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from certvae.teachers.search import TeacherSearch
     from certvae.theory.bracket import InformationBracket, information_bracket, information_bracket_of
     from certvae.theory.codebook import CodebookInformation, codebook_information
+    from certvae.theory.raw_head import RawHead
     from certvae.theory.witness import SimplexWitness
 
 __version__ = "0.2.0.dev0"
@@ -25,6 +26,7 @@ __all__ = [
     "CertificateSettings",
     "CodebookInformation",
     "InformationBracket",
+    "RawHead",
     "Reading",
     "SimplexWitness",
     "Status",
@@ -68,6 +70,10 @@ def _load(name: str) -> Any:
         from certvae.theory import codebook
 
         return getattr(codebook, name)
+    if name == "RawHead":
+        from certvae.theory.raw_head import RawHead
+
+        return RawHead
     if name == "SimplexWitness":
         from certvae.theory.witness import SimplexWitness
 

@@ -56,6 +56,9 @@ class Certificate:
             4,096 of them, and in files of the first schema.
         information: what the code carries, from both sides, without a teacher; None where it has no variance.
         fitted: what a reader finds in the code that was fitted to it on other rows; None where it was not tried.
+        escape_force: mean length of the gradient of a row's alignment loss at its mean code, nats for each unit of the
+            code; None where codes were not seen, or the witness has no closed form of it. See
+            :mod:`certvae.theory.escape`.
     """
 
     status: Status
@@ -84,6 +87,7 @@ class Certificate:
     components: list[ComponentMargin] = field(default_factory=list)
     information: InformationBracket | None = None
     fitted: FittedMargin | None = None
+    escape_force: float | None = None
 
     @property
     def certified(self) -> bool:
@@ -204,6 +208,8 @@ class Certificate:
             lines.append(f"  information          {self.information.span()}")
         if self.fitted is not None:
             lines.append(f"  fitted reader        {self.fitted.line()}")
+        if self.escape_force is not None:
+            lines.append(f"  escape force         {self.escape_force:8.4f} nats   (for each unit of the code)")
         if self.components:
             lines.append(f"  components           {components_line(self)}")
         if self.p_value is not None:
@@ -257,7 +263,13 @@ class Certificate:
         return f"at least {self.margin_lower:.{digits}f} at {100 * self.confidence:.4g} %, {self.method}{look}"
 
 
-_ADDED: dict[str, Any] = {"reading": "UNDECIDED", "components": [], "information": None, "fitted": None}  # by schema 2
+_ADDED: dict[str, Any] = {  # by schema 2
+    "reading": "UNDECIDED",
+    "components": [],
+    "information": None,
+    "fitted": None,
+    "escape_force": None,
+}
 
 
 def _plain(value: Any) -> Any:
@@ -332,6 +344,7 @@ _OPTIONAL = {
     "look",
     "information",
     "fitted",
+    "escape_force",
 }
 
 

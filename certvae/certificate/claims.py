@@ -49,6 +49,7 @@ def _of_numbers(c: Certificate) -> list[tuple[str, bool]]:
         ("margin = teacher_information - alignment_loss", abs(c.margin - difference) <= SLACK * (1 + abs(difference))),
         ("p_value in (0, 1]", c.p_value is None or 0 < c.p_value <= 1),
         ("rate >= 0", c.rate is None or c.rate >= -SLACK),
+        ("escape_force >= 0", c.escape_force is None or c.escape_force >= 0),
         ("status follows from the numbers", c.status is Status.PARTIAL or c.status is verdict(c)),
         *_of_components(c),
         *_of_information(c),

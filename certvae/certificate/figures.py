@@ -28,24 +28,33 @@ __all__ = [
 ]
 
 # Okabe and Ito's palette, which color-blind readers can tell apart.
-PHASE_COLORS = {"full": "#0072B2", "no_align": "#D55E00", "rescue": "#009E73", "ablate": "#CC79A7"}
+PHASE_COLORS = {
+    "full": "#0072B2",
+    "no_align": "#D55E00",
+    "rescue": "#009E73",
+    "ablate": "#CC79A7",
+    "guarded": "#E69F00",
+    "prefit": "#56B4E9",
+}
 _LABELS = {
     "full": "full: aligned from scratch",
     "no_align": "no_align: weight 0",
     "rescue": "rescue: aligned again",
     "ablate": "ablate: full, then weight 0",
+    "guarded": "guarded: no_align, then the guard's weight",
+    "prefit": "prefit: aligned from a fitted code",
 }
 # Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
 _PARTS = {"information": "#999999", "kept": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
 _LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
-GOES_ON_FROM = {"rescue": "no_align", "ablate": "full"}
+GOES_ON_FROM = {"rescue": "no_align", "ablate": "full", "guarded": "no_align"}
 
 
 def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
     """Margin against epoch for each phase and seed, with the threshold.
 
-    The rescue starts where ``no_align`` ended, the ablation where ``full`` did. The band reaches down to the lower
-    bound.
+    The rescue and the guarded one start where ``no_align`` ended, the ablation where ``full`` did. The band
+    reaches down to the lower bound.
 
     Args:
         histories: certificates of each epoch, by seed and by phase.

@@ -1,4 +1,4 @@
-"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align``, ``rescue`` and perhaps ``ablate``.
+"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align``, ``rescue`` and perhaps others.
 
 Every phase is one run of the ordinary command line on a YAML that is written into its folder first, so that each can
 be run again by itself with ``certvae fit --config``.
@@ -24,8 +24,13 @@ from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import TargetTable, load_teacher
 
-__all__ = ["PHASES", "Protocol", "main", "run_protocol"]
+__all__ = ["PHASES", "WITNESSES", "Protocol", "main", "run_protocol"]
 
+WITNESSES: dict[str, dict[str, Any] | None] = {  # as a YAML names them; None: what the phase's YAML has
+    "simplex": None,
+    "head": {"class_path": "certvae.RawHead"},
+    "perceptron": {"class_path": "certvae.RawHead", "init_args": {"hidden": 64}},
+}
 OPTIONS = ("seeds", "teachers", "max_epochs")  # that a summary names; the others say where data and results are
 
 
@@ -35,12 +40,15 @@ class Protocol:
 
     Attributes:
         dataset: name for tables and figures.
-        phases: path of the YAML of ``search`` and of each phase; ``ablate`` may be left out.
+        phases: path of the YAML of ``search`` and of each phase; ``ablate``, ``guarded`` and ``prefit`` may be
+            left out.
         seeds: one search and the phases for each.
         output_dir: where everything goes, ``seed<n>/<phase>`` for each phase.
         file: the YAML itself.
         moved_from: the folder that the YAMLs name; paths below it are moved to ``output_dir/seed<n>``.
         targets: ``"mixture"``: the searched teacher answers; ``"table"``: fixed targets for each index.
+        witness: of all phases: ``"simplex"``, fixed; or trained by the alignment term, ``"head"``, linear, or
+            ``"perceptron"``, with 64 hidden units.
         teachers: given teacher files, one for each seed, instead of a search.
         max_epochs: instead of the phases' own.
         data_dir: instead of the YAMLs' own.
@@ -54,6 +62,7 @@ class Protocol:
     file: Path
     moved_from: str
     targets: str = "mixture"
+    witness: str = "simplex"
     teachers: tuple[Path, ...] = ()
     max_epochs: int | None = None
     data_dir: str | None = None
@@ -68,6 +77,8 @@ class Protocol:
             raise ValueError(f"`phases` may name search, {', '.join((*PHASES, *OPTIONAL_PHASES))}, got {unknown}.")
         if self.targets not in ("mixture", "table"):
             raise ValueError(f"`targets` must be 'mixture' or 'table', got {self.targets!r}.")
+        if self.witness not in WITNESSES:
+            raise ValueError(f"`witness` must be one of {', '.join(WITNESSES)}, got {self.witness!r}.")
         if not self.seeds:
             raise ValueError("`seeds` must hold at least one seed.")
         if self.teachers and len(self.teachers) != len(self.seeds):
@@ -89,9 +100,9 @@ class Protocol:
         if not path.is_file():
             raise FileNotFoundError(f"no protocol at {path}.")
         values = yaml.safe_load(path.read_text())
-        known = {"dataset", "phases", "targets", "seeds", "output_dir"}
+        known = {"dataset", "phases", "targets", "witness", "seeds", "output_dir"}
         if not isinstance(values, dict) or set(values) - known or {"dataset", "phases", "output_dir"} - set(values):
-            raise ValueError(f"{path} must hold dataset, phases, output_dir and may hold targets, seeds.")
+            raise ValueError(f"{path} must hold dataset, phases, output_dir and may hold targets, witness, seeds.")
         values["file"], values["moved_from"] = path, str(values["output_dir"])
         values["phases"] = {name: path.parent / file for name, file in values["phases"].items()}
         values.update({key: value for key, value in changes.items() if value is not None})
@@ -119,6 +130,8 @@ class Protocol:
             changes["data.data_dir"] = self.data_dir
         if phase == "search":
             return changes
+        if WITNESSES[self.witness] is not None:
+            changes["model.witness"] = WITNESSES[self.witness]
         if self.max_epochs is not None:
             changes["trainer.max_epochs"] = self.max_epochs
         if self.wandb:
@@ -157,6 +170,7 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
     with interruptible(protocol.output_dir):
         records = [record for seed in protocol.seeds for record in _run_seed(protocol, seed)]
         options = {name: getattr(protocol, name) for name in OPTIONS}
+        options["witness"] = None if protocol.witness == "simplex" else protocol.witness
         commits = f"trained at commit {', '.join(sorted({record['commit'] for record in records}))}"
         command = ["certvae", "protocol", str(protocol.file)]
         made = origin(command, options, commits, sum(record["seconds"] for record in records))
@@ -199,6 +213,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--teachers", type=Path, nargs="+", help="teacher files, one for each seed, instead of a search"
     )
+    parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
     parser.add_argument("--data_dir", help="where the data set is")
     parser.add_argument("--output_dir", help="where results go; a run that is there goes on")

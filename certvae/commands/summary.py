@@ -18,8 +18,15 @@ from certvae.teachers import load_teacher
 __all__ = ["OPTIONAL_PHASES", "PHASES", "claims", "margin_figure", "summarize", "summary_table"]
 
 PHASES = ("full", "no_align", "rescue")
-OPTIONAL_PHASES = ("ablate",)
-CERTIFIED = {"full": True, "no_align": False, "rescue": True, "ablate": False}  # what a protocol is to show
+OPTIONAL_PHASES = ("ablate", "guarded", "prefit")
+CERTIFIED = {  # what a protocol is to show
+    "full": True,
+    "no_align": False,
+    "rescue": True,
+    "ablate": False,
+    "guarded": True,
+    "prefit": True,
+}
 COLUMNS = {
     "seed": "{seed}",
     "phase": "{phase}",

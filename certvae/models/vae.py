@@ -18,7 +18,7 @@ from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import float64_device
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
-from certvae.theory.witness import SimplexWitness
+from certvae.theory.raw_head import RawHead
 
 __all__ = ["VAE", "TrainingDivergedError", "VacuousTeacherError"]
 
@@ -47,9 +47,10 @@ class VAE(LightningModule):
         encoder: module from images to a :class:`certvae.theory.posterior.Posterior`, with an attribute ``latent_dim``.
         decoder: module from latents ``(B, latent_dim)`` to the mean of the images.
         teacher: a teacher or the path of its file; needed for alignment.
-        witness: default: the teacher's simplex witness with ``witness_scale`` and ``witness_prior``.
+        witness: default: the teacher's simplex witness with ``witness_scale`` and ``witness_prior``. A
+            :class:`certvae.RawHead` is trained by the alignment term and saved with the weights.
         witness_scale: factor of the code in the default witness.
-        witness_prior: whether the zero code answers the teacher's training average.
+        witness_prior: whether the zero code, or a RawHead at its start, answers the teacher's training average.
         objective: default ``ELBO(beta=1)``.
         prior: default standard normal.
         alignment_weight: ``w``, at least 0.
@@ -70,7 +71,7 @@ class VAE(LightningModule):
         encoder: nn.Module,
         decoder: nn.Module,
         teacher: str | Path | Teacher | None = None,
-        witness: SimplexWitness | None = None,
+        witness: nn.Module | None = None,
         witness_scale: float = 2.0,
         witness_prior: bool = True,
         objective: Objective | None = None,
@@ -99,6 +100,9 @@ class VAE(LightningModule):
         self._teacher = [loaded] if loaded is not None else []
         if witness is None and loaded is not None:
             witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
+        if isinstance(witness, RawHead) and loaded is not None:
+            average = loaded.measured_average() if witness_prior else None
+            witness.bind(loaded.num_components, int(encoder.latent_dim), average)  # type: ignore[arg-type]
         self.witness = witness
         self._sums = torch.zeros(len(EVALUATED) + 1)
         self._start_record()

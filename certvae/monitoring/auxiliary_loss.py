@@ -7,7 +7,17 @@ from typing import Any
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-__all__ = ["AuxiliaryLoss"]
+__all__ = ["AuxiliaryLoss", "own_step"]
+
+_OWN = "_certvae_own_step"
+
+
+def own_step(pl_module: LightningModule) -> Callable[..., Any]:
+    """The module's ``training_step`` without the terms that are added to it."""
+    step: Callable[..., Any] = pl_module.training_step
+    while hasattr(step, _OWN):
+        step = getattr(step, _OWN)
+    return step
 
 
 class AuxiliaryLoss:
@@ -56,6 +66,7 @@ class AuxiliaryLoss:
                 return outputs + term
             return {**outputs, "loss": outputs["loss"] + term}
 
+        setattr(training_step, _OWN, original)
         pl_module.training_step = training_step  # type: ignore[method-assign]
         self._module = pl_module
 

@@ -22,6 +22,7 @@ from certvae.monitoring.code_sample import CodeSample
 from certvae.monitoring.divergence import find_fault, shared_fault
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
+from certvae.theory.escape import escape_force, has_escape_force
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 
@@ -71,6 +72,7 @@ class Evaluation:
         self._last_witness: nn.Module | None = None
         self._sample = CodeSample(information_rows, seed) if information_rows else None
         self._deterministic = False
+        self._force = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted sum over rows, and weight
         self.fault = ""
         reader.capture.listen()
 
@@ -110,8 +112,16 @@ class Evaluation:
         if self._sample is not None:
             self._sample.add([captured], positions, weights > 0, probs)
         self._deterministic = captured.deterministic
+        self._add_force(mean, probs, weights)
         self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
+
+    def _add_force(self, mean: Tensor | None, probs: Tensor, weights: Tensor) -> None:
+        witness = self.reader.witness  # not one that was widened: a closed form takes care of its own precision
+        if witness is not None and mean is not None and has_escape_force(witness):
+            forces = escape_force(witness, mean, probs)
+            row_weights = weights.to(forces)
+            self._force += torch.stack([row_weights @ forces, row_weights.sum()]).to(self._force)
 
     def _check_first(self, pl_module: LightningModule, batch: Any, captured: Captured) -> None:
         check_log_variance(captured.log_variance)
@@ -156,9 +166,14 @@ class Evaluation:
         if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
             leaks = ["found on another process"]
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
-        certificate = self._with_information(self.metric.compute(), trainer)
+        certificate = self._with_information(self._with_force(self.metric.compute(), trainer), trainer)
         certificate.provenance |= {"teacher_drift": drift, **(_attendance(counts) if partial else {})}
         return judge(certificate, partial=partial, leaks=leaks)
+
+    def _with_force(self, certificate: Certificate, trainer: Trainer) -> Certificate:
+        """The same with the mean escape force over all processes' rows; a collective."""
+        total, weight = trainer.strategy.reduce(self._force.clone(), reduce_op="sum").tolist()
+        return replace(certificate, escape_force=total / weight if weight else None)
 
     def _with_information(self, certificate: Certificate, trainer: Trainer) -> Certificate:
         """The same with what the sampled rows say of the code."""

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from certvae.theory.arguments import MAX_COMPONENTS, as_number, as_tensor, as_whole_number
 from certvae.theory.information import as_probabilities
 
-__all__ = ["SimplexWitness", "centered", "centered_log", "own_witness", "simplex_basis"]
+__all__ = [
+    "SimplexWitness",
+    "as_codes",
+    "centered",
+    "centered_log",
+    "log_prior_of",
+    "own_witness",
+    "simplex_basis",
+    "teacher_rows",
+]
 
 
 def simplex_basis(num_components: int) -> Tensor:
@@ -95,7 +104,7 @@ class SimplexWitness(nn.Module):
         self.scale = float(scale)
         # Not buffers: a module cast to bfloat16, or moved to a device without float64, must not round them.
         self._basis = simplex_basis(num_components)
-        self._log_prior = _log_prior(prior, num_components)
+        self._log_prior = log_prior_of(prior, num_components)
         self._cache: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -111,15 +120,7 @@ class SimplexWitness(nn.Module):
             TypeError: if ``latents`` is not a tensor of floats.
             ValueError: if it does not have ``latent_dim`` coordinates, or is not dense.
         """
-        if not (isinstance(latents, Tensor) and latents.is_floating_point()):
-            raise TypeError(f"`latents` must be a tensor of floats, got {getattr(latents, 'dtype', type(latents))}.")
-        if latents.ndim == 0 or latents.shape[-1] != self.latent_dim:
-            came = latents.shape[-1] if latents.ndim else "one number"
-            raise ValueError(f"`latents` must have {self.latent_dim} coordinates, got {came}.")
-        if latents.layout != torch.strided:
-            raise ValueError(f"`latents` must be dense, got {latents.layout}. Give latents.to_dense().")
-        codes = latents[..., : self.num_components - 1]
-        codes = codes.to(torch.promote_types(codes.dtype, torch.float32))
+        codes = as_codes(latents, self.latent_dim)[..., : self.num_components - 1]
         with torch.autocast(codes.device.type, enabled=False):
             basis, log_prior = self._constants(codes)
             return self.scale * codes @ basis.T + log_prior
@@ -177,23 +178,13 @@ class SimplexWitness(nn.Module):
             TypeError: if an argument does not hold real numbers.
             ValueError: if shapes do not fit, or ``probs`` are not probabilities.
         """
-        teacher, answers = self._rows(probs), self(latents).softmax(dim=-1)
-        if answers.shape != teacher.shape:
-            raise ValueError(
-                f"`latents` and `probs` must have the same rows, got {tuple(latents.shape)} and {tuple(teacher.shape)}."
-            )
-        difference = answers.to(teacher) - teacher
+        teacher = teacher_rows(probs, latents, self.num_components)
+        difference = self(latents).softmax(dim=-1).to(teacher) - teacher
         gradient = self.scale * difference @ self._constants(difference)[0]
         return nn.functional.pad(gradient, (0, self.latent_dim - self.num_components + 1))
 
-    def _rows(self, probs: Any) -> Tensor:
-        rows = as_probabilities(probs, "probs")
-        if rows.shape[1] != self.num_components:
-            raise ValueError(f"`probs` must have {self.num_components} components, got {rows.shape[1]}.")
-        return rows
-
     def _positive(self, probs: Any) -> Tensor:
-        teacher = self._rows(probs)
+        teacher = teacher_rows(probs, None, self.num_components)
         if bool((teacher <= 0).any()):
             raise ValueError("`probs` must be positive for a finite code; floor them: (1 - floor) * T + floor / K.")
         return teacher
@@ -219,12 +210,66 @@ class SimplexWitness(nn.Module):
 def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
     """The module's attribute ``witness``, unless it belongs to a teacher with other components."""
     witness = getattr(module, "witness", None)
-    if isinstance(witness, SimplexWitness) and witness.num_components != num_components:
+    ours = callable(getattr(witness, "alignment_gradient", None))
+    if ours and getattr(witness, "num_components", num_components) != num_components:
         return None
     return witness if isinstance(witness, nn.Module) else None
 
 
-def _log_prior(prior: Tensor | list[float] | None, num_components: int) -> Tensor:
+def as_codes(latents: Tensor, latent_dim: int) -> Tensor:
+    """Codes as a witness reads them, in float32 or wider.
+
+    Args:
+        latents: codes of any float type, shape ``(..., latent_dim)``.
+        latent_dim: coordinates that they must have.
+
+    Raises:
+        TypeError: if ``latents`` is not a tensor of floats.
+        ValueError: if it does not have ``latent_dim`` coordinates, or is not dense.
+    """
+    if not (isinstance(latents, Tensor) and latents.is_floating_point()):
+        raise TypeError(f"`latents` must be a tensor of floats, got {getattr(latents, 'dtype', type(latents))}.")
+    if latents.ndim == 0 or latents.shape[-1] != latent_dim:
+        came = latents.shape[-1] if latents.ndim else "one number"
+        raise ValueError(f"`latents` must have {latent_dim} coordinates, got {came}.")
+    if latents.layout != torch.strided:
+        raise ValueError(f"`latents` must be dense, got {latents.layout}. Give latents.to_dense().")
+    return latents.to(torch.promote_types(latents.dtype, torch.float32))
+
+
+def teacher_rows(probs: Any, latents: Tensor | None, num_components: int) -> Tensor:
+    """Teacher probabilities for a witness, float64, shape ``(N, K)``.
+
+    Args:
+        probs: shape ``(N, K)``.
+        latents: the codes of these rows, shape ``(N, latent_dim)``; None where there are none.
+        num_components: K of the witness.
+
+    Raises:
+        TypeError: if ``probs`` are not an array of real numbers.
+        ValueError: if they are not rows of K probabilities, or of another number of rows than the codes.
+    """
+    rows = as_probabilities(probs, "probs")
+    if rows.shape[1] != num_components:
+        raise ValueError(f"`probs` must have {num_components} components, got {rows.shape[1]}.")
+    if latents is not None and latents.shape[:-1] != rows.shape[:-1]:
+        raise ValueError(
+            f"`latents` and `probs` must have the same rows, got {tuple(latents.shape)} and {tuple(rows.shape)}."
+        )
+    return rows
+
+
+def log_prior_of(prior: Tensor | list[float] | None, num_components: int) -> Tensor:
+    """Logarithms of what a witness answers by itself, float64, shape ``(K,)``.
+
+    Args:
+        prior: positive probabilities, shape ``(K,)``; None: the uniform distribution.
+        num_components: K.
+
+    Raises:
+        TypeError: if ``prior`` is not an array of real numbers.
+        ValueError: if it does not hold K positive probabilities.
+    """
     if prior is None:
         return torch.full((num_components,), -math.log(num_components), dtype=torch.float64)
     probs = as_probabilities(as_tensor(prior, "prior")[None], "prior")[0]

@@ -61,7 +61,7 @@ def data_options(dataset: str, folder: Path) -> list[str]:
     return options
 
 
-@pytest.mark.parametrize("run", ["search", "full", "no_align", "rescue"])
+@pytest.mark.parametrize("run", ["search", "full", "no_align", "rescue", "guarded", "prefit"])
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_shipped_yaml_runs_with_fast_dev_run(
     dataset: str,
@@ -86,7 +86,7 @@ def test_the_other_commands_run_on_a_checkpoint(
 
 def test_every_yaml_is_shipped_complete_and_opens_with_its_command() -> None:
     for dataset in DATASETS:
-        for run in ("search", "full", "no_align", "rescue"):
+        for run in ("search", "full", "no_align", "rescue", "ablate", "guarded", "prefit"):
             text = Path(shipped(dataset, run)).read_text()
             assert f"# certvae fit --config experiments/{dataset}/{run}.yaml" in text
             assert {"seed_everything", "trainer", "model", "data"} <= set(yaml.safe_load(text))

@@ -197,6 +197,26 @@ def test_fixed_targets_and_given_teachers(demo: Path, tmp_path: Path) -> None:
     assert certificate["teacher_information"] == pytest.approx(reference["teacher_information"], abs=1e-6)
 
 
+def test_a_trained_head_in_every_phase_by_one_line(tmp_path: Path) -> None:
+    """With the phases that a YAML may leave out; a head that was never aligned stays constant."""
+    names = ("search", *PHASES, "guarded", "prefit")
+    values = yaml.safe_load(Path(DIGITS).read_text()) | {"witness": "head"}
+    values["phases"] = {name: str(EXPERIMENTS / "digits" / f"{name}.yaml") for name in names}
+    path = tmp_path / "head.yaml"
+    path.write_text(yaml.safe_dump(values))
+    teacher = digits_teacher(10).save(tmp_path / "teacher.safetensors")
+    options = {"teachers": (teacher,), "max_epochs": 2, "output_dir": str(tmp_path / "runs")}
+    phases = run_protocol(Protocol.read(path, **options))["seeds"]["0"]["phases"]
+    assert list(phases) == list(names[1:])
+    assert phases["no_align"]["witness_information"] == pytest.approx(0, abs=1e-9)
+    assert phases["no_align"]["escape_force"] == 0
+    assert min(phases[name]["escape_force"] for name in ("full", "rescue", "guarded", "prefit")) > 0
+    assert "--witness head" in (tmp_path / "runs" / "summary.md").read_text()
+    with open(tmp_path / "runs" / "seed0" / "prefit" / "metrics.csv") as file:
+        fitted = next(row for row in csv.DictReader(file) if row["prefit/margin_after"])
+    assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0)
+
+
 def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("dataset: x\n")
@@ -208,6 +228,7 @@ def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
         ({"phases": {"search": "x.yaml"}}, "`phases` must name the YAML of"),
         ({"targets": "all"}, "`targets` must be 'mixture' or 'table'"),
         ({"seeds": []}, "`seeds` must hold at least one seed"),
+        ({"witness": "oracle"}, "`witness` must be one of simplex, head, perceptron, got 'oracle'"),
     ):
         path.write_text(yaml.safe_dump({**values, **change}))
         with pytest.raises(ValueError, match=message):

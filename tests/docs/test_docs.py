@@ -31,7 +31,7 @@ run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
     ("page", "blocks"),
     [
         ("tutorial.md", 11),
-        ("mathematics.md", 6),
+        ("mathematics.md", 7),
         ("limits.md", 1),
         ("python.md", 8),
         ("information.md", 2),

@@ -16,12 +16,15 @@ from certvae.commands.runs import RunError
 from certvae.commands.tables import markdown
 from certvae.teachers import TeacherCard, load_teacher
 from experiments import study as harness
+from experiments.escape import study as escape_study
 from experiments.guard import study as guard_study
 from experiments.path import study as path_study
+from experiments.prefit import study as prefit_study
 from experiments.protocol import study as protocol_study
 from experiments.stress import study as stress_study
 from experiments.study import Study, study_parser
 from experiments.view import study as view_study
+from experiments.witnesses import study as witnesses_study
 
 pytestmark = pytest.mark.slow
 
@@ -287,3 +290,22 @@ def test_a_claim_that_does_not_hold_is_said_and_with_strict_ends_with_an_error(
 def test_the_quick_forms_of_path_and_view_claim_what_holds(paths: Any, views: Any) -> None:
     assert all(path_study.claims(list(paths.values())).values())
     assert all(view_study.claims(list(views.values())).values())
+
+
+def test_the_study_of_witnesses_claims_for_each_witness_what_the_protocol_claims() -> None:
+    phases = ("full", "no_align", "rescue", "ablate", "guarded", "prefit")
+    lines = [{"witness": name, "phase": phase, "proven_status": "CERTIFIED"} for name in "ab" for phase in phases]
+    found = witnesses_study.claims(lines)
+    assert len(found) == 12
+    assert [name for name, holds in found.items() if not holds] == [
+        f"{witness}, {phase} is not certified in every seed" for witness in "ab" for phase in ("no_align", "ablate")
+    ]
+
+
+def test_the_studies_of_prefit_and_escape_say_what_does_not_hold() -> None:
+    fitted = {"aligned": True, "margin_before": -0.1, "margin_after": 0.5, "proven_status": "CERTIFIED"}
+    assert all(prefit_study.claims([fitted]).values())
+    assert not any(prefit_study.claims([{**fitted, "margin_after": -0.1, "proven_status": "VACUOUS"}]).values())
+    escaped = {"run": "simplex_low", "certified_step": 4, "first_force": 0.1}
+    assert all(escape_study.claims([escaped]).values())
+    assert not any(escape_study.claims([{**escaped, "certified_step": None, "first_force": 0.0}]).values())

@@ -75,7 +75,16 @@ TEXTS: dict[str, str | bytes] = {
     "first half": GOOD[: len(GOOD) // 2],
 }
 OF_ANOTHER_TYPE: list[Any] = ["0.5", True, [0.5], {"value": 0.5}, None, float("nan"), float("inf"), 10**400, -(10**19)]
-OPTIONAL = ["p_value", "channel_margin", "calibrated_channel_margin", "rate", "look", "information", "fitted"]
+OPTIONAL = [
+    "p_value",
+    "channel_margin",
+    "calibrated_channel_margin",
+    "rate",
+    "look",
+    "information",
+    "fitted",
+    "escape_force",
+]
 BOUNDS = ["margin_lower", "channel_margin_lower", "calibrated_channel_margin_lower"]  # null is minus infinity
 NOT_NUMBERS = ["status", "method", "leaks", "provenance"]
 FITTING: dict[str, Any] = {"method": "0.5", "provenance": {"value": 0.5}}

@@ -1,0 +1,80 @@
+"""A witness that is trained beside a module, by an optimizer of its own that leaves the module's as it is."""
+
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import nn
+
+__all__ = ["TrainedWitness"]
+
+
+class TrainedWitness:
+    """Steps a witness's parameters with Adam whenever the run's optimizer steps.
+
+    The module's optimizer, its state and its keys in checkpoints stay as they are, so that a run with the witness and
+    one without resume each other. Gradients are averaged over processes, which no wrapper of the module does for it.
+
+    Args:
+        witness: a module with parameters.
+        learning_rate: of Adam, above 0.
+
+    Raises:
+        ValueError: if there is no parameter to train, or ``learning_rate`` is not above 0.
+    """
+
+    def __init__(self, witness: nn.Module, learning_rate: float) -> None:
+        if not learning_rate > 0:
+            raise ValueError(f"`witness_learning_rate` must be above 0, got {learning_rate}.")
+        if not any(value.requires_grad for value in witness.parameters()):
+            raise ValueError(
+                f"`witness_learning_rate` needs a `witness` with parameters, got {type(witness).__name__}. Give a "
+                "RawHead, or leave the learning rate out."
+            )
+        self.witness = witness
+        self._optimizer = torch.optim.Adam(witness.parameters(), lr=learning_rate)
+        self._moments: dict[str, Any] | None = None
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin a run, with the witness on its device, or refuse one in which it would be trained wrongly.
+
+        Raises:
+            ValueError: if the module owns the witness, losses are scaled for float16, or the optimizer asks for the
+                loss several times a step.
+        """
+        owned = {id(value) for value in pl_module.parameters()}
+        if any(id(value) in owned for value in self.witness.parameters()):
+            raise ValueError(
+                f"`witness` belongs to {type(pl_module).__name__} already, whose own optimizer trains it; leave out "
+                "`witness_learning_rate`."
+            )
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                "`witness_learning_rate` does not go with precision='16-mixed', which scales the loss by a factor that "
+                "only the module's optimizer takes back. Take 'bf16-mixed', or let the module own the witness."
+            )
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
+            raise ValueError(
+                "`witness_learning_rate` does not go with LBFGS, which asks for the loss several times a step while "
+                "the witness must stay the same. Let the module own the witness."
+            )
+        if self._moments is not None:
+            self._optimizer.load_state_dict(self._moments)
+            self._moments = None
+
+    def step(self, trainer: Trainer) -> None:
+        """Take one step with the gradients that have come since the last; a collective."""
+        for value in self.witness.parameters():
+            if value.grad is not None and trainer.world_size > 1:
+                value.grad = trainer.strategy.reduce(value.grad, reduce_op="mean")
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: weights and moments."""
+        return {"weights": self.witness.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state`; the moments wait for :meth:`start`, when the device is known."""
+        self.witness.load_state_dict(state["weights"])
+        self._moments = state["optimizer"]

@@ -1,0 +1,125 @@
+"""Escape force and margin against steps: from a collapsed checkpoint, and from a start with a low margin.
+
+    python -m experiments.escape.study --data_dir data
+    python -m experiments.escape.study --quick
+
+``no_align`` trains without alignment until it has collapsed. ``simplex_collapsed`` and ``head_collapsed`` go on from
+such weights with alignment, with the fixed witness and with a linear head; ``simplex_low`` starts from a code that was
+fitted to a tenth of the closed form, whose margin is low and not zero. The force is the mean length of the alignment
+loss's gradient at a code (:mod:`certvae.theory.escape`). At the head's start it is 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from certvae.certificate.history import read_history
+from certvae.commands.protocol import WITNESSES
+from certvae.commands.tables import Line, Results
+from experiments.study import Study, study_parser
+
+__all__ = ["claims", "main"]
+
+EVERY = {"digits": 4, "cifar100": 25}  # steps between looks
+LOW = 0.1  # of the closed-form code, at the low-margin start
+COLORS = {"simplex_collapsed": "#0072B2", "head_collapsed": "#D55E00", "simplex_low": "#009E73"}
+COLUMNS = {
+    "seed": "{seed}",
+    "run": "{run}",
+    "first look at step": "{first_step}",
+    "force there": "{first_force:.4f}",
+    "margin there": "{first_margin:+.3f}",
+    "certified at step": "{certified_step}",
+    "force at the end": "{last_force:.4f}",
+    "margin at the end": "{last_margin:+.3f}",
+}
+
+
+def settings(study: Study, seed: int) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """By the name of each run from a low margin: its YAML's values, and what is changed in them."""
+    looks = {"trainer.val_check_interval": EVERY[study.dataset]}
+    start = {
+        witness: {"model.init_weights_from": str(study.place(seed, name) / "checkpoints" / "last.ckpt")}
+        for witness, name in (("simplex", "no_align"), ("head", "no_align_head"))
+    }
+    low = study.values("prefit")
+    for item in low["trainer"]["callbacks"]:
+        if item["class_path"].endswith("PrefitCallback"):
+            item["init_args"]["alpha"] = LOW
+    rescue = study.values("rescue")
+    return {
+        "simplex_collapsed": (rescue, {**looks, **start["simplex"]}),
+        "head_collapsed": (rescue, {**looks, **start["head"], "model.witness": WITNESSES["head"]}),
+        "simplex_low": (low, looks),
+    }
+
+
+def collapse(study: Study, seed: int) -> None:
+    """Train without alignment, with each witness: a checkpoint's weights must fit."""
+    base = study.values("no_align")
+    study.run(seed, "no_align", {}, base=base)
+    study.run(seed, "no_align_head", {"model.witness": WITNESSES["head"]}, base=base)
+
+
+def measure(study: Study, seed: int, name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Line:
+    """Run one setting, and its line of the table."""
+    study.run(seed, name, changes, base=base)
+    looks = read_history(study.place(seed, name) / "certificates_val.jsonl")
+    first, last = looks[0], looks[-1]
+    steps = [look.provenance["global_step"] for look in looks if look.certified]
+    numbers = {
+        "first_force": first.escape_force,
+        "first_margin": first.margin,
+        "last_force": last.escape_force,
+        "last_margin": last.margin,
+    }
+    assert all(value is not None for value in numbers.values())
+    rounded = {key: round(float(value or 0.0), 5) for key, value in numbers.items()}
+    found = {"first_step": first.provenance["global_step"], "certified_step": steps[0] if steps else None}
+    return {"seed": seed, "run": name, **found, **rounded}
+
+
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """What the study is to show."""
+    simplex = [line for line in lines if line["run"].startswith("simplex")]
+    return {
+        "every run is certified before its end": all(line["certified_step"] is not None for line in lines),
+        "the force of the simplex witness is above 0 at the first look": all(
+            line["first_force"] > 0 for line in simplex
+        ),
+    }
+
+
+def draw(lines: Sequence[Line], study: Study) -> Figure:
+    """Force and margin against steps."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for line in lines:
+        looks = read_history(study.place(line["seed"], line["run"]) / "certificates_val.jsonl")
+        steps = [look.provenance["global_step"] for look in looks]
+        label = line["run"] if line["seed"] == lines[0]["seed"] else None
+        color = COLORS[line["run"]]
+        left.plot(steps, [look.escape_force for look in looks], color=color, label=label)
+        right.plot(steps, [look.margin for look in looks], color=color)
+    right.axhline(0, color="black", linewidth=1)
+    left.set(xlabel="step", ylabel="mean escape force (nats for each unit of the code)")
+    right.set(xlabel="step", ylabel="raw-witness margin (nats)")
+    left.legend(frameon=False)
+    return figure
+
+
+def main(args: Sequence[str] | None = None) -> list[Line]:
+    """Run what is not done yet, write table and figure, and return the table's lines."""
+    given = study_parser("escape", __doc__).parse_args(args)
+    study, lines = Study("escape", given), []
+    for seed in study.seeds:
+        collapse(study, seed)
+        for name, (base, changes) in settings(study, seed).items():
+            lines.append(measure(study, seed, name, base, changes))
+    study.report(Results(lines, COLUMNS, claims(lines), {"escape": draw(lines, study)}))
+    return lines
+
+
+if __name__ == "__main__":
+    main()

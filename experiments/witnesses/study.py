@@ -1,0 +1,126 @@
+"""The protocol by witness: simplex, linear head, perceptron head; over all phases, with the guard and the pre-fit.
+
+    python -m experiments.witnesses.study --data_dir data                           # CIFAR-100
+    python -m experiments.witnesses.study --dataset tiny_imagenet --data_dir data
+    python -m experiments.witnesses.study --quick                                   # scikit-learn's digits
+
+Each witness runs ``certvae protocol`` on ``experiments/<dataset>.yaml`` with all phases and the same teacher. In
+``no_align`` a trained head gets no gradient and stays at its start, which is constant; whether a head that was trained
+goes back to a constant answer is what ``ablate`` shows: there it is kept as it was, while its code is not.
+"""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.figure import Figure
+
+from certvae.commands.protocol import WITNESSES, Protocol, run_protocol
+from certvae.commands.summary import CERTIFIED, OPTIONAL_PHASES, PHASES
+from certvae.commands.tables import Line, Results
+from experiments.protocol.study import certified, measure
+from experiments.study import EXPERIMENTS, Study, study_parser
+
+__all__ = ["claims", "main"]
+
+COLORS = {"simplex": "#0072B2", "head": "#D55E00", "perceptron": "#009E73"}
+COLUMNS = {
+    "seed": "{seed}",
+    "witness": "{witness}",
+    "phase": "{phase}",
+    "status": "{status}",
+    "`I_T`": "{teacher_information:.3f}",
+    "margin": "{proven_margin:+.3f}",
+    "at least, betting": "{proven_lower:+.3f}",
+    "channel margin": "{channel_margin:+.3f}",
+    "`I_S`": "{witness_information:.4f}",
+    "rate": "{rate:.3f}",
+    "squared error": "{mean_squared_error:.4f}",
+    "escape force": "{escape_force:.4f}",
+    "seconds": "{seconds:.0f}",
+}
+
+
+def protocols(study: Study, dataset: str, chosen: Sequence[str]) -> dict[str, Protocol]:
+    """A protocol for each witness; those after the first take the first one's teachers."""
+    made: dict[str, Protocol] = {}
+    phases = {name: EXPERIMENTS / dataset / f"{name}.yaml" for name in ("search", *PHASES, *OPTIONAL_PHASES)}
+    for witness in chosen:
+        first = next(iter(made.values()), None)
+        teachers = None if first is None else tuple(first.searched_path(seed) for seed in study.seeds)
+        made[witness] = Protocol.read(
+            EXPERIMENTS / f"{dataset}.yaml",
+            phases=phases,
+            seeds=tuple(study.seeds),
+            output_dir=str(study.folder / witness),
+            witness=witness,
+            teachers=teachers,
+            max_epochs=study.given.max_epochs,
+            data_dir=None if study.given.quick else study.given.data_dir,
+        )
+    return made
+
+
+def line(protocol: Protocol, seed: int, phase: str) -> Line:
+    """One line of the table: that of the protocol's study, and the escape force."""
+    force = certified(protocol.seed_dir(seed) / phase, protocol.teacher_path(seed), "betting").escape_force
+    found = {"seed": seed, "witness": protocol.witness, **measure(protocol, seed, phase)}
+    return {**found, "escape_force": None if force is None else round(force, 5)}
+
+
+def claims(lines: Sequence[Line]) -> dict[str, bool]:
+    """Which phases of each witness are to be certified, by the proven bound, and whether they are."""
+    shown = {}
+    for witness in dict.fromkeys(item["witness"] for item in lines):
+        for phase, expected in CERTIFIED.items():
+            chosen = [item for item in lines if (item["witness"], item["phase"]) == (witness, phase)]
+            if chosen:
+                name = f"{witness}, {phase} is {'' if expected else 'not '}certified in every seed"
+                status = "CERTIFIED" if expected else "NOT_CERTIFIED"
+                shown[name] = all(item["proven_status"] == status for item in chosen)
+    return shown
+
+
+def draw(lines: Sequence[Line]) -> Figure:
+    """Margin with its proven bound, for each phase and witness, means over seeds."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes, phases = figure.subplots(), list(dict.fromkeys(item["phase"] for item in lines))
+    witnesses = list(dict.fromkeys(item["witness"] for item in lines))
+    for number, witness in enumerate(witnesses):
+        for place, phase in enumerate(phases):
+            chosen = [item for item in lines if (item["witness"], item["phase"]) == (witness, phase)]
+            margin = fmean(item["proven_margin"] for item in chosen)
+            at = place + 0.25 * (number - (len(witnesses) - 1) / 2)
+            lower = min(item["proven_lower"] for item in chosen)
+            label = witness if place == 0 else None
+            axes.errorbar(at, margin, [[max(margin - lower, 0.0)], [0]], fmt="o", color=COLORS[witness], label=label)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set(ylabel="raw-witness margin (nats)", title="margin and its proven lower bound, by witness and phase")
+    axes.set_xticks(range(len(phases)), phases)
+    axes.legend(frameon=False)
+    return figure
+
+
+def main(args: Sequence[str] | None = None) -> list[Line]:
+    """Run what is not done yet, write table and figure, and return the table's lines."""
+    parser = study_parser("witnesses", __doc__)
+    parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
+    parser.add_argument("--witnesses", nargs="+", choices=list(WITNESSES), default=list(WITNESSES))
+    given = parser.parse_args(args)
+    if given.quick and given.dataset:
+        parser.error("--quick runs on the digits; leave out --dataset.")
+    if given.subset is not None:
+        parser.error("a protocol runs on all rows; --subset does not apply.")
+    dataset = "digits" if given.quick else given.dataset or "cifar100"
+    seeds = range(1) if dataset == "tiny_imagenet" else range(3)
+    study = Study("witnesses", given, seeds, results=f"witnesses_{dataset}")
+    made = protocols(study, dataset, given.witnesses)
+    for protocol in made.values():
+        run_protocol(protocol)
+        study.count(protocol.run(phase, seed) for seed in study.seeds for phase in protocol.names)
+    lines = [line(p, seed, phase) for seed in study.seeds for p in made.values() for phase in p.names]
+    study.report(Results(lines, COLUMNS, claims(lines), {study.results: draw(lines)}))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
