@@ -17,11 +17,12 @@ PATIENCE = 20  # training batches after which a code that no loss has read is re
 HALVES = ("Split", "SplitWithSizes", "UnsafeSplit", "Slice", "Unbind", "Narrow", "Select", "Index")
 DROPOUTS = ("NativeDropout", "FusedDropout")
 FACTORS = ("Mul", "Div", "Pow", "Sqrt")
-WORDS: dict[Scale, str] = {
-    "std": "the standard deviation itself",
-    "variance": "the variance itself",
-    "log_std": "the logarithm of the standard deviation",
-    "log_variance": "the log-variance",
+SOFTPLUS = "2 * softplus(scale).log()"
+WORDS: dict[Scale, tuple[str, str]] = {
+    "std": ("the standard deviation itself", "2 * std.log()"),
+    "variance": ("the variance itself", "variance.log()"),
+    "log_std": ("the logarithm of the standard deviation", "2 * log_std"),
+    "log_variance": ("the log-variance", "log_variance"),
 }
 
 
@@ -41,9 +42,9 @@ class CodeChecks:
 
     def __init__(self, source: LatentSource | None) -> None:
         sources = list(source.values()) if isinstance(source, Mapping) else [source]
-        self._waiting = [
-            item for item in map(as_latents, sources) if item is not None and item.path and not callable(item.path)
-        ]
+        named = [item for item in map(as_latents, sources) if item is not None]
+        # A function and the module itself have no place of their own in a graph.
+        self._waiting = [item for item in named if item.path and not callable(item.path)]
         self._record = CodeRecord(self._waiting)
         self._batches = 0
 
@@ -170,13 +171,12 @@ def _not_a_log_variance(source: Latents, code: CodeEdges, draw: Draw) -> str:
         is_ = "log_std"
     if is_ == told and not softplus:
         return ""
-    what, cure = WORDS[is_], f"Say so: Latents({source.shown}, ..., scale={is_!r})."
-    if softplus:
-        what = "what a softplus makes the standard deviation from"
-        cure = "Give a function instead: latents=lambda pl_module, batch: (mean, 2 * softplus(scale).log())."
+    what, formula = ("what a softplus makes the standard deviation from", SOFTPLUS) if softplus else WORDS[is_]
+    say = "Give" if softplus else f"Say so, Latents({source.shown}, ..., scale={is_!r}), or give"
+    read = worded(told).removeprefix("a ").removeprefix("the ")
     return (
-        f"gives {what} where {worded(told).replace('a ', 'the ', 1)} is read. Rate, bracket and channel margin are then "
-        f"wrong; the margin is not. {cure}"
+        f"gives {what} where the {read} is read. Rate, bracket and channel margin are then wrong; the margin is not. "
+        f"{say} a function instead: latents=lambda pl_module, batch: (mean, {formula})."
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from certvae.reading.found import describe
+from certvae.reading.found import describe, parts_of
 from certvae.reading.posteriors import Scale, posterior_of, scale_named, wide
 from certvae.theory.posterior import Posterior
 
@@ -120,7 +120,10 @@ def _pick_part(value: Any, name: str) -> Any:
         return value[int(name)]
     if name.isidentifier() and hasattr(value, name) and not isinstance(value, Tensor):
         return getattr(value, name)
-    raise ValueError(f"`latents` names the part {name!r} of an output that lacks it; the output is {describe(value)}.")
+    raise ValueError(
+        f"`latents` names the part {name!r} of an output that lacks it; the output has "
+        f"{list(parts_of(value)) or 'no parts'}, {describe(value)}."
+    )
 
 
 def _gaussian(mean: Tensor, log_variance: Tensor, spatial: Spatial | None, shown: str) -> Captured:

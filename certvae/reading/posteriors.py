@@ -1,6 +1,7 @@
 """A posterior in whatever form it comes: a pair, a distribution, or an object with a mean and a scale."""
 
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -77,7 +78,7 @@ def scale_named(part: str) -> Scale | None:
 
 
 def scale_likely(name: str) -> Scale | None:
-    """What the name of a part or of a head such as ``"fc_sigma"`` makes likely; None where it is certain or says none."""
+    """What the name of a part or of a head such as ``"fc_sigma"`` makes likely; None where it says nothing."""
     name = name.rpartition(",")[2].strip().lower().rpartition(".")[2]
     return next((kind for word, kind in LIKELY.items() if name == word or name.endswith("_" + word)), None)
 
@@ -159,7 +160,8 @@ def _of_distribution(value: Distribution, shown: str) -> Found:
     except NotImplementedError:
         raise TypeError(
             f"`latents` gave a {type(base).__name__}, whose mean is not known in closed form. Where it is made from "
-            f"another distribution, name that: {_line(shown, 'base_dist')}; else give a function (pl_module, batch) -> code."
+            f"another distribution, name that: {_line(shown, 'base_dist')}; else give a function (pl_module, batch) -> "
+            "code."
         ) from None
 
 
@@ -189,7 +191,7 @@ def _likely_part(value: Any) -> str:
         if not isinstance(item, Tensor | str) and item is not None and _is_posterior(item):
             return name
     tensors = [(name, item) for name, item in parts.items() if isinstance(item, Tensor) and item.ndim > 1]
-    pairs = zip(tensors, tensors[1:], strict=False)
+    pairs = pairwise(tensors)
     same = [f"{one},{other}" for (one, mean), (other, scale) in pairs if mean.shape == scale.shape]
     return same[-1] if same else (tensors[0][0] if tensors else "")
 
