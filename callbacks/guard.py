@@ -149,7 +149,8 @@ class CertificateGuard(AlignmentCallback):
         """Put the alignment term in place, or take hold of the KL weight, if the answer is to rescue.
 
         Raises:
-            ValueError: if the target cannot be reached, or the module optimizes by hand.
+            ValueError: if the target cannot be reached, or the module optimizes by hand and ``latents`` names no
+                submodule.
         """
         if isinstance(self._watched, InformationCallback):
             self._check_cap(self._watched)
@@ -187,9 +188,12 @@ class CertificateGuard(AlignmentCallback):
         return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
 
     @torch.no_grad()
-    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
-        score = (probs * log_student).sum(dim=1).mean()[None]
-        means = self._means.add(trainer, torch.cat([score, probs.mean(dim=0)]))
+    def _weight(
+        self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor, weights: Tensor
+    ) -> Tensor:
+        score = (probs * log_student).sum(dim=1, keepdim=True)
+        means = weights @ torch.cat([score, probs], dim=1) / weights.sum().clamp(min=1)
+        means = self._means.add(trainer, means, weights.mean())
         return self._pursuit.step(_number(means)).to(log_student)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

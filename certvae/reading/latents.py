@@ -23,8 +23,8 @@ class LatentCapture:
     Args:
         source: None reads ``outputs["posterior"]`` of the module's own step, as :class:`certvae.VAE` gives it; a
             dotted path or :class:`Latents` names a submodule whose output is caught by a hook; a function is called
-            with the module and the batch; two paths name two heads. A dict names groups of latents, each with one of these but
-            None.
+            with the module and the batch; two paths name two heads. A dict names groups of latents, each with one of
+            these but None.
 
     Attributes:
         source: the same, each as a :class:`Latents`.

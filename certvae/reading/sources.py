@@ -18,7 +18,18 @@ from certvae.reading.inputs import as_floats, select_inputs
 from certvae.reading.posteriors import SCALES, Scale
 from certvae.reading.statistics import kept_statistics
 
-__all__ = ["OURS", "CodeFunction", "CodeReader", "FunctionCode", "HeadsCode", "Latents", "StepCode", "SubmoduleCode"]
+__all__ = [
+    "OURS",
+    "CodeFunction",
+    "CodeReader",
+    "FunctionCode",
+    "HeadsCode",
+    "Latents",
+    "StepCode",
+    "SubmoduleCode",
+    "copied",
+    "submodule_of",
+]
 
 CodeFunction = Callable[[Any, Any], Any]
 OURS = "certvae"  # marks in a graph what our reading added to it
@@ -89,6 +100,12 @@ class Latents:
         """The code in an output of the submodule; of two, the pair of both."""
         captured = read_latents(output, self.part, self.spatial, self.scale, self.shown)
         return Captured(captured.mean, deterministic=True) if self.deterministic else captured
+
+    def read_outputs(self, outputs: list[Any]) -> Captured:
+        """The code in the output of the submodule, or in those of both heads."""
+        if len(outputs) == 1:
+            return self.read(outputs[0])
+        return replace(self, part="").read((select_part(outputs[0], self.part), outputs[1]))
 
 
 class CodeReader(Protocol):
@@ -206,7 +223,7 @@ class SubmoduleCode:
             ValueError: if there is no submodule of this name.
         """
         self.detach()
-        submodule = _submodule(self.source, module)
+        submodule = submodule_of(self.source, module)
         self._handles = [submodule.register_forward_hook(self._catch)]
         if submodule is module:
             self._handles.append(submodule.register_forward_pre_hook(self._begin))
@@ -223,7 +240,8 @@ class SubmoduleCode:
         outer = bool(self._begun) and self._begun.pop() < self._calls
         self._calls += 1
         if self._listening and not outer:
-            self._caught.append(_snapshot(output))
+            # A copy: what a step does in place to the output afterwards is not the encoder's answer.
+            self._caught.append(copied(output, _marked))
             self._inputs = inputs
 
     def detach(self) -> None:
@@ -257,7 +275,7 @@ class SubmoduleCode:
     def call_again(self, module: nn.Module, rows: Tensor, count: int) -> Any:
         """The whole output for some of the rows that were just seen."""
         listening, self._listening = self._listening, False
-        output = _submodule(self.source, module)(*_rows_of(self._inputs, rows, count))
+        output = submodule_of(self.source, module)(*_rows_of(self._inputs, rows, count))
         self._listening = listening
         return output
 
@@ -291,7 +309,7 @@ class HeadsCode:
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
         """See :class:`CodeReader`."""
-        return self._pair(self._mean.latest(), self._scale.latest())
+        return self.source.read_outputs([self._mean.latest(), self._scale.latest()])
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`: the pair."""
@@ -299,16 +317,19 @@ class HeadsCode:
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """See :class:`CodeReader`."""
-        return self._pair(*(reader.call_again(module, rows, count) for reader in (self._mean, self._scale)))
-
-    def _pair(self, mean: Any, scale: Any) -> Captured:
-        return replace(self.source, part="").read((select_part(mean, self.source.part), scale))
+        heads = (self._mean, self._scale)
+        return self.source.read_outputs([head.call_again(module, rows, count) for head in heads])
 
 
-def _submodule(source: Latents, module: nn.Module) -> nn.Module:
+def submodule_of(source: Latents, module: nn.Module) -> nn.Module:
+    """The submodule that a source names.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
     assert isinstance(source.path, str)
     try:
-        return module.get_submodule(source.path)
+        return module.getsubmodule_of(source.path)
     except AttributeError:
         raise ValueError(f"`latents={source.path!r}` names no submodule. {_nearest(source.path, module)}") from None
 
@@ -322,7 +343,7 @@ def _rows_of(value: Any, rows: Tensor, count: int) -> Any:
     return apply_to_collection(value, Tensor, pick)
 
 
-def _copied(value: Tensor) -> Tensor:
+def _marked(value: Tensor) -> Tensor:
     twin = value.clone()
     if twin.grad_fn is not None and not torch.compiler.is_compiling():
         marks: Any = twin.grad_fn.metadata
@@ -330,23 +351,23 @@ def _copied(value: Tensor) -> Tensor:
     return twin
 
 
-def _snapshot(value: Any) -> Any:
-    """A copy: what a step does in place to an encoder's output afterwards is not the encoder's answer."""
+def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of an encoder's output with other tensors in the places of its own."""
     if isinstance(value, Tensor):
-        return _copied(value)
+        return change(value)
     if isinstance(value, tuple | list):
-        items = [_snapshot(item) for item in value]
+        items: list[Any] = [copied(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         twin = copy(value)
-        twin.update({key: _snapshot(item) for key, item in value.items()})
+        twin.update({key: copied(item, change) for key, item in value.items()})
         return twin
     if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
         return value
     twin = copy(value)
     for name, item in vars(value).items():
         if isinstance(item, Tensor | Distribution):
-            twin.__dict__[name] = _snapshot(item)
+            twin.__dict__[name] = copied(item, change)
     return twin
 
 
