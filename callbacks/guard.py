@@ -220,6 +220,8 @@ class CertificateGuard(AlignmentCallback):
             pl_module.log("certificate/guard_weight", self._pursuit.weight)
         if self._kl is not None:
             pl_module.log(f"{self.certificate}/kl_weight", self._kl.now)
+        if isinstance(self._watched, CertificateCallback) and self._watched.own_rows is not None:
+            self._look(trainer)  # no validation comes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the distance from training to the bound, or answer to a loss.
@@ -228,8 +230,10 @@ class CertificateGuard(AlignmentCallback):
             CertificateLostError: if the target was reached before and is not now, and ``on_loss`` is ``"raise"``.
             ValueError: if the code has no log-variance to draw with.
         """
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
         bound, name = self._bound()
         if bound is None:
             return

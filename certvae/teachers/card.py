@@ -76,21 +76,19 @@ class TeacherCard:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for a file; what is new only where it is used, so that files without it stay as they were."""
-        return {
-            key: value for key, value in asdict(self).items() if value is not None or key not in ("names", "ignore")
-        }
+        new = ("names", "ignore")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in new}
 
     def naming(self) -> dict[str, list[str]]:
         """The entry of a certificate's provenance that names the components; empty where they have no names."""
         return {} if self.names is None else {"component_names": list(self.names)}
 
     def _check_ignore(self) -> None:
-        if (
-            self.ignore is not None
-            and 0 <= as_whole_number(self.ignore, "ignore", -(2**63), 2**63) < self.num_components
-        ):
+        if self.ignore is None:
+            return
+        if 0 <= as_whole_number(self.ignore, "ignore", -(2**63), 2**63) < self.num_components:
             raise ValueError(
-                f"`ignore` must be no label of a class, so below 0 or at least {self.num_components}, got {self.ignore}."
+                f"`ignore` must be no label of a class: below 0, or at least {self.num_components}, got {self.ignore}."
             )
 
     def _check_inputs(self) -> None:

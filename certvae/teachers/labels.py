@@ -34,7 +34,8 @@ class LabelTeacher(Teacher):
 
     Raises:
         TypeError: if an argument is not a number, or ``names`` are no list of text.
-        ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), ``ignore`` is a class, or ``names`` are not ``num_classes``
+        ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), ``ignore`` is a class, or ``names``
+            are not ``num_classes``
             printable texts of at most 100 characters.
     """
 
@@ -92,8 +93,9 @@ class LabelTeacher(Teacher):
         outside = labels[((labels < 0) | (labels >= self.num_components)) & (labels != self._ignore)]
         if len(outside):
             raise ValueError(
-                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Rows without a label "
-                f"need LabelTeacher({self.num_components}, ignore={int(outside[0])}); else give the right `num_classes`."
+                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Rows without "
+                f"a label need LabelTeacher({self.num_components}, ignore={int(outside[0])}); else give the right "
+                "`num_classes`."
             )
 
     @property
