@@ -84,7 +84,7 @@ class ProbeCallback(Callback):
         if self._watched.own_rows is not None:
             raise ValueError(
                 "ProbeCallback scores on the rows that the trainer validates on, and its CertificateCallback has a "
-                "`dataloader` of its own. Give the rows to the trainer, with a `validation_step`; or leave the probe out."
+                "`dataloader` of its own. Give the rows to the trainer, with a `validation_step`, or leave it out."
             )
         given = self._watched.reader
         self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)

@@ -329,7 +329,7 @@ def submodule_of(source: Latents, module: nn.Module) -> nn.Module:
     """
     assert isinstance(source.path, str)
     try:
-        return module.getsubmodule_of(source.path)
+        return module.get_submodule(source.path)
     except AttributeError:
         raise ValueError(f"`latents={source.path!r}` names no submodule. {_nearest(source.path, module)}") from None
 
