@@ -116,13 +116,14 @@ class AuxiliaryGradient:
             if gradient is not None:
                 tensor.register_hook(functools.partial(self._add, place, gradient))
 
-    def _add(self, place: int, gradient: Tensor, passing: Tensor) -> Tensor:
+    def _add(self, place: int, gradient: Tensor, passing: Tensor | None) -> Tensor | None:
         if place in self._added:
             return passing
         self._added.add(place)
         assert self._module is not None
         scaler = getattr(self._module.trainer.precision_plugin, "scaler", None)
-        return passing + (gradient if scaler is None else gradient * scaler.get_scale()).to(passing)
+        gradient = gradient if scaler is None else gradient * scaler.get_scale()
+        return gradient if passing is None else passing + gradient  # None: a part that the loss does not read
 
     def detach(self) -> None:
         """Remove the hooks, and give the module its own step back."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, Latents
 from certvae.monitoring.auxiliary_gradient import AuxiliaryGradient
+from certvae.reading.latents import LatentCapture
 from certvae.theory.information import kl_divergence
 from tests.plain_vae import ManualVAE, UserVAE, measured, plain_loader
 from tests.runs import digits_teacher, trainer
@@ -17,12 +18,11 @@ pytestmark = pytest.mark.slow
 TEACHER = digits_teacher()
 
 
-class GAN(UserVAE):
+class GAN(ManualVAE):
     """A VAE with a discriminator, two optimizers, and a discriminator's pass that reaches the encoder first."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.automatic_optimization = False
         self.judge = nn.Linear(64, 1)
 
     def configure_optimizers(self) -> Any:
@@ -30,7 +30,8 @@ class GAN(UserVAE):
         return torch.optim.Adam(own, lr=1e-2), torch.optim.Adam(self.judge.parameters(), lr=1e-2)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        generator, discriminator = self.optimizers()  # type: ignore[misc, attr-defined]
+        optimizers: Any = self.optimizers()
+        generator, discriminator = optimizers
         images = batch[0].flatten(1)
         mean, log_variance = self.encoder(images)
         fake = self.decoder(mean + (log_variance / 2).exp() * torch.randn_like(mean))
@@ -104,11 +105,11 @@ def test_the_gradient_at_the_code_is_the_closed_form() -> None:
 
 
 def test_a_gan_hybrid_is_guarded(tmp_path: Path) -> None:
-    """It collapses under its KL weight; the guard finds the weight that brings it back, and without it nothing moves."""
+    """It collapses under its KL weight; the guard finds the weight that brings it back."""
     margins = []
     for guards in ([], [CertificateGuard(0.05, path="mean", headroom=0.0)]):
-        watch = CertificateCallback(TEACHER, "encoder")
-        fit(tmp_path, seeded(GAN), watch, *guards, max_epochs=25)
+        watch = CertificateCallback(TEACHER, "encoder", information_rows=0, channel_samples=0)
+        fit(tmp_path, seeded(GAN), watch, *guards, max_epochs=15)
         margins.append(measured(watch).margin)
     assert margins[0] < 0.02 < 0.05 < margins[1]
 
@@ -127,7 +128,6 @@ def test_what_has_no_place_for_the_gradient_is_refused(tmp_path: Path) -> None:
 
 
 def LatentSourceOf(source: Any) -> Any:
-    from certvae.reading.latents import LatentCapture
 
     return LatentCapture(source).source
 

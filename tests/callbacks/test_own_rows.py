@@ -1,4 +1,4 @@
-"""A certificate of rows that the callback was given, of a module without a `validation_step`, and what is said early."""
+"""A certificate of rows that the callback was given, for a module without a `validation_step`."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae.callbacks import CertificateCallback, CertificateGuard, ProbeCallback
+from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, ProbeCallback
+from certvae.teachers import LabelTeacher
 from tests.plain_vae import UserEncoder, expected, images, measured, plain_loader
 from tests.runs import digits_teacher, trainer
 
@@ -59,7 +60,7 @@ def test_the_callbacks_rows_are_measured_and_no_bit_of_the_run_moves(tmp_path: P
     assert all(torch.equal(value, without.state_dict()[name]) for name, value in with_it.state_dict().items())
     assert callback.looks == 2
     assert measured(callback).margin == pytest.approx(expected(with_it).margin, abs=1e-6)
-    assert measured(callback).num_rows == 90
+    assert measured(callback).num_samples == 90
     assert False in with_it.modes
     assert all(part.training for part in with_it.modules())
     assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
@@ -96,18 +97,12 @@ def test_a_module_without_validation_is_told_of_the_dataloader(tmp_path: Path) -
 
 
 def test_a_validation_that_never_comes_is_said_before_the_first_batch(tmp_path: Path) -> None:
-    class Early(LightningModule):
-        pass
-
     with pytest.warns(UserWarning, match=r"No validation will run.*Give Trainer\(check_val_every_n_epoch=2\)"):
         fit(tmp_path, watching(), check_val_every_n_epoch=3)
 
 
 def test_labels_that_are_missing_weigh_nothing(tmp_path: Path) -> None:
     """Certificate, teacher and alignment are those of the labelled rows alone."""
-    from certvae.callbacks import AlignmentCallback
-    from certvae.teachers import LabelTeacher
-
     labels = torch.arange(90) % 3
     hidden = labels.clone()
     hidden[::4] = -1
@@ -126,7 +121,7 @@ def test_labels_that_are_missing_weigh_nothing(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[callback, align]).fit(model, loader)
         found.append((measured(callback), teacher.card.information_train, model.encoder.body.weight))
     (few, information, weight), (all_, other, same) = found
-    assert few.num_rows == all_.num_rows == int(kept.sum())
+    assert few.num_samples == all_.num_rows == int(kept.sum())
     assert all_.margin == pytest.approx(few.margin, abs=1e-6)
     assert other == pytest.approx(information, abs=1e-12)
     torch.testing.assert_close(same, weight)

@@ -146,9 +146,9 @@ def test_two_heads_are_a_code(source: Any) -> None:
 
 
 def test_two_heads_are_checked_in_the_graph() -> None:
-    model, said = TwoHeads(), []
-    for scale in (None, "std"):
-        checks = CodeChecks(Latents("fc_mu", scale_path="fc_var", scale=scale))  # type: ignore[arg-type]
+    model, said, scales = TwoHeads(), list[list[str]](), (None, "std")
+    for scale in scales:
+        checks = CodeChecks(Latents("fc_mu", scale_path="fc_var", scale=scale))
         checks.begin(model)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -169,8 +169,8 @@ def test_the_output_of_the_module_itself_is_read_also_where_its_step_is_wrapped(
         model.forward = original  # type: ignore[method-assign]
         return model(values)[0].sum()
 
-    def wrapped(values: Tensor) -> Tensor:
-        model.forward = step  # type: ignore[method-assign]
+    def wrapped(values: Tensor) -> Any:
+        model.forward = step  # type: ignore[assignment, method-assign]
         return model(values)
 
     assert torch.equal(read_from(model, ":1,2", wrapped).mean, model.fc_mu(MEAN))
