@@ -40,6 +40,7 @@ class AuxiliaryGradient:
         self._batch: Any = None
         self._inside = False
         self._outputs: dict[int, Any] = {}
+        self._gradients: dict[int, list[Tensor | None]] = {}
         self._added = set[int]()
 
     def attach(self, pl_module: LightningModule) -> None:
@@ -79,51 +80,71 @@ class AuxiliaryGradient:
 
     def _begin(self, pl_module: LightningModule, batch: Any) -> None:
         self._inside, self._batch = pl_module.trainer.training, batch
-        self._outputs, self._added = {}, set()
+        self._outputs, self._gradients, self._added = {}, {}, set()
 
     def stepped(self) -> None:
         """An optimizer takes its step: what comes after it is another pass."""
         self._added = set()
 
-    def _catch(self, source: Latents, heads: int, place: int, module: Any, inputs: Any, output: Any) -> None:
+    def _catch(self, source: Latents, heads: int, place: int, module: Any, inputs: Any, output: Any) -> Any:
         if not (self._inside and torch.is_grad_enabled()):
-            return
+            return None
         if place in self._outputs:
             if source.calls == "error":
                 raise ValueError(
                     f"`latents={source.path!r}` was called twice in one step; say that the first call counts, "
                     f"Latents({source.path!r}, calls='first')."
                 )
-            return
+            return None
         self._outputs[place] = output
         if len(self._outputs) == heads:
-            self._hook_gradients(source, [self._outputs[head] for head in range(heads)])
+            self._find_gradients(source)
+        return self._passed_on(place, output)
 
-    def _hook_gradients(self, source: Latents, outputs: list[Any]) -> None:
-        pairs: list[tuple[Tensor, Tensor]] = []
+    def _find_gradients(self, source: Latents) -> None:
+        """Differentiate the term by the outputs, without the graph that they were made in."""
+        twins: dict[int, list[Tensor]] = {place: [] for place in self._outputs}
 
-        def leaf(tensor: Tensor) -> Tensor:
-            if not (tensor.is_floating_point() and tensor.requires_grad):
-                return tensor
-            pairs.append((tensor, tensor.detach().clone().requires_grad_()))
-            return pairs[-1][1]
+        def read(place: int) -> Any:
+            def leaf(tensor: Tensor) -> Tensor:
+                twin = tensor.detach().clone().requires_grad_(_is_trained(tensor))
+                twins[place] += [twin] if twin.requires_grad else []
+                return twin
 
-        term = self._term(self._batch, source.read_outputs([copied(output, leaf) for output in outputs]))
+            return copied(self._outputs[place], leaf)
+
+        term = self._term(self._batch, source.read_outputs([read(place) for place in sorted(self._outputs)]))
+        every = [twin for place in twins.values() for twin in place]
         if not term.requires_grad:
             return
-        gradients = torch.autograd.grad(term, [twin for _, twin in pairs], allow_unused=True)
-        for place, ((tensor, _), gradient) in enumerate(zip(pairs, gradients, strict=True)):
-            if gradient is not None:
-                tensor.register_hook(functools.partial(self._add, place, gradient))
+        found = iter(torch.autograd.grad(term, every, allow_unused=True))
+        self._gradients = {place: [next(found) for _ in leaves] for place, leaves in twins.items()}
 
-    def _add(self, place: int, gradient: Tensor, passing: Tensor | None) -> Tensor | None:
-        if place in self._added:
+    def _passed_on(self, place: int, output: Any) -> Any:
+        """The output for the rest of the step; a backward pass through any part of it brings the gradient of all."""
+        trained: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            trained.extend([tensor] if _is_trained(tensor) else [])
+            return tensor
+
+        copied(output, note)
+        if not trained:
+            return None
+        passed = iter(_Adding.apply(self, place, *trained))
+        return copied(output, lambda tensor: next(passed) if _is_trained(tensor) else tensor)
+
+    def added(self, place: int, passing: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The gradients that pass through the tensors of an output, with those of the term."""
+        gradients = self._gradients.get(place)
+        if gradients is None or place in self._added:
             return passing
         self._added.add(place)
         assert self._module is not None
         scaler = getattr(self._module.trainer.precision_plugin, "scaler", None)
-        gradient = gradient if scaler is None else gradient * scaler.get_scale()
-        return gradient if passing is None else passing + gradient  # None: a part that the loss does not read
+        scale = 1.0 if scaler is None else scaler.get_scale()
+        pairs = zip(passing, gradients, strict=True)
+        return tuple(one if more is None else one + scale * more for one, more in pairs)
 
     def detach(self) -> None:
         """Remove the hooks, and give the module its own step back."""
@@ -137,3 +158,20 @@ class AuxiliaryGradient:
         else:
             self._module.training_step = self._replaced  # type: ignore[method-assign]
         self._module = self._replaced = None
+
+
+class _Adding(torch.autograd.Function):
+    """The same tensors, whose gradients the owner adds to."""
+
+    @staticmethod
+    def forward(ctx: Any, owner: AuxiliaryGradient, place: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.owner, ctx.place = owner, place
+        return tuple(tensor.clone() for tensor in tensors)  # a view could not be changed in place by the step
+
+    @staticmethod
+    def backward(ctx: Any, *passing: Tensor) -> Any:
+        return None, None, *ctx.owner.added(ctx.place, passing)
+
+
+def _is_trained(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.requires_grad

@@ -121,7 +121,7 @@ def test_labels_that_are_missing_weigh_nothing(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[callback, align]).fit(model, loader)
         found.append((measured(callback), teacher.card.information_train, model.encoder.body.weight))
     (few, information, weight), (all_, other, same) = found
-    assert few.num_samples == all_.num_rows == int(kept.sum())
+    assert few.num_samples == all_.num_samples == int(kept.sum())
     assert all_.margin == pytest.approx(few.margin, abs=1e-6)
     assert other == pytest.approx(information, abs=1e-12)
     torch.testing.assert_close(same, weight)

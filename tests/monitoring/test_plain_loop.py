@@ -48,8 +48,9 @@ def test_its_numbers_are_those_of_the_callback_and_nothing_moves(tmp_path: Path)
     lightning.encoder.load_state_dict(plain.encoder.state_dict())
     callback = CertificateCallback(TEACHER, "encoder")
     trainer(tmp_path, callbacks=[callback]).validate(lightning, plain_loader(), verbose=False)
+    rows = plain_loader()
     before, state = {name: value.clone() for name, value in plain.state_dict().items()}, torch.get_rng_state()
-    found = certvae.watch(plain, plain_loader(), TEACHER, "encoder")
+    found = certvae.watch(plain, rows, TEACHER, "encoder")
     for name, value in numbers(measured(callback)).items():
         assert numbers(found)[name] == pytest.approx(value, abs=1e-9), name
     assert (found.status, found.reading) == (measured(callback).status, measured(callback).reading)

@@ -148,7 +148,7 @@ def test_two_heads_are_a_code(source: Any) -> None:
 def test_two_heads_are_checked_in_the_graph() -> None:
     model, said, scales = TwoHeads(), list[list[str]](), (None, "std")
     for scale in scales:
-        checks = CodeChecks(Latents("fc_mu", scale_path="fc_var", scale=scale))
+        checks = CodeChecks(Latents("fc_mu", scale_path="fc_var", scale=scale))  # type: ignore[arg-type]
         checks.begin(model)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -178,12 +178,14 @@ def test_the_output_of_the_module_itself_is_read_also_where_its_step_is_wrapped(
 
 def test_a_function_may_be_pooled_and_may_give_a_deviation() -> None:
     def posterior(module: Any, batch: Any) -> Any:
-        return {"code": (MEAN[:, :, None, None].expand(5, 4, 2, 2), STD[:, :, None, None].expand(5, 4, 2, 2))}
+        return {"code": (batch[0][:, :, None, None].expand(-1, 4, 2, 2), torch.ones(len(batch[0]), 4, 2, 2))}
 
-    caught = read_from(nn.Identity(), Latents(lambda *_: posterior(*_), "code", spatial="flatten", scale="std"))
+    caught = read_from(nn.Identity(), Latents(posterior, "code", spatial="flatten", scale="std"))
+    assert caught.log_variance is not None
+    assert not caught.log_variance.any()
     assert caught.mean.shape == (5, 16)
     with pytest.raises(ValueError, match=r"got \(5, 4, 2, 2\); flatten or pool them: Latents\(posterior, spatial='fl"):
-        Latents(posterior, "code").read(posterior(None, None))
+        Latents(posterior, "code").read(posterior(None, [MEAN]))
 
 
 def test_samples_are_no_positions() -> None:
