@@ -1,5 +1,6 @@
 """The certificate of a model in a plain training loop, in Lightning Fabric or in another library: without a Trainer."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,7 +82,7 @@ def watch(
         evaluation = Evaluation(
             reader, chosen, processes, placed, batches, length, channel_samples, seed, check_encoder, information_rows
         )
-        evaluate_rows(evaluation, model, map(processes.move, batches), runner(model, reader.capture.source, run))
+        evaluate_rows(evaluation, model, processes.moved(batches), runner(model, reader.capture.source, run))
         certificate = evaluation.finish(processes)
     finally:
         reader.capture.detach()
@@ -99,9 +100,10 @@ class _Processes:
         self.world_size = distributed.get_world_size() if self._many else 1
         self.root_device, self.strategy, self.current_epoch, self.datamodule = device, self, 0, None
 
-    def move(self, batch: Any) -> Any:
-        """A batch on the model's device."""
-        return apply_to_collection(batch, Tensor, lambda value: value.to(self.root_device))
+    def moved(self, batches: Any) -> Iterator[Any]:
+        """Batches on the model's device. A loader draws from the random state when its first batch is asked for."""
+        for batch in batches:
+            yield apply_to_collection(batch, Tensor, lambda value: value.to(self.root_device))
 
     def all_gather(self, values: Tensor) -> Tensor:
         """The tensors of all processes, stacked."""

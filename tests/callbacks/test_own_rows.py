@@ -59,10 +59,10 @@ def test_the_callbacks_rows_are_measured_and_no_bit_of_the_run_moves(tmp_path: P
     with_it, without = fit(tmp_path, callback), fit(tmp_path)
     assert all(torch.equal(value, without.state_dict()[name]) for name, value in with_it.state_dict().items())
     assert callback.looks == 2
+    assert all(part.training for part in with_it.modules())
     assert measured(callback).margin == pytest.approx(expected(with_it).margin, abs=1e-6)
     assert measured(callback).num_samples == 90
     assert False in with_it.modes
-    assert all(part.training for part in with_it.modules())
     assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
 
 

@@ -1,5 +1,6 @@
 """Codes in the forms that people's encoders give them, and errors that say what was found and what to type."""
 
+import tempfile
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from certvae.callbacks import DecoderCheck, Latents
 from certvae.monitoring.code_checks import CodeChecks
 from certvae.reading.inputs import select_inputs
 from certvae.reading.latents import Captured, LatentCapture, read_latents
+from certvae.teachers.search import TeacherSearch, TeacherSearchError
 
 MEAN = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
 LOG_VARIANCE = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
@@ -256,3 +258,37 @@ def test_three_names_are_refused_with_what_to_write() -> None:
 def test_a_ragged_batch_is_listed_with_how_to_pad_it() -> None:
     with pytest.raises(TypeError, match=r"list of 2: 0: float32 \(3, 4\), 1: float32 \(2, 4\).*pad_sequence"):
         select_inputs(([MEAN[:3], MEAN[:2]], 1))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (
+            torch.randint(0, 9, (8, 5)),
+            r"whole numbers, int64 \(8, 5\). Between tokens there is none: count them.*one_hot",
+        ),
+        (torch.rand(8, 7), r"rows of one shape, got float32 \(8, 7\) after rows of \(5,\).*counts of words"),
+    ],
+)
+def test_a_search_refuses_tokens_and_ragged_rows_with_the_line_that_mends_it(batch: Tensor, message: str) -> None:
+    search = TeacherSearch(components=(2,))
+    search._check_rows(torch.rand(8, 5))
+    search._image_shape = (5,)
+    with pytest.raises(TeacherSearchError, match=message):
+        search._check_rows(batch)
+
+
+@pytest.mark.slow
+def test_a_search_leaves_out_the_rows_that_its_function_drops() -> None:
+    rows, labels = torch.randn(64, 3), torch.arange(64) % 2 - 1
+    index = torch.arange(64)
+    options: dict[str, Any] = {"components": (2,), "temperatures": (1.0,), "pca_dim": 2, "em_iterations": 2, "seed": 0}
+    found = []
+    for batch, images in (
+        ((rows, labels, index), lambda given: given[0][given[1] >= 0]),
+        ((rows[labels >= 0],), lambda given: given[0]),
+    ):
+        with tempfile.TemporaryDirectory() as folder:
+            search = TeacherSearch(**options, images=images, output_dir=folder, criteria=SelectionCriteria(0.0, 1.0))
+            found.append(search.search([batch], [batch]))
+    assert torch.equal(found[0](rows[:5]), found[1](rows[:5]))
