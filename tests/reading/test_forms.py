@@ -17,6 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 from torch.distributions.transforms import StickBreakingTransform
+from torch.utils.data import DataLoader, TensorDataset
 
 from certvae.callbacks import DecoderCheck, Latents
 from certvae.monitoring.code_checks import CodeChecks
@@ -285,11 +286,11 @@ def test_a_search_leaves_out_the_rows_that_its_function_drops() -> None:
     index = torch.arange(64)
     options: dict[str, Any] = {"components": (2,), "temperatures": (1.0,), "pca_dim": 2, "em_iterations": 2, "seed": 0}
     found = []
-    for batch, images in (
-        ((rows, labels, index), lambda given: given[0][given[1] >= 0]),
-        ((rows[labels >= 0],), lambda given: given[0]),
+    for data, images in (
+        (TensorDataset(rows, labels, index), lambda given: given[0][given[1] >= 0]),
+        (TensorDataset(rows[labels >= 0]), lambda given: given[0]),
     ):
         with tempfile.TemporaryDirectory() as folder:
             search = TeacherSearch(**options, images=images, output_dir=folder, criteria=LOOSE)
-            found.append(search.search([batch], [batch]))
+            found.append(search.search(DataLoader(data, 64), DataLoader(data, 64)))
     assert torch.equal(found[0](rows[:5]), found[1](rows[:5]))
