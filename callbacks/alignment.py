@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from certvae.monitoring.auxiliary_gradient import AuxiliaryGradient
 from certvae.monitoring.auxiliary_loss import AuxiliaryLoss
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.trained_witness import TrainedWitness
@@ -46,6 +47,10 @@ class AlignmentCallback(Callback):
     ``mean + sigma * noise`` a row, which is what the decoder receives, so that the gradient reaches the log-variance
     too. The noise is the callback's own: the run's random streams stay as they are.
 
+    A module that optimizes by hand (``automatic_optimization = False``), such as a GAN hybrid, never returns a loss.
+    There the gradient of the term is added to what reaches the code in a backward pass, once between two optimizer
+    steps (:class:`certvae.monitoring.auxiliary_gradient.AuxiliaryGradient`); ``latents`` must name a submodule then.
+
     Logs ``certificate/alignment_train``: the alignment loss of training rows in nats, lower is better.
 
     Args:
@@ -62,8 +67,8 @@ class AlignmentCallback(Callback):
 
     Raises:
         ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
-            module optimizes by hand; if ``witness_learning_rate`` is not above 0, or there is nothing that it could
-            train; or, before training, if the run would train it wrongly.
+            module optimizes by hand and ``latents`` names no submodule; if ``witness_learning_rate`` is not above 0, or
+            there is nothing that it could train; or, before training, if the run would train it wrongly.
     """
 
     def __init__(
@@ -83,7 +88,7 @@ class AlignmentCallback(Callback):
         self.weight, self.path = weight, check_path(path)
         self.reader: BatchReader | None = BatchReader(teacher, latents, images, witness, witness_scale)
         self._trained = _trained(witness, witness_learning_rate)
-        self._term: AuxiliaryLoss | None = None
+        self._term: AuxiliaryLoss | AuxiliaryGradient | None = None
         self._first_batch = True
         self._sums = torch.zeros(2)
 
@@ -100,7 +105,7 @@ class AlignmentCallback(Callback):
         """Put the term in place.
 
         Raises:
-            ValueError: if the module optimizes by hand.
+            ValueError: if the module optimizes by hand, and ``latents`` names no submodule.
         """
         reader = self._ready_reader(trainer)
         reader.start(pl_module)
@@ -108,9 +113,14 @@ class AlignmentCallback(Callback):
             self._trained.start(trainer, pl_module)
         self._first_batch = True
         self._start_sums(pl_module)  # an epoch that goes on after a restart has no start
-        self._term = AuxiliaryLoss(
-            reader.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
-        )
+        if pl_module.automatic_optimization:
+            self._term = AuxiliaryLoss(
+                reader.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
+            )
+        else:
+            self._term = AuxiliaryGradient(
+                reader.capture.source, lambda batch, code: self._align(trainer, pl_module, batch, code)
+            )
         self._term.attach(pl_module)
 
     def _ready_reader(self, trainer: Trainer) -> BatchReader:
@@ -119,18 +129,25 @@ class AlignmentCallback(Callback):
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
         reader = self._ready_reader(trainer)
-        codes = self._codes(trainer, reader.code(pl_module, batch, outputs))
+        captured = reader.capture.read(pl_module, batch, outputs)
         reader.capture.listen(False)
+        return self._align(trainer, pl_module, batch, captured)
+
+    def _align(self, trainer: Trainer, pl_module: LightningModule, batch: Any, captured: Captured) -> Tensor:
+        reader = self._ready_reader(trainer)
+        codes = self._codes(trainer, reader.checked(captured, batch))
         if self._first_batch:
             self._first_batch = False
             reader.teacher.check_values(reader.inputs(batch))
         with torch.no_grad():
             probs = reader.teacher_probs(batch).to(codes.device).to(codes.dtype)
+            labelled = reader.row_weights(batch)
+            weights = torch.ones_like(probs[:, 0]) if labelled is None else labelled.to(probs)
         log_student = reader.witness_for(codes)(codes).log_softmax(dim=1)
-        alignment = kl_divergence(probs, log_student).mean()
-        mean = torch.stack([alignment.detach(), torch.ones_like(alignment)]).to(self._sums)
-        self._sums = self._sums + len(codes) * mean
-        return self._weight(trainer, pl_module, probs, log_student.detach()) * alignment
+        rows = weights.sum()
+        alignment = (weights * kl_divergence(probs, log_student)).sum() / rows.clamp(min=1)
+        self._sums = self._sums + torch.stack([rows * alignment.detach(), rows]).to(self._sums)
+        return self._weight(trainer, pl_module, probs, log_student.detach(), weights) * alignment
 
     def _codes(self, trainer: Trainer, captured: Captured) -> Tensor:
         """What is aligned, shape ``(B, latent_dim)``."""
@@ -146,12 +163,14 @@ class AlignmentCallback(Callback):
         return Posterior(mean, log_variance).row_draws(keys, 1, DRAWS)[0]
 
     def _weight(
-        self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor
+        self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor, weights: Tensor
     ) -> float | Tensor:
         weight = self.weight(trainer.current_epoch) if callable(self.weight) else self.weight
         return _check_weight(weight)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if isinstance(self._term, AuxiliaryGradient):
+            self._term.stepped()
         if self._trained is not None:
             self._trained.step(trainer)
 

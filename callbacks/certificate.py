@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.history import append_history
@@ -19,6 +20,14 @@ from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
 from certvae.monitoring.loggers import LOGGED, CertificateLog
+from certvae.monitoring.own_rows import (
+    evaluate_rows,
+    number_of_batches,
+    own_batches,
+    runner,
+    validates_now,
+    warn_if_never_validated,
+)
 from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
@@ -73,7 +82,10 @@ class CertificateCallback(CheckedLatents):
             recorded in ``<name>_looks.json`` in ``save_dir``, which fresh callbacks and processes with the same folder
             go on with; without ``save_dir``, by this callback and in its checkpoints. Looks recorded elsewhere, as by a
             copy of the run, are not known.
-        dataloader: which of several validation (or test) dataloaders is measured: its position or its name.
+        dataloader: which of several validation (or test) dataloaders is measured: its position or its name. Or a
+            dataloader of validation rows, for a module without a ``validation_step``: the callback then runs the module
+            itself in eval mode, by its ``predict_step`` or else its ``forward`` on the first entry of a batch, at the
+            end of the epochs after which the trainer would validate.
         name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
             a different one for each.
         save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
@@ -109,7 +121,7 @@ class CertificateCallback(CheckedLatents):
         witness_floor: float | None = None,
         channel_samples: int = 1,
         spending: bool = False,
-        dataloader: int | str = 0,
+        dataloader: int | str | DataLoader[Any] = 0,
         name: str = "certificate",
         save_dir: str | Path | None = None,
         check_encoder: bool = False,
@@ -136,7 +148,9 @@ class CertificateCallback(CheckedLatents):
         self.check_encoder, self.information_rows = check_encoder, information_rows
         self.on_divergence = check_on_divergence(on_divergence)
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
+        self.own_rows = None if isinstance(dataloader, int | str) else dataloader
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
+        self._never = False
         self.certificate: Certificate | None = None
         self.looks = 0
         self._said: Certificate | None = None
@@ -198,6 +212,9 @@ class CertificateCallback(CheckedLatents):
         Raises:
             ValueError: if the validation set is empty or missing, or lacks the dataloader asked for.
         """
+        self._never = warn_if_never_validated(trainer)
+        if self.own_rows is not None:
+            return
         if trainer.enable_validation and trainer.val_dataloaders is None:
             # Lightning makes them before training too, but only if its first epoch ends in a validation.
             trainer.validating = True
@@ -205,17 +222,34 @@ class CertificateCallback(CheckedLatents):
             trainer.training = True
         counts = trainer.num_val_batches if trainer.enable_validation else []
         if sum(counts):
-            position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)
+            position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)  # type: ignore[arg-type]
             counts = [counts[position]]
         # A process that skips validation would take no part in what the others reduce at its end.
         if trainer.strategy.reduce_boolean_decision(not sum(counts), all=False):
             raise ValueError(
                 "CertificateCallback measures on validation rows, but the validation set is empty or missing, on one "
                 "process at least. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
-                "above 0."
+                "above 0; or give the rows to the callback, which then needs no `validation_step`: "
+                "CertificateCallback(..., dataloader=DataLoader(rows, 256))."
             )
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the module over the callback's own rows, if it has some."""
+        rows = self.own_rows
+        if rows is None or not validates_now(trainer):
+            return
+        self.looks += 1
+        limit = number_of_batches(trainer, rows)
+        evaluation = self._evaluate(trainer, pl_module, rows, limit)
+        run = runner(pl_module, self.reader.capture.source)
+        evaluate_rows(evaluation, pl_module, own_batches(trainer, rows, limit), run)
+        certificate = self._finish(trainer, pl_module, "val")
+        if certificate is not None:
+            self._run_log.add(trainer, certificate)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.own_rows is not None:
+            return
         self.looks += not trainer.sanity_checking
         self._start(trainer, pl_module, trainer.val_dataloaders, trainer.num_val_batches)
 
@@ -223,23 +257,30 @@ class CertificateCallback(CheckedLatents):
         self._start(trainer, pl_module, trainer.test_dataloaders, trainer.num_test_batches)
 
     def _start(self, trainer: Trainer, pl_module: LightningModule, loaders: Any, counts: Any) -> None:
-        self._loader_position, loader = choose_loader(loaders, self.dataloader)
+        which = self.dataloader if isinstance(self.dataloader, int | str) else 0
+        self._loader_position, loader = choose_loader(loaders, which)
+        self._evaluate(trainer, pl_module, loader, counts[self._loader_position])
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, loader: Any, batches: float) -> Evaluation:
         self._evaluation = Evaluation(
             self.reader,
             self.settings(),
             trainer,
             pl_module,
             loader,
-            counts[self._loader_position],
+            batches,
             self.channel_samples,
             self.seed,
             self.check_encoder,
             self.information_rows,
         )
+        return self._evaluation
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if self._is_idle(trainer):
+            return
         assert self._evaluation is not None
         if dataloader_idx == self._loader_position:
             self._evaluation.begin()
@@ -257,6 +298,8 @@ class CertificateCallback(CheckedLatents):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        if self._is_idle(trainer):
+            return
         # Rows of the sanity check count for nothing; they find a wrong argument before an epoch is spent.
         assert self._evaluation is not None
         if dataloader_idx == self._loader_position:
@@ -264,7 +307,13 @@ class CertificateCallback(CheckedLatents):
 
     on_test_batch_end = on_validation_batch_end
 
+    def _is_idle(self, trainer: Trainer) -> bool:
+        """Whether the rows that the trainer shows are not the callback's own."""
+        return self.own_rows is not None and not trainer.testing
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_idle(trainer):
+            return
         if trainer.sanity_checking:
             self.reader.capture.listen(False)
             return
@@ -281,7 +330,7 @@ class CertificateCallback(CheckedLatents):
             self._run_log.finish(trainer, self.certificate, "val")
             if self.certificate is not self._said:
                 self._say(pl_module, self.certificate, "at the end", "val")
-        elif self.looks == 0:
+        elif self.looks == 0 and not self._never:
             rank_zero_warn(
                 "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
             )

@@ -24,7 +24,7 @@ from certvae.monitoring.divergence import (
     shared_fault,
 )
 from certvae.monitoring.kept_state import kept_module_state, silent
-from certvae.reading.latents import LatentCapture, Latents
+from certvae.reading.latents import LatentCapture, Latents, as_latents
 from certvae.reading.replacement import Change, other_rows, replace_code, standard_normal
 from certvae.theory.arguments import float64_device
 
@@ -109,7 +109,8 @@ class DecoderCheck(Callback):
         on_divergence: OnDivergence = "warn",
     ) -> None:
         super().__init__()
-        if not isinstance(latents, str | Latents):
+        named = as_latents(latents)
+        if named is None or callable(named.path) or named.scale_path:
             raise TypeError(
                 "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only what a "
                 f"submodule gives can be replaced on its way to the decoder; got {type(latents).__name__}."
@@ -143,7 +144,7 @@ class DecoderCheck(Callback):
             return
         self._detach()
         self.capture.attach(pl_module)  # before the hook that replaces, so that it sees the code itself
-        self._handle = pl_module.get_submodule(self._source.path).register_forward_hook(self._hook)
+        self._handle = pl_module.get_submodule(str(self._source.path)).register_forward_hook(self._hook)
 
     @property
     def _source(self) -> Latents:

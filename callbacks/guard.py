@@ -156,7 +156,8 @@ class CertificateGuard(AlignmentCallback):
         """Put the alignment term in place, or take hold of the KL weight, if the answer is to rescue.
 
         Raises:
-            ValueError: if the target cannot be reached, or the module optimizes by hand.
+            ValueError: if the target cannot be reached, or the module optimizes by hand and ``latents`` names no
+                submodule.
         """
         if isinstance(self._watched, InformationCallback):
             self._check_cap(self._watched)
@@ -195,9 +196,12 @@ class CertificateGuard(AlignmentCallback):
         return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
 
     @torch.no_grad()
-    def _weight(self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor) -> Tensor:
-        score = (probs * log_student).sum(dim=1).mean()[None]
-        means = self._means.add(trainer, torch.cat([score, probs.mean(dim=0)]))
+    def _weight(
+        self, trainer: Trainer, pl_module: LightningModule, probs: Tensor, log_student: Tensor, weights: Tensor
+    ) -> Tensor:
+        score = (probs * log_student).sum(dim=1, keepdim=True)
+        means = weights @ torch.cat([score, probs], dim=1) / weights.sum().clamp(min=1)
+        means = self._means.add(trainer, means, weights.mean())
         return self._pursuit.step(training_number(means)).to(log_student)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -224,6 +228,8 @@ class CertificateGuard(AlignmentCallback):
             pl_module.log("certificate/guard_weight", self._pursuit.weight)
         if self._kl is not None:
             pl_module.log(f"{self.certificate}/{self._kl.argument}", self._kl.now)
+        if isinstance(self._watched, CertificateCallback) and self._watched.own_rows is not None:
+            self._look(trainer)  # no validation comes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Learn the distance from training to the bound, or answer to a loss.
@@ -232,8 +238,10 @@ class CertificateGuard(AlignmentCallback):
             CertificateLostError: if the target was reached before and is not now, and ``on_loss`` is ``"raise"``.
             ValueError: if the code has no log-variance to draw with.
         """
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._look(trainer)
+
+    def _look(self, trainer: Trainer) -> None:
         bound, name = self._bound()
         if bound is None:
             return

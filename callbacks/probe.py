@@ -82,6 +82,11 @@ class ProbeCallback(Callback):
         if stage not in ("fit", "validate"):
             return
         self._watched = CertificateCallback.find(trainer, self.certificate, self)
+        if self._watched.own_rows is not None:
+            raise ValueError(
+                "ProbeCallback scores on the rows that the trainer validates on, and its CertificateCallback has a "
+                "`dataloader` of its own. Give the rows to the trainer, with a `validation_step`, or leave it out."
+            )
         given = self._watched.reader
         self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)
         self._reader.setup(trainer, pl_module)
@@ -115,7 +120,10 @@ class ProbeCallback(Callback):
             return  # the module skips this batch
         codes = reader.code(pl_module, batch, outputs).mean.detach().to(self._device)
         reader.capture.listen(False)
-        self._probe.fit(codes, reader.teacher_probs(batch), lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
+        probs, weights = reader.teacher_probs(batch), reader.row_weights(batch)
+        if weights is not None:
+            codes, probs = codes[weights.to(codes.device) > 0], probs[weights.to(probs.device) > 0]
+        self._probe.fit(codes, probs, lambda sums: trainer.strategy.reduce(sums, reduce_op="sum"))
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -130,7 +138,7 @@ class ProbeCallback(Callback):
             )
             return
         watched, loaders = self._watched, trainer.val_dataloaders
-        self._loader_position, loader = choose_loader(loaders, watched.dataloader)
+        self._loader_position, loader = choose_loader(loaders, watched.dataloader)  # type: ignore[arg-type]
         batches = trainer.num_val_batches[self._loader_position]
         self._evaluation = Evaluation(self._reader, watched.settings(), trainer, pl_module, loader, batches)
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from certvae.certificate.settings import CertificateSettings
     from certvae.certificate.verdict import certify
     from certvae.models.vae import VAE
+    from certvae.monitoring.plain_loop import watch
     from certvae.teachers import load_teacher
     from certvae.teachers.search import TeacherSearch
     from certvae.theory.bracket import InformationBracket, information_bracket, information_bracket_of
@@ -36,6 +37,7 @@ __all__ = [
     "information_bracket",
     "information_bracket_of",
     "load_teacher",
+    "watch",
 ]
 
 
@@ -86,6 +88,10 @@ def _load(name: str) -> Any:
         from certvae.teachers.search import TeacherSearch
 
         return TeacherSearch
+    if name == "watch":
+        from certvae.monitoring.plain_loop import watch
+
+        return watch
     if name == "VAE":
         from certvae.models import VAE
 

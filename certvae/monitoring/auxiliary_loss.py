@@ -37,18 +37,8 @@ class AuxiliaryLoss:
         self._replaced: Any = None
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Put the term in place.
-
-        Raises:
-            ValueError: if the module optimizes by hand, so that Lightning never sees a loss to add to.
-        """
+        """Put the term in place."""
         self.detach()
-        if not pl_module.automatic_optimization:
-            raise ValueError(
-                f"{type(pl_module).__name__} sets `automatic_optimization = False` and calls `manual_backward` itself, "
-                "so there is no returned loss to add the alignment term to. Add it in its `training_step`: "
-                "weight * kl_divergence(teacher(images), witness(code).log_softmax(1)).mean() of theory.information."
-            )
         original = pl_module.training_step
         # A compiled module has its step as an instance attribute, which has to come back.
         self._replaced = vars(pl_module).get("training_step")

@@ -96,10 +96,21 @@ class BatchReader:
         Raises:
             ValueError: if it has another number of rows than the inputs.
         """
-        captured, rows = self.capture.read(pl_module, batch, outputs), self.inputs(batch).shape[0]
-        if rows != captured.mean.shape[0]:
-            raise ValueError(f"`latents` gave {captured.mean.shape[0]} rows for a batch of {rows} inputs.")
-        return captured
+        return self.checked(self.capture.read(pl_module, batch, outputs), batch)
+
+    def checked(self, captured: Captured, batch: Any) -> Captured:
+        """The same code.
+
+        Raises:
+            ValueError: if it has another number of rows than the inputs.
+        """
+        rows, came = self.inputs(batch).shape[0], captured.mean.shape[0]
+        if rows == came:
+            return captured
+        samples = f" Are they {came // rows} samples of each row? Give a function that takes one of them: code[0]."
+        raise ValueError(
+            f"`latents` gave {came} rows for a batch of {rows} inputs.{samples if rows and came % rows == 0 else ''}"
+        )
 
     def code_again(self, pl_module: LightningModule, batch: Any, rows: Tensor) -> Captured:
         """The code of some rows of the batch that was just seen, encoded once more.
@@ -126,6 +137,10 @@ class BatchReader:
     def teacher_probs(self, batch: Any) -> Tensor:
         """Teacher probabilities of the batch, shape ``(B, K)``."""
         return self.teacher(self.inputs(batch), index_of(batch))
+
+    def row_weights(self, batch: Any) -> Tensor | None:
+        """What the teacher says that each row counts, float64, shape ``(B,)``; None: all alike."""
+        return self.teacher.row_weights(self.inputs(batch))
 
     def witness_for(self, codes: Tensor) -> nn.Module:
         """The witness of codes ``(B, latent_dim)``, computed in their precision or wider."""

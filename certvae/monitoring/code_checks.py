@@ -1,15 +1,15 @@
 """Whether ``latents`` names the code: what the loss of the first training batch says about it."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 
 from certvae.monitoring.code_record import CodeEdges, CodeRecord
-from certvae.reading.latents import Latents, LatentSource
+from certvae.reading.latents import Latents, LatentSource, as_latents
 from certvae.reading.loss_graph import POSITIVE, Draw, Edge, LossGraph, back_to_layer, is_named
+from certvae.reading.posteriors import Scale, worded
 
 __all__ = ["CodeChecks", "check_log_variance"]
 
@@ -17,6 +17,13 @@ PATIENCE = 20  # training batches after which a code that no loss has read is re
 HALVES = ("Split", "SplitWithSizes", "UnsafeSplit", "Slice", "Unbind", "Narrow", "Select", "Index")
 DROPOUTS = ("NativeDropout", "FusedDropout")
 FACTORS = ("Mul", "Div", "Pow", "Sqrt")
+SOFTPLUS = "2 * softplus(scale).log()"
+WORDS: dict[Scale, tuple[str, str]] = {
+    "std": ("the standard deviation itself", "2 * std.log()"),
+    "variance": ("the variance itself", "variance.log()"),
+    "log_std": ("the logarithm of the standard deviation", "2 * log_std"),
+    "log_variance": ("the log-variance", "log_variance"),
+}
 
 
 class CodeChecks:
@@ -35,7 +42,9 @@ class CodeChecks:
 
     def __init__(self, source: LatentSource | None) -> None:
         sources = list(source.values()) if isinstance(source, Mapping) else [source]
-        self._waiting = [item for item in map(_as_latents, sources) if item is not None]
+        named = [item for item in map(as_latents, sources) if item is not None]
+        # A function and the module itself have no place of their own in a graph.
+        self._waiting = [item for item in named if item.path and not callable(item.path)]
         self._record = CodeRecord(self._waiting)
         self._batches = 0
 
@@ -83,13 +92,6 @@ UNREAD = (
 )
 
 
-def _as_latents(source: Any) -> Latents | None:
-    if isinstance(source, str):
-        path, _, part = source.partition(":")
-        return Latents(path, part)
-    return source if isinstance(source, Latents) else None
-
-
 def _is_compiled(module: nn.Module) -> bool:
     marks = ("_compiled_call_impl", "_orig_mod", "_compiler_ctx")
     return any(getattr(part, mark, None) is not None for part in module.modules() for mark in marks)
@@ -97,7 +99,8 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _say(source: Latents, finding: str) -> None:
     if finding:
-        rank_zero_warn(f"`latents={source.path + ':' * bool(source.part) + source.part!r}` {finding}")
+        path = f"{source.path}{':' * bool(source.part)}{source.part}"
+        rank_zero_warn(f"`latents={(path, source.scale_path) if source.scale_path else path!r}` {finding}")
 
 
 def _finding(source: Latents, code: CodeEdges, graph: LossGraph, record: CodeRecord) -> str:
@@ -141,7 +144,7 @@ def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) 
             "`deterministic=True`, and name mean and log-variance."
         )
     if code.log_variance is not None:
-        return _not_a_log_variance(code.log_variance, draw)
+        return _not_a_log_variance(source, code, draw)
     halves = [node for node in near if is_named([(node, 0)], HALVES)]
     if code.halved or not halves or not any(_made_from(edge, code.mean, near) for edge in draw.scale):
         return ""
@@ -152,24 +155,28 @@ def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) 
     )
 
 
-def _not_a_log_variance(given: Edge, draw: Draw) -> str:
-    if given not in draw.scale:
+def _not_a_log_variance(source: Latents, code: CodeEdges, draw: Draw) -> str:
+    if code.log_variance not in draw.scale:
         return ""
-    place = draw.scale.index(given)
-    between = draw.scale[:place]
+    between = draw.scale[: draw.scale.index(code.log_variance)]
+    told, softplus = code.scale or "log_variance", False
+    is_: Scale = "log_variance"
     if not is_named(between, POSITIVE):
-        what, cure = "the standard deviation itself", "2 * std.log()"
+        is_ = "std"
     elif not is_named(between, ("Exp", "Exp2", "Expm1", "Softplus")):
-        what, cure = "the variance itself", "variance.log()"
+        is_ = "variance"
     elif is_named(between, ("Softplus",)):
-        what, cure = "what a softplus makes the standard deviation from", "2 * softplus(scale).log()"
+        softplus = True
     elif is_named(between, ("Exp",)) and not is_named(between, FACTORS):
-        what, cure = "the logarithm of the standard deviation", "2 * log_std"
-    else:
+        is_ = "log_std"
+    if is_ == told and not softplus:
         return ""
+    what, formula = ("what a softplus makes the standard deviation from", SOFTPLUS) if softplus else WORDS[is_]
+    say = "Give" if softplus else f"Say so, Latents({source.shown}, ..., scale={is_!r}), or give"
+    read = worded(told).removeprefix("a ").removeprefix("the ")
     return (
-        f"gives {what} where the log-variance is read. Rate, bracket and channel margin are then wrong; the margin is "
-        f"not. Give a function instead: latents=lambda pl_module, batch: (mean, {cure})."
+        f"gives {what} where the {read} is read. Rate, bracket and channel margin are then wrong; the margin is not. "
+        f"{say} a function instead: latents=lambda pl_module, batch: (mean, {formula})."
     )
 
 

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from certvae.reading.captured import select_part
 from certvae.reading.loss_graph import Edge, edge_of
+from certvae.reading.posteriors import Scale, mean_and_scale, scale_named
 from certvae.reading.sources import Latents
 
 __all__ = ["CodeEdges", "CodeRecord"]
@@ -23,11 +24,13 @@ class CodeEdges(NamedTuple):
         mean: or both halves, where ``":chunk"`` was asked for.
         log_variance: None where it is not given apart.
         halved: whether ``":chunk"`` was asked for.
+        scale: as what the second value is read; None: as a log-variance.
     """
 
     mean: Edge
     log_variance: Edge | None
     halved: bool
+    scale: Scale | None = None
 
 
 class CodeRecord:
@@ -42,7 +45,8 @@ class CodeRecord:
     """
 
     def __init__(self, sources: Iterable[Latents]) -> None:
-        self.sources = list(sources)
+        given = list(sources)
+        self.sources = given + [source.scale_head for source in given if source.scale_head is not None]
         self.outputs: dict[str, Edge] = {}
         self.dropouts: set[Edge] = set()
         self._codes: dict[Latents, list[CodeEdges | None]] = {}
@@ -59,6 +63,11 @@ class CodeRecord:
 
     def code(self, source: Latents) -> CodeEdges | None:
         """Where the code of the call that counts stands; None if it has no place in the graph, or was not asked for."""
+        code, head = self._chosen(source), source.scale_head
+        scale = None if head is None else self._chosen(head)
+        return code if code is None or scale is None else code._replace(log_variance=scale.mean, scale=source.scale)
+
+    def _chosen(self, source: Latents) -> CodeEdges | None:
         calls = self._codes.get(source, [])
         return calls[-1 if source.calls == "last" else 0] if calls else None
 
@@ -90,7 +99,7 @@ class CodeRecord:
                     self.dropouts.add(edge)
         for source in self.sources:
             if source.path == name:
-                self._codes.setdefault(source, []).append(_code_edges(output, source.part))
+                self._codes.setdefault(source, []).append(_code_edges(output, source))
 
 
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
@@ -103,13 +112,15 @@ def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
         yield from ((f"{name}:{place}", value) for place, value in enumerate(output) if isinstance(value, Tensor))
 
 
-def _code_edges(output: Any, part: str) -> CodeEdges | None:
+def _code_edges(output: Any, source: Latents) -> CodeEdges | None:
     """Where the selected part of an output stands; None for what is made anew when it is asked for."""
+    kind = source.scale or scale_named(source.part)
     try:
-        if part == "chunk":
+        if source.part == "chunk":
             found = [output]
         else:
-            found, again = (_pair(select_part(output, part)) for _ in range(2))
+            (found, own), (again, _) = (_pair(select_part(output, source.part)) for _ in range(2))
+            kind = kind or own
             if any(one is not other for one, other in zip(found, again, strict=True)):
                 return None
     except (ValueError, TypeError):
@@ -117,11 +128,15 @@ def _code_edges(output: Any, part: str) -> CodeEdges | None:
     edges = [edge_of(tensor) if isinstance(tensor, Tensor) else None for tensor in found]
     if not edges or edges[0] is None:
         return None
-    return CodeEdges(edges[0], edges[1] if len(edges) == 2 else None, part == "chunk")
+    return CodeEdges(edges[0], edges[1] if len(edges) == 2 else None, source.part == "chunk", kind)
 
 
-def _pair(value: Any) -> list[Any]:
+def _pair(value: Any) -> tuple[list[Any], Scale | None]:
+    """Mean and, if it is there, scale of a selected part, and as what the scale is read."""
     if isinstance(value, Distribution):
         gaussian = value.base_dist if isinstance(value, Independent) else value
-        return [gaussian.loc] if isinstance(gaussian, Normal) else []
-    return list(value) if isinstance(value, tuple | list) and len(value) <= 2 else [value]
+        return ([gaussian.loc] if isinstance(gaussian, Normal) else []), None
+    if not isinstance(value, Tensor) and (found := mean_and_scale(value)) is not None:
+        mean, kind, scale = found
+        return [mean, scale], kind
+    return (list(value) if isinstance(value, tuple | list) and len(value) <= 2 else [value]), None

@@ -91,6 +91,8 @@ class Evaluation:
         if first:
             self.reader.teacher.check_values(inputs)
         positions, weights = self._positions.next(inputs.shape[0])
+        labelled = self.reader.row_weights(batch)
+        weights = weights if labelled is None else weights * labelled.to(weights)
         self._attendance.end(inputs.shape[0])
         answers, probs = witness(captured.mean), self.reader.teacher_probs(batch)
         mean, log_variance, rate = captured
@@ -205,7 +207,7 @@ class Evaluation:
         if totals[0] == 0:
             raise ValueError(
                 "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
-                "not 'sequential', so that batches come as one. Choose another by `dataloader`."
+                "not 'sequential', so that batches come as one; or no row has a label. Choose another by `dataloader`."
             )
         return float(totals[0]), totals[1 : components + 1] / totals[0], totals[-1:] / totals[0]
 

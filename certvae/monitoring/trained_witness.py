@@ -39,14 +39,19 @@ class TrainedWitness:
         """Begin a run, with the witness on its device, or refuse one in which it would be trained wrongly.
 
         Raises:
-            ValueError: if the module owns the witness, losses are scaled for float16, or the optimizer asks for the
-                loss several times a step.
+            ValueError: if the module owns the witness or optimizes by hand, losses are scaled for float16, or the
+                optimizer asks for the loss several times a step.
         """
         owned = {id(value) for value in pl_module.parameters()}
         if any(id(value) in owned for value in self.witness.parameters()):
             raise ValueError(
                 f"`witness` belongs to {type(pl_module).__name__} already, whose own optimizer trains it; leave out "
                 "`witness_learning_rate`."
+            )
+        if not pl_module.automatic_optimization:
+            raise ValueError(
+                f"`witness_learning_rate` does not go with {type(pl_module).__name__}, which optimizes by hand: the "
+                "term's gradient is then known at the code only. Let the module own and train the witness."
             )
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(

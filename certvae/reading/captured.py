@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
 
+from certvae.reading.found import describe, parts_of
+from certvae.reading.posteriors import Scale, posterior_of, scale_named, wide
 from certvae.theory.posterior import Posterior
 
-__all__ = ["Captured", "joined", "read_latents", "select_part"]
+__all__ = ["Captured", "Spatial", "joined", "read_latents", "select_part"]
+
+Spatial = Literal["flatten", "pool", "samples"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,33 +68,28 @@ def joined(groups: dict[str, Captured]) -> Captured:
     )
 
 
-def read_latents(value: Any, part: str = "", spatial: str | None = None) -> Captured:
+def read_latents(
+    value: Any, part: str = "", spatial: Spatial | None = None, scale: Scale | None = None, shown: str = "'encoder'"
+) -> Captured:
     """Understand what an encoder gave.
 
     Args:
-        value: a mean ``(B, latent_dim)``; a pair of mean and log-variance; or a ``torch.distributions`` object. Of one
-            that is not a diagonal Gaussian only the mean is taken: its rate and its draws are not known here.
+        value: a mean ``(B, latent_dim)``; or what :func:`certvae.reading.posteriors.posterior_of` takes for a
+            posterior. Of a distribution that is neither a diagonal Gaussian nor over classes only the mean is taken:
+            its rate and its draws are not known here. Of classes the probabilities are the code, one after the other.
         part: see :class:`certvae.callbacks.Latents`.
         spatial: see :class:`certvae.callbacks.Latents`.
+        scale: see :class:`certvae.callbacks.Latents`.
+        shown: how errors write the source: a path in quotes, or the name of a function.
 
     Raises:
         TypeError: if it is none of these.
-        ValueError: if the output has no such part, or the code is not one vector a row.
+        ValueError: if the output has no such part, the code is not one vector a row, or a scale is not positive.
     """
-    value = select_part(value, part)
-    if isinstance(value, Distribution):
-        gaussian = value.base_dist if isinstance(value, Independent) else value
-        value = (value.mean, 2 * value.stddev.log()) if isinstance(gaussian, Normal) else value.mean
-    if isinstance(value, Tensor):
-        return Captured(_rows(value, spatial), None, None)
-    if isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(item, Tensor) for item in value):
-        return _gaussian(_wide(value[0]), _wide(value[1]), spatial)
-    has = f" with {list(value)}" if isinstance(value, dict) else ""
-    raise TypeError(
-        "`latents` must give a mean tensor, a (mean, log_variance) pair, or a torch.distributions object, got "
-        f"{type(value).__name__}{has}. Name the part after a colon, 'encoder:mu,logvar', or give a function "
-        "(pl_module, batch) -> ... that picks it."
-    )
+    mean, log_variance, rate, classes = posterior_of(select_part(value, part), scale or scale_named(part), shown)
+    if log_variance is not None:
+        return _gaussian(mean, log_variance, spatial, shown)
+    return Captured(_rows(mean, "flatten" if classes else spatial, shown), None, rate)
 
 
 def select_part(value: Any, part: str) -> Any:
@@ -122,11 +120,15 @@ def _pick_part(value: Any, name: str) -> Any:
         return value[int(name)]
     if name.isidentifier() and hasattr(value, name) and not isinstance(value, Tensor):
         return getattr(value, name)
-    has = list(value) if isinstance(value, dict) else type(value).__name__
-    raise ValueError(f"`latents` names the part {name!r} of an output that lacks it; the output has {has}.")
+    raise ValueError(
+        f"`latents` names the part {name!r} of an output that lacks it; the output has "
+        f"{list(parts_of(value)) or 'no parts'}, {describe(value)}."
+    )
 
 
-def _gaussian(mean: Tensor, log_variance: Tensor, spatial: str | None) -> Captured:
+def _gaussian(mean: Tensor, log_variance: Tensor, spatial: Spatial | None, shown: str) -> Captured:
+    if spatial == "samples" and mean.ndim == log_variance.ndim == 3:
+        mean, log_variance = mean[:, 0], log_variance[:, 0]  # the others would count the same information again
     if mean.shape != log_variance.shape:
         raise ValueError(
             f"`latents` gave a mean of shape {tuple(mean.shape)} with a log-variance of {tuple(log_variance.shape)}."
@@ -136,23 +138,29 @@ def _gaussian(mean: Tensor, log_variance: Tensor, spatial: str | None) -> Captur
     if spatial == "pool" and mean.ndim > 2:
         positions = mean[0, 0].numel()
         pooled = log_variance.flatten(start_dim=2).logsumexp(dim=2) - 2 * torch.tensor(float(positions)).log()
-        return Captured(_rows(mean, spatial), pooled, rate)
-    return Captured(_rows(mean, spatial), _rows(log_variance, spatial), rate)
+        return Captured(_rows(mean, spatial, shown), pooled, rate)
+    return Captured(_rows(mean, spatial, shown), _rows(log_variance, spatial, shown), rate)
 
 
-def _wide(values: Tensor) -> Tensor:
-    # Callback hooks run outside autocast: a code in bfloat16 would not go with a float32 witness.
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _rows(values: Tensor, spatial: str | None) -> Tensor:
+def _rows(values: Tensor, spatial: Spatial | None, shown: str) -> Tensor:
+    if values.is_nested:
+        raise ValueError(
+            f"`latents` gave rows of different lengths, {describe(values)}. A code is one vector a row: pool them in a "
+            "function, latents=lambda pl_module, batch: torch.stack([row.mean(0) for row in pl_module.encoder(...)])."
+        )
     if values.ndim > 2 and spatial == "flatten":
         values = values.flatten(start_dim=1)
     elif values.ndim > 2 and spatial == "pool":
         values = values.flatten(start_dim=2).mean(dim=2)
+    elif values.ndim == 3 and spatial == "samples":
+        values = values[:, 0]
     if values.ndim != 2:
-        raise ValueError(
-            f"`latents` must have shape (B, latent_dim), got {tuple(values.shape)}; flatten or pool them: "
-            "Latents('encoder', spatial='flatten')."
-        )
-    return _wide(values)
+        raise ValueError(f"`latents` must have shape (B, latent_dim), got {tuple(values.shape)}{_cure(values, shown)}.")
+    return wide(values)
+
+
+def _cure(values: Tensor, shown: str) -> str:
+    if values.ndim < 2:
+        return ": one number a row needs values[:, None]"
+    samples = f", or the first of S samples of (B, S, latent_dim): Latents({shown}, spatial='samples')"
+    return f"; flatten or pool them: Latents({shown}, spatial='flatten'){samples if values.ndim == 3 else ''}"

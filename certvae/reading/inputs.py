@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from certvae.reading.found import describe
+
 __all__ = ["InputSource", "as_floats", "index_of", "inputs_and_index", "select_inputs"]
 
 InputSource = int | str | Callable[[Any], Tensor]
@@ -24,7 +26,11 @@ def select_inputs(batch: Any, images: InputSource = 0) -> Tensor:
     """
     inputs = images(batch) if callable(images) else _part(batch, images)
     if not isinstance(inputs, Tensor):
-        raise TypeError(f"`images={images!r}` must give a tensor of the batch's rows, got {type(inputs).__name__}.")
+        raise TypeError(
+            f"`images={images!r}` must give a tensor of the batch's rows, got {describe(inputs)}. Say where they "
+            "stand, images=lambda batch: batch[0][0]; rows of several lengths need one: images=lambda batch: "
+            "torch.nn.utils.rnn.pad_sequence(batch[0], batch_first=True)."
+        )
     return inputs
 
 
@@ -69,5 +75,6 @@ def _contents(batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return list(batch)
     if isinstance(batch, tuple | list):
-        return list(batch._fields) if hasattr(batch, "_fields") else f"{len(batch)} entries"
+        names = list(batch._fields) if hasattr(batch, "_fields") else f"{len(batch)} entries"
+        return f"{names} ({describe(batch)})"
     return f"{type(batch).__name__} with {list(vars(batch))}" if hasattr(batch, "__dict__") else type(batch).__name__

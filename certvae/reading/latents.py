@@ -4,14 +4,16 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from certvae.reading.captured import Captured, joined, read_latents
-from certvae.reading.sources import CodeFunction, CodeReader, FunctionCode, Latents, StepCode, SubmoduleCode
+from certvae.reading.posteriors import scale_likely, scale_named, worded
+from certvae.reading.sources import CodeFunction, CodeReader, FunctionCode, HeadsCode, Latents, StepCode, SubmoduleCode
 
-__all__ = ["Captured", "LatentCapture", "LatentSource", "Latents", "read_latents"]
+__all__ = ["Captured", "LatentCapture", "LatentSource", "Latents", "as_latents", "read_latents"]
 
-CodeSource = str | Latents | CodeFunction
+CodeSource = tuple[str, str] | str | Latents | CodeFunction
 LatentSource = Mapping[str, CodeSource] | CodeSource  # groups first, or jsonargparse cannot write them back
 
 
@@ -21,10 +23,11 @@ class LatentCapture:
     Args:
         source: None reads ``outputs["posterior"]`` of the module's own step, as :class:`certvae.VAE` gives it; a
             dotted path or :class:`Latents` names a submodule whose output is caught by a hook; a function is called
-            with the module and the batch. A dict names groups of latents, each with one of these but None.
+            with the module and the batch; two paths name two heads. A dict names groups of latents, each with one of
+            these but None.
 
     Attributes:
-        source: the same, with each path as a :class:`Latents`.
+        source: the same, each as a :class:`Latents`.
         groups: where in the code each group stands, known after the first batch; empty if there are none.
 
     Raises:
@@ -128,20 +131,42 @@ def _checked(groups: Mapping[str, CodeSource]) -> Mapping[str, CodeSource]:
     return groups
 
 
-def _named(source: CodeSource, group: str = "") -> Latents | CodeFunction:
+def _named(source: CodeSource, group: str = "") -> Latents:
+    found = as_latents(source)
+    if found is None:
+        where = f"the group {group!r} of `latents`" if group else "`latents`"
+        raise TypeError(
+            f"{where} must be the path of a submodule, two of them for two heads, ('fc_mu', 'fc_var'), a Latents or a "
+            f"function (pl_module, batch) -> code, got {source!r}. Several codes need names: "
+            "latents={'top': 'encoder.top', 'bottom': 'encoder.bottom'}."
+        )
+    likely = scale_likely(found.scale_path or found.part)
+    if found.scale is None and likely is not None and not scale_named(found.part):
+        rank_zero_warn(
+            f"`latents` takes {found.scale_path or found.part!r} for a log-variance; by its name it is likely to be "
+            f"{worded(likely)}. Say which: Latents({found.shown}, ..., scale={likely!r}), or scale='log_variance'."
+        )
+    return found
+
+
+def as_latents(source: Any) -> Latents | None:
+    """A source in full; None if it is none."""
     if isinstance(source, str):
         path, _, part = source.partition(":")
         return Latents(path, part)
-    if isinstance(source, Latents) or callable(source):
+    if isinstance(source, tuple | list) and len(source) == 2 and all(isinstance(name, str) for name in source):
+        path, _, part = source[0].partition(":")
+        return Latents(path, part, scale_path=source[1])
+    if isinstance(source, Latents):
         return source
-    where = f"the group {group!r} of `latents`" if group else "`latents`"
-    raise TypeError(
-        f"{where} must be the path of a submodule, a Latents or a function (pl_module, batch) -> code, got {source!r}."
-    )
+    return Latents(source) if callable(source) else None
 
 
-def _reader_of(source: Latents | CodeFunction) -> CodeReader:
-    return SubmoduleCode(source) if isinstance(source, Latents) else FunctionCode(source)
+def _reader_of(source: Latents) -> CodeReader:
+    """What finds the code of one source."""
+    if callable(source.path):
+        return FunctionCode(source)
+    return HeadsCode(source) if source.scale_path else SubmoduleCode(source)
 
 
 def _slices(codes: dict[str, Captured]) -> dict[str, slice]:

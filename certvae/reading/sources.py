@@ -12,11 +12,24 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.hooks import RemovableHandle
 
-from certvae.reading.captured import Captured, read_latents, select_part
+from certvae.reading.captured import Captured, Spatial, read_latents, select_part
+from certvae.reading.found import describe
 from certvae.reading.inputs import as_floats, select_inputs
+from certvae.reading.posteriors import SCALES, Scale
 from certvae.reading.statistics import kept_statistics
 
-__all__ = ["OURS", "CodeFunction", "CodeReader", "FunctionCode", "Latents", "StepCode", "SubmoduleCode"]
+__all__ = [
+    "OURS",
+    "CodeFunction",
+    "CodeReader",
+    "FunctionCode",
+    "HeadsCode",
+    "Latents",
+    "StepCode",
+    "SubmoduleCode",
+    "copied",
+    "submodule_of",
+]
 
 CodeFunction = Callable[[Any, Any], Any]
 OURS = "certvae"  # marks in a graph what our reading added to it
@@ -26,41 +39,73 @@ OURS = "certvae"  # marks in a graph what our reading added to it
 class Latents:
     """Where the latent code of a model is, when the name of a submodule alone does not say it.
 
-    A string is short for the first two: ``"encoder.fc:chunk"`` is ``Latents("encoder.fc", "chunk")``.
+    A string is short for the first two: ``"encoder.fc:chunk"`` is ``Latents("encoder.fc", "chunk")``, and ``":1,2"`` is
+    of the output of the module itself. Two names are short for two heads: ``("fc_mu", "fc_var")`` is
+    ``Latents("fc_mu", scale_path="fc_var")``.
 
     Args:
-        path: dotted path of the submodule whose output holds the code.
+        path: dotted path of the submodule whose output holds the code; empty, with a ``part``: the module itself. Or a
+            function ``(pl_module, batch) -> output``.
         part: which part of that output: ``"chunk"`` takes the first half of axis 1 as mean and the second as
             log-variance; a key, an attribute or a position names the mean; two of them with a comma name mean and
             log-variance, such as ``"mu,logvar"`` or ``"0,1"``.
         spatial: what becomes of a code ``(B, C, h, w)``: ``"flatten"`` takes all its values, ``"pool"`` its mean over
-            positions.
+            positions. Of several samples a row, ``(B, S, latent_dim)``, ``"samples"`` takes the first.
         calls: which call counts when the submodule is called several times in a step.
         deterministic: whether the decoder receives the mean itself, without noise, as in a plain autoencoder. Then
             there is no rate and no bracket, whatever else the submodule gives.
+        scale: what the second value is: ``"log_variance"``, ``"variance"``, ``"std"`` or ``"log_std"``, which is half
+            the log-variance. None: what the name of a part or attribute says (``std``, ``stddev``, ``scale``,
+            ``variance``, ``log_std``, ``logstd``, ``log_scale``), else the log-variance.
+        scale_path: dotted path of a second submodule, whose output is the scale.
 
     Raises:
         ValueError: if an argument is not among these.
     """
 
-    path: str
+    path: str | CodeFunction
     part: str = ""
-    spatial: Literal["flatten", "pool"] | None = None
+    spatial: Spatial | None = None
     calls: Literal["error", "first", "last"] = "error"
     deterministic: bool = False
+    scale: Scale | None = None
+    scale_path: str = ""
 
     def __post_init__(self) -> None:
-        if not self.path:
-            raise ValueError("`latents` must name a submodule, such as 'encoder.fc_mu', got an empty path.")
-        if self.spatial not in (None, "flatten", "pool"):
-            raise ValueError(f"`spatial` must be 'flatten', 'pool' or None, got {self.spatial!r}.")
+        if not self.path and not self.part:
+            raise ValueError(
+                "`latents` must name a submodule, such as 'encoder.fc_mu', got an empty path. The output of the module "
+                "itself needs a part: latents=':1,2'."
+            )
+        if self.spatial not in (None, "flatten", "pool", "samples"):
+            raise ValueError(f"`spatial` must be 'flatten', 'pool' or None, got {self.spatial!r}; or 'samples'.")
         if self.calls not in ("error", "first", "last"):
             raise ValueError(f"`calls` must be 'error', 'first' or 'last', got {self.calls!r}.")
+        if self.scale not in (None, *SCALES):
+            raise ValueError(f"`scale` must be one of {', '.join(SCALES)} or None, got {self.scale!r}.")
+        if self.scale_path and callable(self.path):
+            raise ValueError("`scale_path` goes with the path of a submodule: let the function give (mean, scale).")
+
+    @property
+    def shown(self) -> str:
+        """How messages write the source: the path in quotes, or the name of the function."""
+        return getattr(self.path, "__name__", "function") if callable(self.path) else repr(self.path)
+
+    @property
+    def scale_head(self) -> "Latents | None":
+        """The second submodule, if there is one."""
+        return Latents(self.scale_path, calls=self.calls) if self.scale_path else None
 
     def read(self, output: Any) -> Captured:
-        """The code in an output of the submodule."""
-        captured = read_latents(output, self.part, self.spatial)
+        """The code in an output of the submodule; of two, the pair of both."""
+        captured = read_latents(output, self.part, self.spatial, self.scale, self.shown)
         return Captured(captured.mean, deterministic=True) if self.deterministic else captured
+
+    def read_outputs(self, outputs: list[Any]) -> Captured:
+        """The code in the output of the submodule, or in those of both heads."""
+        if len(outputs) == 1:
+            return self.read(outputs[0])
+        return replace(self, part="").read((select_part(outputs[0], self.part), outputs[1]))
 
 
 class CodeReader(Protocol):
@@ -110,7 +155,7 @@ class StepCode(_Unhooked):
         if not (isinstance(outputs, dict) and "posterior" in outputs):
             raise ValueError(
                 "without `latents` the module's step must return a dict with 'posterior', as certvae.VAE does; got "
-                f"{type(outputs).__name__}. Name the submodule that gives the code: latents='encoder.fc_mu'."
+                f"{describe(outputs)}. Name the submodule that gives the code: latents='encoder.fc_mu'."
             )
         return outputs["posterior"]
 
@@ -132,20 +177,24 @@ class FunctionCode(_Unhooked):
     """Calls a function with the module and the batch.
 
     Args:
-        function: gives what :func:`certvae.reading.captured.read_latents` understands.
+        source: its ``path`` is the function.
     """
 
-    def __init__(self, function: CodeFunction) -> None:
-        self.function = function
+    def __init__(self, source: Latents) -> None:
+        self.source = source
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
         """See :class:`CodeReader`."""
-        return read_latents(self.output(module, batch, outputs))
+        return self.source.read(self._output(module, batch))
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`. No statistic of a batch norm moves."""
+        return select_part(self._output(module, batch), self.source.part)
+
+    def _output(self, module: nn.Module, batch: Any) -> Any:
+        assert callable(self.source.path)
         with kept_statistics(module):
-            return self.function(module, batch)
+            return self.source.path(module, batch)
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """See :class:`CodeReader`."""
@@ -161,8 +210,9 @@ class SubmoduleCode:
 
     def __init__(self, source: Latents) -> None:
         self.source = source
-        self._handle: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
         self._caught: list[Any] = []
+        self._calls, self._begun = 0, list[int]()
         self._listening = False
         self._inputs: Any = ()
 
@@ -173,29 +223,33 @@ class SubmoduleCode:
             ValueError: if there is no submodule of this name.
         """
         self.detach()
-        try:
-            submodule = module.get_submodule(self.source.path)
-        except AttributeError:
-            raise ValueError(
-                f"`latents={self.source.path!r}` names no submodule. {_nearest(self.source.path, module)}"
-            ) from None
-        self._handle = submodule.register_forward_hook(self._catch)
+        submodule = submodule_of(self.source, module)
+        self._handles = [submodule.register_forward_hook(self._catch)]
+        if submodule is module:
+            self._handles.append(submodule.register_forward_pre_hook(self._begin))
 
     def listen(self, listening: bool) -> None:
         """See :class:`CodeReader`."""
         self._listening, self._caught, self._inputs = listening, [], ()
 
+    def _begin(self, module: nn.Module, inputs: Any) -> None:
+        self._begun.append(self._calls)
+
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if self._listening:
-            self._caught.append(_snapshot(output))
+        # Wrapped for several processes, a module's step is a call of the module too, around that of its `forward`.
+        outer = bool(self._begun) and self._begun.pop() < self._calls
+        self._calls += 1
+        if self._listening and not outer:
+            # A copy: what a step does in place to the output afterwards is not the encoder's answer.
+            self._caught.append(copied(output, _marked))
             self._inputs = inputs
 
     def detach(self) -> None:
         """See :class:`CodeReader`."""
         self.listen(False)
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
         """See :class:`CodeReader`.
@@ -203,22 +257,81 @@ class SubmoduleCode:
         Raises:
             ValueError: if nothing was caught, or more than one call and none was chosen.
         """
-        return self.source.read(self._latest())
+        return self.source.read(self.latest())
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`."""
-        return select_part(self._latest(), self.source.part)
+        return select_part(self.latest(), self.source.part)
 
-    def _latest(self) -> Any:
+    def latest(self) -> Any:
+        """The whole output of the call that counts, which is forgotten."""
         caught, self._caught = self._caught, []
         return _choose(caught, self.source)
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
         """See :class:`CodeReader`."""
+        return self.source.read(self.call_again(module, rows, count))
+
+    def call_again(self, module: nn.Module, rows: Tensor, count: int) -> Any:
+        """The whole output for some of the rows that were just seen."""
         listening, self._listening = self._listening, False
-        output = module.get_submodule(self.source.path)(*_rows_of(self._inputs, rows, count))
+        output = submodule_of(self.source, module)(*_rows_of(self._inputs, rows, count))
         self._listening = listening
-        return self.source.read(output)
+        return output
+
+
+class HeadsCode:
+    """Catches the outputs of two submodules: that of the mean, and that of the scale.
+
+    Args:
+        source: names both.
+    """
+
+    def __init__(self, source: Latents) -> None:
+        head = source.scale_head
+        assert head is not None
+        self.source, self._mean, self._scale = source, SubmoduleCode(source), SubmoduleCode(head)
+
+    def attach(self, module: nn.Module) -> None:
+        """See :class:`CodeReader`."""
+        self._mean.attach(module)
+        self._scale.attach(module)
+
+    def listen(self, listening: bool) -> None:
+        """See :class:`CodeReader`."""
+        self._mean.listen(listening)
+        self._scale.listen(listening)
+
+    def detach(self) -> None:
+        """See :class:`CodeReader`."""
+        self._mean.detach()
+        self._scale.detach()
+
+    def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
+        """See :class:`CodeReader`."""
+        return self.source.read_outputs([self._mean.latest(), self._scale.latest()])
+
+    def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
+        """See :class:`CodeReader`: the pair."""
+        return self._mean.output(module, batch, outputs), self._scale.latest()
+
+    def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
+        """See :class:`CodeReader`."""
+        heads = (self._mean, self._scale)
+        return self.source.read_outputs([head.call_again(module, rows, count) for head in heads])
+
+
+def submodule_of(source: Latents, module: nn.Module) -> nn.Module:
+    """The submodule that a source names.
+
+    Raises:
+        ValueError: if there is none of this name.
+    """
+    assert isinstance(source.path, str)
+    try:
+        return module.get_submodule(source.path)
+    except AttributeError:
+        raise ValueError(f"`latents={source.path!r}` names no submodule. {_nearest(source.path, module)}") from None
 
 
 def _rows_of(value: Any, rows: Tensor, count: int) -> Any:
@@ -230,7 +343,7 @@ def _rows_of(value: Any, rows: Tensor, count: int) -> Any:
     return apply_to_collection(value, Tensor, pick)
 
 
-def _copied(value: Tensor) -> Tensor:
+def _marked(value: Tensor) -> Tensor:
     twin = value.clone()
     if twin.grad_fn is not None and not torch.compiler.is_compiling():
         marks: Any = twin.grad_fn.metadata
@@ -238,23 +351,23 @@ def _copied(value: Tensor) -> Tensor:
     return twin
 
 
-def _snapshot(value: Any) -> Any:
-    """A copy: what a step does in place to an encoder's output afterwards is not the encoder's answer."""
+def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of an encoder's output with other tensors in the places of its own."""
     if isinstance(value, Tensor):
-        return _copied(value)
+        return change(value)
     if isinstance(value, tuple | list):
-        items = [_snapshot(item) for item in value]
+        items: list[Any] = [copied(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         twin = copy(value)
-        twin.update({key: _snapshot(item) for key, item in value.items()})
+        twin.update({key: copied(item, change) for key, item in value.items()})
         return twin
     if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
         return value
     twin = copy(value)
     for name, item in vars(value).items():
         if isinstance(item, Tensor | Distribution):
-            twin.__dict__[name] = _snapshot(item)
+            twin.__dict__[name] = copied(item, change)
     return twin
 
 

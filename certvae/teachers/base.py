@@ -110,6 +110,14 @@ class Teacher(nn.Module):
         """What a batch holds as the teacher's input: uint8 images are scaled to [0, 1]."""
         return as_floats(images)
 
+    def row_weights(self, images: Tensor) -> Tensor | None:
+        """What each row counts, float64, shape ``(B,)``, from 0 to 1; None where all count alike.
+
+        Args:
+            images: inputs, as for :meth:`forward`.
+        """
+        return None
+
     @property
     def num_components(self) -> int:
         """K."""
@@ -170,11 +178,12 @@ class Teacher(nn.Module):
                 "its train_dataloader()."
             )
         for batch in batches:
-            probs = self(self.prepared(select_inputs(batch, images)), index_of(batch)).double().cpu()
-            totals = totals + CertificateSums.of(ScoredRows.check(probs, torch.zeros_like(probs)))
-            log_sums += log_ratio_sums(probs)
+            inputs = self.prepared(select_inputs(batch, images))
+            probs, weights = self(inputs, index_of(batch)).double().cpu(), self.row_weights(inputs)
+            totals = totals + CertificateSums.of(ScoredRows.check(probs, torch.zeros_like(probs), weights))
+            log_sums += log_ratio_sums(probs if weights is None else probs[weights.cpu() > 0])
         if totals.num_rows == 0:
-            raise ValueError("`batches` must hold at least one row, got none.")
+            raise ValueError("`batches` must hold at least one row that counts, got none.")
         self.average = totals.teacher_mean
         energy = (
             energy_from_sums(log_sums, totals.num_rows, self.average) if bool((log_sums.isfinite()).all()) else None

@@ -33,6 +33,7 @@ class TeacherCard:
         largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
             linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
         choice: one sentence on why the search chose this teacher.
+        ignore: the label of rows without one, which weigh 0; None: every row counts.
         names: of the components, K of them, each printable text of 1 to 100 characters and 262,144 in all; None: they
             have none.
 
@@ -55,6 +56,7 @@ class TeacherCard:
     largest_eigenvalue: float | None = None
     choice: str | None = None
     names: tuple[str, ...] | None = None
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         as_whole_number(self.num_components, "num_components", 2, MOST_COMPONENTS)
@@ -70,14 +72,24 @@ class TeacherCard:
         self._check_inputs()
         if self.names is not None:
             check_names(self.names, self.num_components)
+        self._check_ignore()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file; names only where there are some, so that files without them stay as they were."""
-        return {key: value for key, value in asdict(self).items() if key != "names" or value is not None}
+        """Plain values for a file; what is new only where it is used, so that files without it stay as they were."""
+        new = ("names", "ignore")
+        return {key: value for key, value in asdict(self).items() if value is not None or key not in new}
 
     def naming(self) -> dict[str, list[str]]:
         """The entry of a certificate's provenance that names the components; empty where they have no names."""
         return {} if self.names is None else {"component_names": list(self.names)}
+
+    def _check_ignore(self) -> None:
+        if self.ignore is None:
+            return
+        if 0 <= as_whole_number(self.ignore, "ignore", -(2**63), 2**63) < self.num_components:
+            raise ValueError(
+                f"`ignore` must be no label of a class: below 0, or at least {self.num_components}, got {self.ignore}."
+            )
 
     def _check_inputs(self) -> None:
         shape, values = self.image_shape, self.value_range

@@ -29,19 +29,29 @@ class LabelTeacher(Teacher):
             energy predicts the labels.
         names: of the classes, in the order of their labels, such as ``data.classes`` of torchvision. The certificate
             names the classes that pass and those that are lost by them.
+        ignore: the label of rows without one, such as -1; these rows weigh 0 in the teacher's average, in the
+            certificate and in alignment. No label of a class.
 
     Raises:
         TypeError: if an argument is not a number, or ``names`` are no list of text.
-        ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), or ``names`` are not ``num_classes``
+        ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), ``ignore`` is a class, or ``names``
+            are not ``num_classes``
             printable texts of at most 100 characters.
     """
 
     kind = "labels"
 
-    def __init__(self, num_classes: int, smoothing: float = 0.1, names: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        smoothing: float = 0.1,
+        names: Sequence[str] | None = None,
+        ignore: int | None = None,
+    ) -> None:
         if isinstance(names, str):
             raise TypeError(f"`names` must be a list of text, one for each class, got the text {names!r}.")
-        super().__init__(TeacherCard(num_classes, floor=smoothing, names=None if names is None else tuple(names)))
+        given = None if names is None else tuple(names)
+        super().__init__(TeacherCard(num_classes, floor=smoothing, names=given, ignore=ignore))
 
     @classmethod
     def from_tensors(cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor]) -> "LabelTeacher":
@@ -74,24 +84,42 @@ class LabelTeacher(Teacher):
                 f"{images.dtype} of shape {tuple(images.shape)}. Say where they stand in the batch, `images=1` or "
                 "`images='label'`; labels in floats need `images=lambda batch: batch[1].long()`."
             )
-        if images.ndim != 1:
+        if _column(images).ndim != 1:
             raise ValueError(
                 f"class labels must have shape (B,), got {tuple(images.shape)}. One-hot labels need "
                 "`images=lambda batch: batch[1].argmax(dim=1)`, a column of labels `batch[1][:, 0]`."
             )
-        labels = images.long()
-        outside = labels[(labels < 0) | (labels >= self.num_components)]
+        labels = _column(images).long()
+        outside = labels[((labels < 0) | (labels >= self.num_components)) & (labels != self._ignore)]
         if len(outside):
             raise ValueError(
-                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Leave rows without "
-                "a label out, or give the right `num_classes`."
+                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Rows without "
+                f"a label need LabelTeacher({self.num_components}, ignore={int(outside[0])}); else give the right "
+                "`num_classes`."
             )
+
+    @property
+    def _ignore(self) -> int:
+        return self.num_components - 1 if self.card.ignore is None else self.card.ignore
+
+    def row_weights(self, images: Tensor) -> Tensor | None:
+        """0 for rows whose label is to be ignored, 1 for others; None if no label is."""
+        if self.card.ignore is None:
+            return None
+        return (_column(images).to(float64_device(images.device)) != self.card.ignore).double()
 
     def forward(self, images: Tensor, index: Tensor | None = None) -> Tensor:
         self.check_values(images)
-        labels = images.to(float64_device(images.device)).long()
+        labels = _column(images).to(float64_device(images.device)).long()
+        if self.card.ignore is not None:
+            labels = labels.where(labels != self.card.ignore, 0)  # such a row weighs 0, whatever is answered
         hard = nn.functional.one_hot(labels, self.num_components).to(torch.float64)
         return (1 - self.card.floor) * hard + self.card.floor / self.num_components
 
     def tensors(self) -> dict[str, Tensor]:
         return {}
+
+
+def _column(labels: Tensor) -> Tensor:
+    """Labels ``(B, 1)`` as ``(B,)``."""
+    return labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels

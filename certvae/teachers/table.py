@@ -86,7 +86,10 @@ def _targets_of(teacher: Teacher, batch: Any, images: InputSource) -> tuple[Tens
             "`loaders` must give batches (images, label, index), or with whole numbers called 'index'; this batch has "
             "no index."
         )
-    return index.cpu(), teacher(teacher.prepared(select_inputs(batch, images)), index).float().cpu()
+    inputs = teacher.prepared(select_inputs(batch, images))
+    probs, weights = teacher(inputs, index).float().cpu(), teacher.row_weights(inputs)
+    counted = slice(None) if weights is None else weights.cpu() > 0  # a row without a label has no target
+    return index.cpu()[counted], probs[counted]
 
 
 def _check_index(index: Tensor, kept: Tensor, probs: Tensor) -> None:

@@ -316,9 +316,10 @@ class ByHand(UserVAE):
         self.automatic_optimization = False
 
 
-def test_manual_optimization_is_refused_with_what_to_write(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"`automatic_optimization = False` .*kl_divergence"):
-        fit(tmp_path, foreign(ByHand), aligned())
+def test_manual_optimization_without_a_submodule_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    callback = AlignmentCallback(digits_teacher(), lambda module, batch: module.encoder(module.images(batch)))
+    with pytest.raises(ValueError, match=r"`automatic_optimization = False`.*latents='encoder.fc_mu'"):
+        fit(tmp_path, foreign(ByHand), callback)
 
 
 def test_the_weight_may_be_a_function_of_the_epoch(tmp_path: Path) -> None:

@@ -128,3 +128,9 @@ def test_heads_that_would_be_trained_wrongly_are_refused(tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match="does not go with LBFGS"):
         fit(tmp_path, Closure(), *beside(RawHead(5, 6)))
+
+    class ByHand(UserVAE):
+        automatic_optimization = False  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="ByHand, which optimizes by hand"):
+        fit(tmp_path, ByHand(), *beside(RawHead(5, 6)))

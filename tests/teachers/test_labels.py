@@ -110,7 +110,7 @@ def test_alignment_to_labels_raises_the_margin(tmp_path: Path) -> None:
         (torch.tensor([1.0, 2.0]), TypeError, r"whole numbers of shape \(B,\), got torch.float32 of shape \(2,\)"),
         (torch.rand(2, 1, 8, 8), TypeError, "`images=1` or `images='label'`"),
         (torch.eye(10).long(), ValueError, r"must have shape \(B,\), got \(10, 10\). One-hot labels need"),
-        (torch.tensor([[1], [2]]), ValueError, r"a column of labels `batch\[1\]\[:, 0\]`"),
+        (torch.tensor([[1, 0], [2, 0]]), ValueError, r"a column of labels `batch\[1\]\[:, 0\]`"),
         (torch.tensor(3), ValueError, r"must have shape \(B,\), got \(\)"),
     ],
 )

@@ -10,6 +10,7 @@ from rich.console import Console
 from torch import Tensor
 
 from certvae.io.random_state import kept_random_state
+from certvae.reading.found import describe
 from certvae.reading.inputs import InputSource, inputs_and_index
 from certvae.reading.rows import RowPositions, first_loader, is_truncated
 from certvae.teachers.base import flat_float64
@@ -192,13 +193,30 @@ class TeacherSearch(LightningModule):
     def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
         images, index = inputs_and_index(batch, self.images)
+        self._check_rows(images)
         assert self._positions is not None
         positions, weights = self._positions.next(images.shape[0])
         keep = (weights > 0).to(images.device)
         # A third entry that repeats itself is a class or a site: rows that share it would be one row of the sample.
-        if index is None or index.unique().numel() < len(images):
+        if index is None or len(index) != len(images) or index.unique().numel() < len(images):
             index = positions.to(images.device)
         return images[keep], index[keep]
+
+    def _check_rows(self, images: Tensor) -> None:
+        """Refuse what has no distances: tokens, and rows of several lengths."""
+        if images.is_nested or (self._image_shape and tuple(images.shape[1:]) != self._image_shape):
+            raise TeacherSearchError(
+                f"the search needs rows of one shape, got {describe(images)} after rows of {self._image_shape}. Give "
+                "fixed ones, such as the counts of words: images=lambda batch: torch.stack([torch.bincount(row, "
+                "minlength=vocabulary).float() for row in batch[0]])."
+            )
+        if not images.is_floating_point() and images.dtype != torch.bool:
+            raise TeacherSearchError(
+                f"the search compares rows by distance, got whole numbers, {describe(images)}. Between tokens there is "
+                "none: count them, images=lambda batch: torch.nn.functional.one_hot(batch[0], "
+                "vocabulary).sum(1).float(). If they are measured counts, say so: images=lambda batch: "
+                "batch[0].float()."
+            )
 
     def on_train_epoch_end(self) -> None:
         if self._done:  # `min_epochs` keeps the trainer going

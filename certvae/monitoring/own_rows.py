@@ -1,0 +1,126 @@
+"""Running a model over rows that no trainer shows it, as a validation would, and leaving no trace of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+import torch
+from lightning_utilities.core.overrides import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from certvae.monitoring.evaluation import Evaluation
+from certvae.reading.found import describe
+from certvae.reading.inputs import as_floats
+from certvae.reading.latents import Latents, LatentSource
+
+__all__ = [
+    "Run",
+    "evaluate_rows",
+    "number_of_batches",
+    "own_batches",
+    "runner",
+    "validates_now",
+    "warn_if_never_validated",
+]
+
+Run = Callable[[Any, Any], Any]
+
+
+@contextmanager
+def _in_evaluation(module: nn.Module) -> Iterator[None]:
+    """Eval mode, no graph and a random state of its own; each part's mode comes back."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with isolate_rng(), torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def runner(module: nn.Module, source: LatentSource | None, run: Run | None = None) -> Run:
+    """How a batch goes through a model so that its code is made.
+
+    Args:
+        module: the model.
+        source: where its code is.
+        run: called with the model and the batch. Default: nothing if the code is a function's, which is called anyway;
+            else the module's own ``predict_step``; else the module itself on the batch, or on its first entry.
+    """
+    if run is not None:
+        return run
+    if isinstance(source, Latents) and callable(source.path):
+        return lambda model, batch: None
+    if hasattr(module, "predict_step") and _has_predict_step(module):
+        return lambda model, batch: model.predict_step(batch, 0)
+    return _forward
+
+
+def _has_predict_step(module: Any) -> bool:
+    # The other import name of Lightning has a class of its own.
+    base = next((kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule"), LightningModule)
+    return is_overridden("predict_step", module, base)
+
+
+def _forward(model: nn.Module, batch: Any) -> Any:
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    if isinstance(inputs, Tensor):
+        return model(as_floats(inputs))
+    raise TypeError(
+        f"a batch of {describe(batch)} has no first tensor to call the model with. Give the code by a function, "
+        "latents=lambda pl_module, batch: pl_module.encoder(batch['x']), or define `predict_step`."
+    )
+
+
+def evaluate_rows(evaluation: Evaluation, module: nn.Module, batches: Any, run: Run) -> None:
+    """Run a model over batches, and add the rows of each to an evaluation."""
+    with _in_evaluation(module):
+        for batch in batches:
+            evaluation.begin()
+            evaluation.update(module, batch, run(module, batch))  # type: ignore[arg-type]
+
+
+def own_batches(trainer: Trainer, loader: Any, limit: float) -> Iterator[Any]:
+    """Batches of a dataloader on the trainer's device.
+
+    Raises:
+        ValueError: if several processes would each read all rows.
+    """
+    samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
+    if trainer.world_size > 1 and not any(isinstance(sampler, DistributedSampler) for sampler in samplers):
+        raise ValueError(
+            "on several processes the `dataloader` of a callback needs a sampler that deals the rows out: "
+            "DataLoader(rows, sampler=DistributedSampler(rows, shuffle=False))."
+        )
+    for batch in islice(loader, None if limit == float("inf") else int(limit)):
+        yield trainer.strategy.batch_to_device(batch)
+
+
+def number_of_batches(trainer: Trainer, loader: Any) -> float:
+    """How many batches of a dataloader are taken; infinity where nobody knows."""
+    if getattr(trainer, "fast_dev_run", False):
+        return int(trainer.fast_dev_run)  # type: ignore[attr-defined]
+    return len(loader) if isinstance(loader, DataLoader) and hasattr(loader.sampler, "__len__") else float("inf")
+
+
+def validates_now(trainer: Trainer) -> bool:
+    """Whether this epoch is one after which the trainer would validate."""
+    return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
+
+
+def warn_if_never_validated(trainer: Trainer) -> bool:
+    """Say at the start of a fit that no epoch of it ends in a validation; returns whether it was said."""
+    every, last, first = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.current_epoch
+    if every is None or last is None or last < 0 or last // every > first // every:
+        return False
+    rank_zero_warn(
+        f"No validation will run in this fit, so that nothing will be certified: `check_val_every_n_epoch={every}` "
+        f"comes after `max_epochs={last}`. Give Trainer(check_val_every_n_epoch={max(1, last - first)}) or less."
+    )
+    return True
