@@ -130,7 +130,7 @@ def test_heads_that_would_be_trained_wrongly_are_refused(tmp_path: Path) -> None
         fit(tmp_path, Closure(), *beside(RawHead(5, 6)))
 
     class ByHand(UserVAE):
-        automatic_optimization = False  # type: ignore[assignment]
+        automatic_optimization = False
 
     with pytest.raises(ValueError, match="ByHand, which optimizes by hand"):
         fit(tmp_path, ByHand(), *beside(RawHead(5, 6)))
