@@ -17,6 +17,7 @@ import yaml
 from rich.console import Console
 
 from certvae.commands.lightning import run_lightning
+from certvae.commands.mistakes import missing_file
 from certvae.commands.run_config import complete, move_paths
 from certvae.commands.runs import Run, certify_held_out_rows, execute, interruptible
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
@@ -45,6 +46,7 @@ class Protocol:
         max_epochs: instead of the phases' own.
         data_dir: instead of the YAMLs' own.
         wandb: project in which each phase is a run of Weights & Biases too, grouped by ``dataset``.
+        download: whether to download a data set that is missing.
     """
 
     dataset: str
@@ -58,6 +60,7 @@ class Protocol:
     max_epochs: int | None = None
     data_dir: str | None = None
     wandb: str | None = None
+    download: bool | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in ("search", *PHASES) if name not in self.phases]
@@ -87,7 +90,7 @@ class Protocol:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no protocol at {path}.")
+            raise FileNotFoundError(f"no protocol at {path}.{missing_file(path)}")
         values = yaml.safe_load(path.read_text())
         known = {"dataset", "phases", "targets", "seeds", "output_dir"}
         if not isinstance(values, dict) or set(values) - known or {"dataset", "phases", "output_dir"} - set(values):
@@ -117,6 +120,8 @@ class Protocol:
         changes: dict[str, Any] = {}
         if self.data_dir is not None and "data_dir" in values["data"].get("init_args", {}):
             changes["data.data_dir"] = self.data_dir
+        if self.download:
+            changes["data.download"] = True
         if phase == "search":
             return changes
         if self.max_epochs is not None:
@@ -201,6 +206,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
     parser.add_argument("--data_dir", help="where the data set is")
+    parser.add_argument("--download", action="store_true", default=None, help="download the data set if it is missing")
     parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
     parser.add_argument("--wandb", metavar="PROJECT", help="log each phase to Weights & Biases too, as its own run")
     given = parser.parse_args(args)
