@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say it
 
-__all__ = ["Outcome", "quiet", "user_errors"]
+__all__ = ["Outcome", "chain", "quiet", "user_errors"]
 
 
 @dataclass
@@ -35,7 +35,7 @@ def user_errors() -> Iterator[Outcome]:
         print("certvae: interrupted.", file=sys.stderr)
         outcome.status = INTERRUPTED
     except Exception as error:
-        ours = next((link for link in _chain(error) if _is_ours(link)), None)
+        ours = next((link for link in chain(error) if _is_ours(link)), None)
         if os.environ.get("CERTVAE_TRACEBACK") or ours is None:
             raise
         print(f"certvae: {type(ours).__name__}: {ours}", file=sys.stderr)
@@ -44,10 +44,10 @@ def user_errors() -> Iterator[Outcome]:
 
 def _is_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C is behind it: Lightning turns that into an exit with status 1."""
-    return any(type(link) is KeyboardInterrupt for link in _chain(error))
+    return any(type(link) is KeyboardInterrupt for link in chain(error))
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what it was raised from, outermost first."""
     while error is not None:
         yield error

@@ -18,9 +18,11 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from certvae.commands.mistakes import one_line
 from certvae.io.files import write_atomic
+from certvae.terminal import chain
 
 __all__ = ["main", "run_lightning"]
 
+SEARCH = ".../search.yaml"  # in the message of a teacher that is missing
 # What YAMLs of earlier versions say, and what it is now: classes, modules (with a dot at the end), and arguments.
 RENAMED = {
     "certvae.constraints.": "certvae.models.",
@@ -154,15 +156,18 @@ def _old_names(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _with_search(message: str, args: Sequence[str]) -> str:
     """The message, with the search that stands beside the run's own YAML."""
     beside = (Path(argument.rpartition("=")[2]).with_name("search.yaml") for argument in args if ".yaml" in argument)
-    return message.replace(".../search.yaml", next((str(path) for path in beside if path.is_file()), ".../search.yaml"))
+    return message.replace(SEARCH, next((str(path) for path in beside if path.is_file()), SEARCH))
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """``certvae fit`` and Lightning's other subcommands; returns the exit status."""
     try:
         run_lightning(args)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(_with_search(str(error), sys.argv[1:] if args is None else args)) from error
+    except Exception as error:  # the parser may have wrapped that of a file
+        missing = next((link for link in chain(error) if isinstance(link, FileNotFoundError)), None)
+        if missing is None or SEARCH not in str(missing):
+            raise
+        raise FileNotFoundError(_with_search(str(missing), sys.argv[1:] if args is None else args)) from error
     except SIGTERMException:  # of Lightning, which would end with status 0
         print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` goes on.", file=sys.stderr)
         return 128 + signal.SIGTERM

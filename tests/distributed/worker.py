@@ -11,7 +11,7 @@ import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric.utilities.rank_zero import rank_zero_only
@@ -45,21 +45,21 @@ def work(folder: Path, module: str, world: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def fork(number: int, world: int, *args: Any) -> int:
+def fork(number: int, world: int, folder: Path, module: str) -> int:
     """The id of a new process that does its work, with an output of its own."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        output = os.open(args[0] / f"output_{number}.txt", os.O_WRONLY | os.O_CREAT)
+        output = os.open(folder / f"output_{number}.txt", os.O_WRONLY | os.O_CREAT)
         for stream in (1, 2):
             os.dup2(output, stream)
         place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": 0}
         os.environ |= {name: str(value) for name, value in place.items()}
         os.environ |= {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1"}
-        rank_zero_only.rank = number  # Lightning read it when it was imported
-        work(*args, world)
+        cast(Any, rank_zero_only).rank = number  # Lightning read it when it was imported
+        work(folder, module, world)
         status = 0
     except BaseException:
         traceback.print_exc()
