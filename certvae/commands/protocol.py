@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,9 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         RunError: if a folder holds a run with other settings, or a phase was interrupted.
     """
     with interruptible(protocol.output_dir):
-        records = [record for seed in protocol.seeds for record in _run_seed(protocol, seed)]
+        records: list[dict[str, Any]] = []
+        for seed in protocol.seeds:
+            _run_seed(protocol, seed, records)
         options = {name: getattr(protocol, name) for name in OPTIONS}
         commits = f"trained at commit {', '.join(sorted({record['commit'] for record in records}))}"
         command = ["certvae", "protocol", str(protocol.file)]
@@ -170,13 +173,24 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         return summarize(protocol.dataset, protocol.output_dir, folders, teachers, protocol.names, made)
 
 
-def _run_seed(protocol: Protocol, seed: int) -> list[dict[str, Any]]:
-    """Run the search and the phases of a seed; returns their records."""
-    records = [] if protocol.teachers else [execute(protocol.run("search", seed))]
+def _run_seed(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
+    """Run the search and the phases of a seed, and add their records."""
+    if not protocol.teachers:
+        print(_progress(protocol, records), flush=True)
+        records.append(execute(protocol.run("search", seed)))
     if protocol.targets == "table":
         _write_targets(protocol, seed)
-    runs = [protocol.run(phase, seed) for phase in protocol.names]
-    return [*records, *(execute(run, partial(certify_held_out_rows, folder=run.folder)) for run in runs)]
+    for run in [protocol.run(phase, seed) for phase in protocol.names]:
+        print(_progress(protocol, records), flush=True)
+        records.append(execute(run, partial(certify_held_out_rows, folder=run.folder)))
+
+
+def _progress(protocol: Protocol, records: Sequence[dict[str, Any]]) -> str:
+    """Which run of the whole begins, and about how long all take, if those to come take as long as those before."""
+    total = len(protocol.seeds) * (len(protocol.names) + (not protocol.teachers))
+    mean = sum(record["seconds"] for record in records) / max(1, len(records))
+    left = timedelta(seconds=round(mean * (total - len(records))))
+    return f"Run {len(records) + 1} of {total}{f', about {left} left' if records else ''}:"
 
 
 def _write_targets(protocol: Protocol, seed: int) -> None:
@@ -217,5 +231,6 @@ def main(args: Sequence[str] | None = None) -> None:
     changes["teachers"] = tuple(given.teachers) if given.teachers else None
     protocol = Protocol.read(given.file, **changes)
     summary = run_protocol(protocol)
-    Console(width=None if sys.stdout.isatty() else 120).print(summary_table(summary))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(summary_table(summary, console.width))
     print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, summary.md, margin.png")

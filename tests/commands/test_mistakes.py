@@ -10,7 +10,7 @@ import torch
 
 from certvae.callbacks import CertificateCallback
 from certvae.cli import main
-from certvae.commands.protocol import Protocol
+from certvae.commands.protocol import Protocol, _progress
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers import LabelTeacher
 from certvae.terminal import user_errors
@@ -168,3 +168,9 @@ def test_classes_in_the_working_directory_are_found(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit):
         main(["certify", "--help"])
     assert str(tmp_path) in sys.path
+
+
+def test_a_protocol_says_which_run_begins_and_how_long_all_take() -> None:
+    protocol = Protocol.read(EXPERIMENTS / "digits.yaml", seeds=(0, 1))
+    assert _progress(protocol, []) == "Run 1 of 8:"
+    assert _progress(protocol, [{"seconds": 60.0}, {"seconds": 30.0}]) == "Run 3 of 8, about 0:04:30 left:"
