@@ -7,6 +7,7 @@ from typing import Any
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from certvae.callbacks.certificate import CertificateCallback
 from certvae.certificate.certificate import Certificate
@@ -15,7 +16,7 @@ __all__ = ["StatusLine"]
 
 
 class StatusLine(Callback):
-    """Show epoch, margin, threshold, reading, verdict and time of a run in one line.
+    """Show epoch, margin, threshold, reading, verdict and time of a run in one line; epochs count from 0.
 
     In a terminal the line is live. Without a terminal, about ``lines`` plain lines a run are printed; and so they are
     above Lightning's own progress bar where that is on, which shows the margin as well.
@@ -38,10 +39,12 @@ class StatusLine(Callback):
             return
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"),
+            BarColumn(bar_width=12),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=Console())
+        self._progress = Progress(*columns, console=Console(), expand=True)  # a narrow terminal cuts the text only
         batches = trainer.num_training_batches
         known = math.isfinite(batches) and _epochs(trainer, pl_module)
         total, done = (known * batches, trainer.current_epoch * batches) if known else (None, 0)
@@ -53,11 +56,11 @@ class StatusLine(Callback):
             self._progress.advance(self._task)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epochs, epoch = _epochs(trainer, pl_module), trainer.current_epoch + 1
-        text = f"epoch {epoch}{f'/{epochs}' if epochs else ''}{_verdicts(trainer)}"
+        epochs, epoch = _epochs(trainer, pl_module), trainer.current_epoch
+        text = f"epoch {epoch}{f'/{epochs - 1}' if epochs else ''}{_verdicts(trainer)}"
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, text=text)
-        elif epoch % max(1, epochs // self.lines) == 0 or epoch == epochs:
+        elif (epoch + 1) % max(1, epochs // self.lines) == 0 or epoch + 1 == epochs:
             pl_module.print(f"{self.label}  {text}" if self.label else text)
             sys.stdout.flush()
 

@@ -1,5 +1,7 @@
 """The command ``certvae``: which command is meant. Each is imported only when it runs, so that help comes at once."""
 
+import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -83,13 +85,17 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(_COMMANDS[given[0]], given[1:])
     if given[0] in _SUBCOMMANDS or given[0].startswith("-"):
         return _run(_lightning, given)
-    print(f"certvae: there is no command {given[0]!r}.\n\n{USAGE}", file=sys.stderr)
+    near = difflib.get_close_matches(given[0], [*_COMMANDS, *_SUBCOMMANDS], n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "certvae --help lists them."
+    print(f"certvae: there is no command {given[0]!r}. {hint}", file=sys.stderr)
     return 2
 
 
 def _run(command: Callable[[], Main], args: Sequence[str]) -> int:
     from certvae.terminal import quiet, user_errors
 
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a YAML may name the user's own classes
     if command is not _lightning:
         quiet()
     with user_errors() as outcome:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-__all__ = ["Outcome", "quiet", "user_errors"]
+INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+
+__all__ = ["Outcome", "chain", "quiet", "user_errors"]
 
 
 @dataclass
@@ -20,22 +22,32 @@ class Outcome:
 
 @contextmanager
 def user_errors() -> Iterator[Outcome]:
-    """Print an error of ours in one line and set status 1; everything else, and Ctrl-C, passes through.
+    """Print an error of ours in one line and set status 1, or 130 after Ctrl-C; everything else passes through.
 
     An error is ours if code of this package raised it. Where a parser wrapped ours in its own, ours is printed.
     """
     outcome = Outcome()
     try:
         yield outcome
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not _is_interrupt(stop):
+            raise
+        print("certvae: interrupted.", file=sys.stderr)
+        outcome.status = INTERRUPTED
     except Exception as error:
-        ours = next((link for link in _chain(error) if _is_ours(link)), None)
+        ours = next((link for link in chain(error) if _is_ours(link)), None)
         if os.environ.get("CERTVAE_TRACEBACK") or ours is None:
             raise
         print(f"certvae: {type(ours).__name__}: {ours}", file=sys.stderr)
-        outcome.status = 1
+        outcome.status = INTERRUPTED if _is_interrupt(error) else 1
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C is behind it: Lightning turns that into an exit with status 1."""
+    return any(type(link) is KeyboardInterrupt for link in chain(error))
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what it was raised from, outermost first."""
     while error is not None:
         yield error

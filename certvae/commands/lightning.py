@@ -3,6 +3,8 @@
 import os
 import signal
 import sys
+import warnings
+from argparse import ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
@@ -10,15 +12,18 @@ from typing import Any
 
 import yaml
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.cli import LightningCLI, SaveConfigCallback
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from certvae.commands.mistakes import one_line
 from certvae.commands.precision import AutoPrecisionTrainer
 from certvae.io.files import write_atomic
+from certvae.terminal import chain
 
 __all__ = ["main", "run_lightning"]
 
+SEARCH = ".../search.yaml"  # in the message of a teacher that is missing
 # What YAMLs of earlier versions say, and what it is now: classes, modules (with a dot at the end), and arguments.
 RENAMED = {
     "certvae.constraints.": "certvae.models.",
@@ -47,7 +52,29 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _CommandLine(LightningCLI):
-    """Lightning's, but a resumed run keeps the ``metrics.csv`` of its first part, which ``CSVLogger`` deletes."""
+    """Lightning's, but what the parser refuses is said in one line, and ``metrics.csv`` survives.
+
+    A resumed run keeps that file of its first part, which ``CSVLogger`` deletes.
+    """
+
+    parsers: list[LightningArgumentParser]
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        parser = super().init_parser(**kwargs, exit_on_error=False)
+        self.__dict__.setdefault("parsers", []).append(parser)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "LightningCLI's args parameter")
+                super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            if os.environ.get("CERTVAE_TRACEBACK"):
+                raise
+            names = [name for one in self.parsers for action in one._actions for name in action.option_strings]
+            print(f"certvae: {one_line(str(error), names)}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     def before_fit(self) -> None:
         if not (self.config["fit"].get("ckpt_path") and self.trainer.is_global_zero):
@@ -68,6 +95,7 @@ def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool 
 
     Raises:
         ValueError: if a YAML has names of an earlier version.
+        SystemExit: with status 2, after one line, if the parser refuses an argument.
     """
     _refuse_old_names(sys.argv[1:] if args is None else args)
     return _CommandLine(
@@ -127,10 +155,21 @@ def _old_names(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield old, new
 
 
+def _with_search(message: str, args: Sequence[str]) -> str:
+    """The message, with the search that stands beside the run's own YAML."""
+    beside = (Path(argument.rpartition("=")[2]).with_name("search.yaml") for argument in args if ".yaml" in argument)
+    return message.replace(SEARCH, next((str(path) for path in beside if path.is_file()), SEARCH))
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """``certvae fit`` and Lightning's other subcommands; returns the exit status."""
     try:
         run_lightning(args)
+    except Exception as error:  # the parser may have wrapped that of a file
+        missing = next((link for link in chain(error) if isinstance(link, FileNotFoundError)), None)
+        if missing is None or SEARCH not in str(missing):
+            raise
+        raise FileNotFoundError(_with_search(str(missing), sys.argv[1:] if args is None else args)) from error
     except SIGTERMException:  # of Lightning, which would end with status 0
         print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` goes on.", file=sys.stderr)
         return 128 + signal.SIGTERM

@@ -9,6 +9,7 @@ import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from rich.console import Console
 
 from certvae.commands.lightning import run_lightning
+from certvae.commands.mistakes import missing_file
 from certvae.commands.run_config import complete, move_paths
 from certvae.commands.runs import Run, certify_held_out_rows, execute, interruptible
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
@@ -53,6 +55,7 @@ class Protocol:
         max_epochs: instead of the phases' own.
         data_dir: instead of the YAMLs' own.
         wandb: project in which each phase is a run of Weights & Biases too, grouped by ``dataset``.
+        download: whether to download a data set that is missing.
     """
 
     dataset: str
@@ -67,6 +70,7 @@ class Protocol:
     max_epochs: int | None = None
     data_dir: str | None = None
     wandb: str | None = None
+    download: bool | None = None
 
     def __post_init__(self) -> None:
         missing = [name for name in ("search", *PHASES) if name not in self.phases]
@@ -98,7 +102,7 @@ class Protocol:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no protocol at {path}.")
+            raise FileNotFoundError(f"no protocol at {path}.{missing_file(path)}")
         values = yaml.safe_load(path.read_text())
         known = {"dataset", "phases", "targets", "witness", "seeds", "output_dir"}
         if not isinstance(values, dict) or set(values) - known or {"dataset", "phases", "output_dir"} - set(values):
@@ -128,6 +132,8 @@ class Protocol:
         changes: dict[str, Any] = {}
         if self.data_dir is not None and "data_dir" in values["data"].get("init_args", {}):
             changes["data.data_dir"] = self.data_dir
+        if self.download:
+            changes["data.download"] = True
         if phase == "search":
             return changes
         if WITNESSES[self.witness] is not None:
@@ -168,7 +174,9 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         RunError: if a folder holds a run with other settings, or a phase was interrupted.
     """
     with interruptible(protocol.output_dir):
-        records = [record for seed in protocol.seeds for record in _run_seed(protocol, seed)]
+        records: list[dict[str, Any]] = []
+        for seed in protocol.seeds:
+            _run_seed(protocol, seed, records)
         options = {name: getattr(protocol, name) for name in OPTIONS}
         options["witness"] = None if protocol.witness == "simplex" else protocol.witness
         commits = f"trained at commit {', '.join(sorted({record['commit'] for record in records}))}"
@@ -179,13 +187,24 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         return summarize(protocol.dataset, protocol.output_dir, folders, teachers, protocol.names, made)
 
 
-def _run_seed(protocol: Protocol, seed: int) -> list[dict[str, Any]]:
-    """Run the search and the phases of a seed; returns their records."""
-    records = [] if protocol.teachers else [execute(protocol.run("search", seed))]
+def _run_seed(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
+    """Run the search and the phases of a seed, and add their records."""
+    if not protocol.teachers:
+        print(_progress(protocol, records), flush=True)
+        records.append(execute(protocol.run("search", seed)))
     if protocol.targets == "table":
         _write_targets(protocol, seed)
-    runs = [protocol.run(phase, seed) for phase in protocol.names]
-    return [*records, *(execute(run, partial(certify_held_out_rows, folder=run.folder)) for run in runs)]
+    for run in [protocol.run(phase, seed) for phase in protocol.names]:
+        print(_progress(protocol, records), flush=True)
+        records.append(execute(run, partial(certify_held_out_rows, folder=run.folder)))
+
+
+def _progress(protocol: Protocol, records: Sequence[dict[str, Any]]) -> str:
+    """Which run of the whole begins, and about how long all take, if those to come take as long as those before."""
+    total = len(protocol.seeds) * (len(protocol.names) + (not protocol.teachers))
+    mean = sum(record["seconds"] for record in records) / max(1, len(records))
+    left = timedelta(seconds=round(mean * (total - len(records))))
+    return f"Run {len(records) + 1} of {total}{f', about {left} left' if records else ''}:"
 
 
 def _write_targets(protocol: Protocol, seed: int) -> None:
@@ -216,6 +235,7 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
     parser.add_argument("--data_dir", help="where the data set is")
+    parser.add_argument("--download", action="store_true", default=None, help="download the data set if it is missing")
     parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
     parser.add_argument("--wandb", metavar="PROJECT", help="log each phase to Weights & Biases too, as its own run")
     given = parser.parse_args(args)
@@ -226,5 +246,6 @@ def main(args: Sequence[str] | None = None) -> None:
     changes["teachers"] = tuple(given.teachers) if given.teachers else None
     protocol = Protocol.read(given.file, **changes)
     summary = run_protocol(protocol)
-    Console(width=None if sys.stdout.isatty() else 120).print(summary_table(summary))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(summary_table(summary, console.width))
     print(f"Summary, table and figure: {protocol.output_dir}/summary.json, summary.csv, summary.md, margin.png")

@@ -135,6 +135,14 @@ def certify_held_out_rows(cli: LightningCLI, folder: Path) -> dict[str, Any]:
     return {}
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, for Lightning an interrupt, and not Ctrl-C for the exit status."""
+
+
+def _terminate(*_: Any) -> None:
+    raise _Terminated
+
+
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM, wherever they come, into a :class:`RunError` that says how to go on.
@@ -143,7 +151,7 @@ def interruptible(folder: Path) -> Iterator[None]:
         folder: of the series, for the message.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if in_main_thread else None
+    before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -41,6 +41,8 @@ COLUMNS = {
     "I_S": "{witness_information:.3f}",
     "s/ep": "{seconds_per_epoch:.1f}",
 }
+NARROW = ("seed", "phase", "status", "reading", "margin", ">=", "I_T", "code")
+WIDE = 100  # columns of a terminal that has room for all
 
 
 def summarize(
@@ -105,10 +107,16 @@ def margin_figure(dataset: str, folders: Mapping[int, Path], phases: Sequence[st
     return protocol_figure(histories, f"{dataset}: certified, collapsed, rescued")
 
 
-def summary_table(summary: dict[str, Any]) -> Table:
-    """The certificates of every seed and phase as a table for the terminal."""
+def summary_table(summary: dict[str, Any], width: int = WIDE) -> Table:
+    """The certificates of every seed and phase as a table for the terminal.
+
+    Args:
+        summary: of the protocol.
+        width: of the terminal; one of fewer than 100 columns gets the most important figures.
+    """
+    columns = COLUMNS if width >= WIDE else {name: COLUMNS[name] for name in NARROW}
     title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
-    return terminal_table(title, _lines(summary), COLUMNS)
+    return terminal_table(title, _lines(summary), columns)
 
 
 def _teacher(path: Path) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def fit(folder: Path, callback: CertificateCallback, epochs: int = 2, **argument
     return runner, model
 
 
+@pytest.mark.slow
 def test_numbers_are_the_one_shot_certificate_of_the_validation_rows(tmp_path: Path) -> None:
     callback = CertificateCallback(channel_samples=3)
     runner, model = fit(tmp_path, callback)
@@ -68,6 +69,7 @@ def diverging(module: Any, batch: Any) -> torch.Tensor:
     return codes
 
 
+@pytest.mark.slow
 def test_an_epoch_that_diverged_has_no_certificate_and_the_run_goes_on(tmp_path: Path) -> None:
     callback = watch(latents=diverging, save_dir=tmp_path)
     said = "epoch 1: the mean of row 3 is inf, not a finite number: the model has diverged. .* the run goes on"
@@ -95,6 +97,7 @@ def test_an_autoencoder_is_read_by_what_a_reader_finds(tmp_path: Path) -> None:
     assert readings == {True: Reading.INFORMATIVE, False: Reading.UNDECIDED}
 
 
+@pytest.mark.slow
 def test_logged_values_are_float64_and_can_be_monitored(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor="certificate/margin_lower", mode="max", filename="best")
     stopping = EarlyStopping("certificate/margin", mode="max", patience=5)

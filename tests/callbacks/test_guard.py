@@ -111,7 +111,8 @@ def test_by_default_the_guard_holds_what_the_decoder_receives(tmp_path: Path) ->
         certificate = CertificateCallback(digits_teacher(), "encoder")
         guard = CertificateGuard(0.2, path="mean") if path == "mean" else CertificateGuard(0.2)
         callbacks = [certificate, guard]
-        trainer(tmp_path, max_epochs=60, callbacks=callbacks).fit(Drawing(), plain_loader(500), plain_loader(500))
+        runner = trainer(tmp_path, max_epochs=60, check_val_every_n_epoch=20, callbacks=callbacks)
+        runner.fit(Drawing(), plain_loader(500), plain_loader(500))
         assert certificate.certificate is not None
         found[path] = certificate.certificate
     assert found["mean"].margin_lower > 0.15

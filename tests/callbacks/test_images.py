@@ -60,6 +60,7 @@ def validation_rows(rows: int = 8) -> Tensor:
     return torch.from_numpy(module.arrays.images[module.splits["val"][:rows].numpy()]).float() / 255
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_inputs_stand_above_what_the_decoder_makes_of_their_codes(tmp_path: Path) -> None:
     model, inputs = fit(tmp_path), validation_rows()
@@ -161,6 +162,7 @@ def test_a_decoder_is_needed(tmp_path: Path) -> None:
         fit(tmp_path, ReconstructionImages(decoder="missing"))
 
 
+@pytest.mark.slow
 def test_validate_alone_shows_pictures(tmp_path: Path) -> None:
     callbacks = [CertificateCallback(), ReconstructionImages()]
     runner = trainer(tmp_path, logger=TensorBoardLogger(tmp_path, "tb", ""), callbacks=callbacks)

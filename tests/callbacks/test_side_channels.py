@@ -123,6 +123,7 @@ def test_a_look_that_was_taken_stays_taken(tmp_path: Path) -> None:
     assert looks == [2, 3, 4]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [True, False])
 def test_a_set_cut_short_and_a_leak_are_no_success(tmp_path: Path, cut: bool) -> None:
     """Neither reaches a guard's target, nor is it the best look of a run."""

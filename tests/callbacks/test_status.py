@@ -38,19 +38,19 @@ def test_without_a_terminal_there_are_a_few_plain_lines(tmp_path: Path, capsys: 
     fit(tmp_path, CertificateCallback(), StatusLine("label", lines=2))
     seen = lines(capsys.readouterr().out)
     assert len(seen) == 2
-    for line, epoch in zip(seen, (2, 4), strict=True):
-        assert re.fullmatch(rf"label  epoch {epoch}/4  {VERDICT}", line), line
+    for line, epoch in zip(seen, (1, 3), strict=True):
+        assert re.fullmatch(rf"label  epoch {epoch}/3  {VERDICT}", line), line
 
 
 def test_each_certificate_is_told_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, CertificateCallback(), CertificateCallback(name="other"), StatusLine("label"), epochs=1)
     (line,) = lines(capsys.readouterr().out)
-    assert re.fullmatch(rf"label  epoch 1/1  {VERDICT}  other: {VERDICT}", line), line
+    assert re.fullmatch(rf"label  epoch 0/0  {VERDICT}  other: {VERDICT}", line), line
 
 
 def test_without_a_certificate_there_is_only_the_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path, StatusLine("label"), epochs=1)
-    assert lines(capsys.readouterr().out) == ["label  epoch 1/1"]
+    assert lines(capsys.readouterr().out) == ["label  epoch 0/0"]
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
@@ -60,8 +60,8 @@ def test_lightnings_bar_shows_the_margin_and_whole_lines_above_it(
     callbacks = [bar(), CertificateCallback(), StatusLine("label", lines=2)]
     seen = in_terminal(lambda: fit_with_bar(tmp_path, callbacks))
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen + capfd.readouterr().err).replace("\r", "\n")
-    for epoch in (2, 4):
-        assert re.search(rf"^label  epoch {epoch}/4  {VERDICT}\s*$", shown, re.MULTILINE), shown
+    for epoch in (1, 3):
+        assert re.search(rf"^label  epoch {epoch}/3  {VERDICT}\s*$", shown, re.MULTILINE), shown
     assert "certificate/margin" in shown
 
 
@@ -75,10 +75,10 @@ def fit_with_bar(folder: Path, callbacks: list[Any]) -> None:
     runner.fit(model, datamodule=DigitsDataModule(64, subset=320))
 
 
-def in_terminal(run: Any) -> str:
-    """What ``run`` writes to a standard output that is a terminal of 200 columns."""
+def in_terminal(run: Any, width: int = 200) -> str:
+    """What ``run`` writes to a standard output that is a terminal of so many columns."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (50, 200))
+    termios.tcsetwinsize(slave, (50, width))
     chunks: list[bytes] = []
 
     def read() -> None:
@@ -91,7 +91,7 @@ def in_terminal(run: Any) -> str:
     reader = threading.Thread(target=read)
     reader.start()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("COLUMNS", "200")
+        patch.setenv("COLUMNS", str(width))
         patch.setenv("TERM", "xterm")
         with os.fdopen(slave, "w") as terminal:
             patch.setattr(sys, "stdout", terminal)
@@ -103,9 +103,16 @@ def in_terminal(run: Any) -> str:
 
 def test_in_a_terminal_the_line_is_live(tmp_path: Path) -> None:
     seen = in_terminal(lambda: fit(tmp_path, CertificateCallback(), StatusLine("label")))
-    assert re.search(rf"label .*epoch 4/4  {VERDICT}", seen), seen
+    assert re.search(rf"label .*epoch 3/3  {VERDICT}", seen), seen
     assert "\r" in seen
     assert "epoch 0: ALIGNED, CERTIFIED (" in seen  # the callback's own line, above
+
+
+def test_at_80_columns_only_the_end_of_the_text_is_cut(tmp_path: Path) -> None:
+    seen = in_terminal(lambda: fit(tmp_path, CertificateCallback(), StatusLine("digits seed 0 no_align")), width=80)
+    assert re.search(
+        r"digits seed 0 no_align \S+ \d:\d\d:\d\d \S+ epoch 3/3  margin \+0\.", re.sub(r"\x1b\[[\d;]*m", "", seen)
+    )
 
 
 class Endless(IterableDataset[Any]):
@@ -117,7 +124,7 @@ def test_an_unknown_number_of_batches_has_a_line_too(tmp_path: Path) -> None:
     loader: DataLoader[Any] = DataLoader(Endless(), 32)
     runner = trainer(tmp_path, max_epochs=2, callbacks=[StatusLine("label"), watch(channel_samples=0)])
     seen = in_terminal(lambda: runner.fit(UserVAE(), loader, loader))
-    assert "epoch 2/2" in seen
+    assert "epoch 1/1" in seen
 
 
 def test_at_least_one_line_is_asked_for() -> None:

@@ -56,6 +56,7 @@ def test_a_read_is_noticed(read: Any) -> None:
         read(torch.ones(()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", [0.0, 5.0])
 @pytest.mark.parametrize("path", ["mean", "sample"])
 def test_a_step_of_the_vae_reads_nothing(tmp_path: Path, weight: float, path: Any) -> None:

@@ -28,6 +28,7 @@ def test_a_collapsed_mean_is_read_and_its_draw_is_not() -> None:
     assert found.lower < 0
 
 
+@pytest.mark.slow
 def test_the_bound_decides_by_the_draw_where_there_is_one() -> None:
     teacher, mean, draw = rows(2000, 10.0)
     noisy, clean = (fitted_margin(teacher, mean, path, SETTINGS) for path in (draw, None))

@@ -119,6 +119,7 @@ class Whispering(VAE):
         return outputs
 
 
+@pytest.mark.slow
 def test_the_callback_reports_a_cheat_as_leaking(tmp_path: Path) -> None:
     honest = small_vae(digits_teacher())
     model = Whispering(honest.encoder, honest.decoder, digits_teacher())

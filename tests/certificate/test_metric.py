@@ -62,6 +62,7 @@ def test_numbers_equal_a_computation_row_by_row() -> None:
     assert certificate.rate == pytest.approx(float(rate.mean()), abs=1e-12)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**16))
 def test_rows_of_weight_zero_do_not_count(seed: int) -> None:

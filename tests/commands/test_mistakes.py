@@ -1,5 +1,6 @@
 """Mistakes that anybody makes once: each is told early, in one message that says what to do."""
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 
 from certvae.callbacks import CertificateCallback
 from certvae.cli import main
+from certvae.commands.protocol import Protocol, _progress
 from certvae.datamodules import DigitsDataModule
 from certvae.teachers import LabelTeacher
+from certvae.terminal import user_errors
 from tests.commands.test_cli import EXPERIMENTS
 from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import digits_teacher, small_vae, trainer
@@ -101,3 +104,73 @@ def test_a_forgotten_data_dir_can_be_given_afterwards(tmp_path: Path, capsys: py
         told = capsys.readouterr().err
         assert "Name the folder that holds it in `data_dir`" in told
         assert folder in told
+
+
+DIGITS = EXPERIMENTS / "digits" / "full.yaml"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--trainer.max_epochz=3"], "there is no option --trainer.max_epochz. Did you mean '--trainer.max_epochs'?"),
+        (["--model=certvae.VEA"], "there is no certvae.VEA. Did you mean 'VAE'?"),
+        (["--model.latent_dm=3"], "certvae.VAE takes no 'latent_dm'."),
+        (["--model.alignment_wieght=3"], "certvae.VAE takes no 'alignment_wieght'. Did you mean 'alignment_weight'?"),
+        (["--trainer.max_epochs=abc"], "trainer.max_epochs: Expected a <class 'int'>, got 'abc'."),
+    ],
+)
+def test_a_misspelt_argument_is_one_line_with_the_nearest_name(
+    arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(DIGITS), *arguments])
+    assert capsys.readouterr().err == f"certvae: {line}\n"
+
+
+def test_a_misspelt_path_or_command_is_one_line_with_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["fit", "--config", str(DIGITS.with_name("fulll.yaml"))])
+    assert capsys.readouterr().err.endswith(f"fulll.yaml. Did you mean {str(DIGITS)!r}?\n")
+    assert main(["protocol", str(EXPERIMENTS / "digts.yaml")]) == 1
+    assert capsys.readouterr().err.endswith(f"digts.yaml. Did you mean {str(EXPERIMENTS / 'digits.yaml')!r}?\n")
+    assert main(["protcol"]) == 2
+    assert capsys.readouterr().err == "certvae: there is no command 'protcol'. Did you mean 'protocol'?\n"
+
+
+def test_a_missing_teacher_names_the_search_beside_the_runs_yaml(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--config", str(DIGITS)]) == 1
+    assert f"certvae fit --config {DIGITS.with_name('search.yaml')}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(1)])
+def test_ctrl_c_ends_with_status_130_and_one_line(raised: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lightning turns Ctrl-C into an exit with status 1."""
+    with user_errors() as outcome:
+        if isinstance(raised, SystemExit):
+            raised.__context__ = KeyboardInterrupt()
+        raise raised
+    assert outcome.status == 130
+    assert capsys.readouterr().err == "certvae: interrupted.\n"
+
+
+def test_a_protocol_downloads_where_it_is_told_to() -> None:
+    run = Protocol.read(EXPERIMENTS / "cifar100.yaml", download=True).run("search", 0)
+    assert run.values["data"]["init_args"]["download"] is True
+
+
+def test_classes_in_the_working_directory_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        main(["certify", "--help"])
+    assert str(tmp_path) in sys.path
+
+
+def test_a_protocol_says_which_run_begins_and_how_long_all_take() -> None:
+    protocol = Protocol.read(EXPERIMENTS / "digits.yaml", seeds=(0, 1))
+    assert _progress(protocol, []) == "Run 1 of 8:"
+    assert _progress(protocol, [{"seconds": 60.0}, {"seconds": 30.0}]) == "Run 3 of 8, about 0:04:30 left:"

@@ -77,9 +77,13 @@ def test_every_table_has_reading_and_both_sides_of_what_the_code_carries(demo: P
     assert "components" not in lines[0]
 
 
-def terminal(summary: dict[str, Any]) -> str:
-    with (console := Console(width=120, color_system=None)).capture() as printed:
-        console.print(summary_table(summary))
+def test_at_80_columns_no_cell_of_the_table_is_cut(demo: Path) -> None:
+    assert "…" not in terminal(json.loads((demo / "summary.json").read_text()), width=80)
+
+
+def terminal(summary: dict[str, Any], width: int = 120) -> str:
+    with (console := Console(width=width, color_system=None)).capture() as printed:
+        console.print(summary_table(summary, width))
     return printed.get()
 
 

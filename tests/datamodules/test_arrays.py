@@ -60,6 +60,7 @@ def rows_of(data: ImageDataModule) -> dict[str, list[int]]:
     return {name: rows.tolist() for name, rows in data.splits.items()}
 
 
+@pytest.mark.slow
 @given(st.integers(0, 300), st.integers(0, 300), FRACTIONS, SEEDS)
 def test_splits_are_disjoint_and_cover_all_rows(train: int, held_out: int, fraction: float, seed: int) -> None:
     data = MadeUpDataModule(train, held_out, test_fraction=fraction, split_seed=seed)
@@ -69,12 +70,14 @@ def test_splits_are_disjoint_and_cover_all_rows(train: int, held_out: int, fract
     assert rows["train"] == list(range(train))
 
 
+@pytest.mark.slow
 @given(st.integers(0, 300), FRACTIONS, SEEDS)
 def test_test_fraction_is_the_share_of_test_among_held_out_rows(held_out: int, fraction: float, seed: int) -> None:
     data = MadeUpDataModule(10, held_out, test_fraction=fraction, split_seed=seed)
     assert abs(len(data.splits["test"]) - fraction * held_out) <= 0.5
 
 
+@pytest.mark.slow
 @given(FRACTIONS, SEEDS, st.none() | st.integers(1, 100))
 def test_same_seed_gives_the_same_split(fraction: float, seed: int, subset: int | None) -> None:
     arguments: dict[str, Any] = {"test_fraction": fraction, "split_seed": seed, "subset": subset}
@@ -96,6 +99,7 @@ def test_split_does_not_depend_on_global_random_state() -> None:
     assert rows_of(MadeUpDataModule()) == first
 
 
+@pytest.mark.slow
 @given(st.integers(1, 200), FRACTIONS, SEEDS)
 def test_subset_limits_every_split_to_rows_of_the_whole_split(subset: int, fraction: float, seed: int) -> None:
     whole = rows_of(MadeUpDataModule(test_fraction=fraction, split_seed=seed))
@@ -120,6 +124,7 @@ def test_images_and_labels_of_a_batch_belong_to_its_index(split: str, shuffle: b
         assert np.array_equal(labels.numpy(), data.arrays.labels[index.numpy()])
 
 
+@pytest.mark.slow
 @given(st.integers(1, 40), st.booleans(), st.none() | st.integers(1, 40))
 def test_an_epoch_gives_every_row_of_the_split_once(batch_size: int, shuffle: bool, subset: int | None) -> None:
     data = MadeUpDataModule(batch_size=batch_size, subset=subset)
@@ -192,12 +197,14 @@ def test_trainer_gives_the_model_floats_of_the_rows_named_by_index() -> None:
         assert np.array_equal(labels.numpy(), data.arrays.labels[index.numpy()])
 
 
+@pytest.mark.slow
 @given(st.none() | st.integers(1, 200), FRACTIONS, SEEDS)
 def test_fingerprint_is_the_same_for_every_subset_and_split(subset: int | None, fraction: float, seed: int) -> None:
     data = MadeUpDataModule(subset=subset, test_fraction=fraction, split_seed=seed)
     assert data.fingerprint == MadeUpDataModule().fingerprint
 
 
+@pytest.mark.slow
 @given(st.data(), st.integers(1, 255))
 def test_fingerprint_differs_when_one_pixel_changes(draw: st.DataObject, change: int) -> None:
     data = MadeUpDataModule()

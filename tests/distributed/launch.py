@@ -3,9 +3,10 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,45 +25,28 @@ def launch(folder: Path, world: int, limit: float, jobs: str = "tests.distribute
     Raises:
         LaunchError: with the end of each process's output, if one failed or ``limit`` seconds have passed.
     """
-    processes = [_start(folder, world, number, jobs) for number in range(world)]
+    command = [sys.executable, "-m", "tests.distributed.worker", str(folder), jobs, str(world)]
+    with (folder / "output.txt").open("wb") as output:
+        parent = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-        deadline = time.monotonic() + limit
-        while any(process.poll() is None for process in processes):
-            if any(process.poll() for process in processes):
-                raise LaunchError(f"a process of {world} failed.\n{_outputs(folder, world)}")
-            if time.monotonic() > deadline:
-                raise LaunchError(f"{world} processes ran longer than {limit:g} s.\n{_outputs(folder, world)}")
-            time.sleep(0.05)
+        failed = parent.wait(limit)
+    except subprocess.TimeoutExpired:
+        raise LaunchError(f"{world} processes ran longer than {limit:g} s.\n{_outputs(folder)}") from None
     finally:
-        for process in processes:
-            process.kill()  # does nothing to one that has ended
-            process.wait()
-    if any(process.returncode for process in processes):
-        raise LaunchError(f"a process of {world} failed.\n{_outputs(folder, world)}")
+        with suppress(ProcessLookupError):  # where all have ended
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.wait()
+    if failed:
+        raise LaunchError(f"a process of {world} failed.\n{_outputs(folder)}")
     return [json.loads((folder / f"results_{number}.json").read_text()) for number in range(world)]
 
 
-def _start(folder: Path, world: int, number: int, jobs: str) -> subprocess.Popen[bytes]:
-    environment = {
-        **os.environ,
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-        "WORLD_SIZE": str(world),
-        "TORCHELASTIC_RUN_ID": "tests",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.distributed.worker", str(folder), jobs]
-    with (folder / f"output_{number}.txt").open("wb") as output:
-        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-
-
-def _outputs(folder: Path, world: int) -> str:
+def _outputs(folder: Path) -> str:
+    """The last lines of each process."""
     tails = []
-    for number in range(world):
-        lines = (folder / f"output_{number}.txt").read_text(errors="replace").splitlines()
-        tails.append(f"process {number}:\n" + "\n".join(lines[-30:]))
+    for path in sorted(folder.glob("output*.txt")):
+        lines = path.read_text(errors="replace").splitlines()
+        tails.append(f"{path.stem}:\n" + "\n".join(lines[-30:]))
     return "\n\n".join(tails)
 
 

@@ -1,4 +1,7 @@
-"""One process of a launch: ``python -m tests.distributed.worker FOLDER JOBS`` with torchelastic's environment."""
+"""The processes of a launch: ``python -m tests.distributed.worker FOLDER JOBS WORLD``.
+
+They are forked after the imports, which are paid for once, and get torchelastic's environment.
+"""
 
 import importlib
 import json
@@ -8,9 +11,10 @@ import time
 import traceback
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from tests.distributed.sets import rank
 
@@ -31,16 +35,48 @@ def run_jobs(module: str, folder: Path, world: int) -> dict[str, Any]:
     return results
 
 
-def main() -> None:
-    """Run all jobs in one process group, and write what came of them."""
-    folder, world = Path(sys.argv[1]), int(os.environ["WORLD_SIZE"])
+def work(folder: Path, module: str, world: int) -> None:
+    """Run all jobs in this process of the group, and write what came of them."""
     torch.set_num_threads(1)
     store = (folder / "store").as_uri()  # a file, not a port that another program may take
     torch.distributed.init_process_group("gloo", store, STUCK, world, rank())
-    results = run_jobs(sys.argv[2], folder, world)
+    results = run_jobs(module, folder, world)
     (folder / f"results_{rank()}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
 
 
+def fork(number: int, world: int, folder: Path, module: str) -> int:
+    """The id of a new process that does its work, with an output of its own."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        output = os.open(folder / f"output_{number}.txt", os.O_WRONLY | os.O_CREAT)
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": 0}
+        os.environ |= {name: str(value) for name, value in place.items()}
+        os.environ |= {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1"}
+        cast(Any, rank_zero_only).rank = number  # Lightning read it when it was imported
+        work(folder, module, world)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def main() -> int:
+    """The status is 0 if that of every process is; the first that fails ends the wait."""
+    folder, module, world = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    importlib.import_module(module)
+    for number in range(world):
+        fork(number, world, folder, module)
+    return int(any(os.wait()[1] for _ in range(world)))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -120,7 +120,7 @@ def killed_at_random(folder: Path) -> Verdict:
     "SIGKILL",
 )
 @fault("SIGTERM, certvae fit", "os.kill at a batch", fit_strike("batch", 2, "SIGTERM"), "status 143")
-@fault("SIGINT (Ctrl-C), certvae fit", "os.kill at a batch", fit_strike("batch", 2, "SIGINT"), "status 1")
+@fault("SIGINT (Ctrl-C), certvae fit", "os.kill at a batch", fit_strike("batch", 2, "SIGINT"), "status 130")
 def struck_fit(folder: Path, option: str, expected: str) -> Verdict:
     reference = uninterrupted(folder, fit)
     struck = in_child(folder, fit, option)
@@ -155,9 +155,10 @@ def _rest(verdict: Verdict, also: bool) -> tuple[str, bool]:
 @fault("SIGTERM in a search, certvae protocol", "os.kill at a batch", "search", "SIGTERM")
 def interrupted_protocol(folder: Path, phase: str, kind: str) -> Verdict:
     strikes = {phase: [{"point": "batch", "epoch": 1, "kind": kind}]}
+    expected = "status 130" if kind == "SIGINT" else "status 1"
     reference = uninterrupted(folder, protocol)
     struck = in_child(folder, protocol, strikes)
-    verdict = compare(folder, reference, [struck], in_child(folder, protocol, strikes), "status 1")
+    verdict = compare(folder, reference, [struck], in_child(folder, protocol, strikes), expected)
     line = "certvae: RunError: runs/digits was interrupted; run the same command again to go on."
     clear = struck.last_line == line and not struck.has("Traceback")
     return Verdict(verdict.happened, *_rest(verdict, clear))

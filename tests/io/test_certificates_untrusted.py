@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = ["box"]
 Write = Callable[[Path], Any]
 
 
+@cache
 def certificate(epoch: int = 0) -> Certificate:
     teacher = random_probs(50, 3, seed=0)
     made = certify(teacher, teacher.log(), channel_logits=teacher.log()[None], rate=torch.ones(50), permutations=9)

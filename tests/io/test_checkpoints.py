@@ -63,6 +63,7 @@ def test_weights_that_are_not_the_models_are_refused(box: Box, name: str) -> Non
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
+@pytest.mark.slow
 def test_what_lightning_saves_is_read(tmp_path: Path) -> None:
     """With the shared and odd objects of schedulers, groups of parameters and callbacks."""
     vae = small_vae()

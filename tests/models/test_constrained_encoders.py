@@ -21,6 +21,7 @@ class Answers(nn.Module):
         return Posterior(*values.chunk(2, dim=1))
 
 
+@pytest.mark.slow
 @given(rate=st.floats(0.01, 20), size=st.floats(0, 100), seed=st.integers(0, 2**16))
 def test_delta_vae_has_at_least_its_committed_rate_for_any_encoder(rate: float, size: float, seed: int) -> None:
     values = size * torch.randn(16, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -42,6 +43,7 @@ def test_delta_vae_is_differentiable_at_the_ends_of_its_interval() -> None:
     assert bool(values.grad.isfinite().all())
 
 
+@pytest.mark.slow
 @given(scale=st.floats(0.1, 2), size=st.sampled_from([1e-6, 1e-3, 1.0, 1e3]), seed=st.integers(0, 2**16))
 def test_bn_vae_fixes_the_batch_statistics_of_the_mean(scale: float, size: float, seed: int) -> None:
     """However small the encoder makes its means, which is its way out if the norm's epsilon is not smaller still."""

@@ -49,6 +49,7 @@ def loss_of(objective: Objective, given: Terms) -> Tensor:
     return objective(given)
 
 
+@pytest.mark.slow
 @every_objective
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 9), progress=st.sampled_from([0.0, 3.7, math.inf]))
 def test_every_loss_is_a_finite_number_for_each_row(
@@ -114,6 +115,7 @@ def test_evaluation_is_at_the_schedules_end() -> None:
     assert torch.equal(ELBO(LinearSchedule(0.0, 2.0, 10.0))(given), ELBO(2.0)(given))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16), floor=st.floats(0, 3))
 def test_free_bits_never_penalize_a_dimension_below_its_floor(seed: int, floor: float) -> None:
     kl = terms(seed).kl.requires_grad_()
@@ -158,6 +160,7 @@ def brute_force_discrepancy(one: Tensor, other: Tensor) -> float:
     return average(one, one) + average(other, other) - 2 * average(one, other)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**16), rows=st.integers(1, 9), dim=st.integers(1, 5), shift=st.floats(-3, 3))
 def test_discrepancy_is_0_for_equal_samples_and_positive_otherwise(
     seed: int, rows: int, dim: int, shift: float

@@ -23,6 +23,7 @@ from tests.runs import SHAPE, small_vae, trainer
 STEPS = st.lists(st.tuples(st.integers(1, 64), st.floats(-1e3, 1e3), st.floats(0, 10)), min_size=1, max_size=20)
 
 
+@pytest.mark.slow
 @given(steps=STEPS, aligned=st.booleans())
 def test_means_are_over_rows(steps: list[tuple[int, float, float]], aligned: bool) -> None:
     record = TrainingRecord(torch.zeros(1, dtype=torch.float64))
@@ -37,6 +38,7 @@ def test_means_are_over_rows(steps: list[tuple[int, float, float]], aligned: boo
     assert math.isinf(record.fault[0])
 
 
+@pytest.mark.slow
 @given(losses=st.lists(st.sampled_from([1.0, -2.0, math.nan, math.inf, -math.inf]), min_size=1, max_size=12))
 def test_the_first_loss_that_is_not_finite_is_kept_with_its_batch(losses: list[float]) -> None:
     record = TrainingRecord(torch.zeros(1))

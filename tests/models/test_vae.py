@@ -142,6 +142,7 @@ def test_init_weights_from_takes_weights_and_no_hyper_parameter(tmp_path: Path) 
     assert all(torch.equal(value, stored[key]) for key, value in rescued.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_path_to_weights_does_not_spoil_the_next_checkpoint(tmp_path: Path) -> None:
     first = saved_by(small_vae(), tmp_path / "a")
     second = saved_by(small_vae(init_weights_from=first), tmp_path / "b")
@@ -179,6 +180,7 @@ def test_init_weights_from_a_foreign_pickle_runs_no_code(tmp_path: Path) -> None
         small_vae(init_weights_from=tmp_path / "none.ckpt")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_loads_back_with_its_parts(tmp_path: Path) -> None:
     teacher = digits_teacher()
     model = small_vae(teacher, alignment_weight=2.0)

@@ -53,12 +53,14 @@ def optimum(codes: Tensor, probs: Tensor) -> float:
     return float(minimize(loss, np.zeros(features.shape[1] * targets.shape[1]), jac=True, method="L-BFGS-B").fun)
 
 
+@pytest.mark.slow
 def test_a_few_epochs_reach_the_best_affine_map() -> None:
     codes, probs = problem()
     probe = fitted(codes, probs)
     assert cross_entropy(probs, probe(codes)) == pytest.approx(optimum(codes, probs), abs=0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e-3, 1e3, 1e-12])
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_the_scale_and_the_place_of_a_code_do_not_matter(scale: float, offset: float) -> None:
@@ -67,6 +69,7 @@ def test_the_scale_and_the_place_of_a_code_do_not_matter(scale: float, offset: f
     assert torch.allclose(fitted(moved, probs)(moved), fitted(codes, probs)(codes), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_coordinate_that_does_not_vary_is_left_out() -> None:
     """Also where float32 gives it some rounding."""
     codes, probs = problem(800)

@@ -33,6 +33,7 @@ def findings(model: nn.Module, latents: Any, batches: int = 1) -> list[str]:
     return [str(item.message) for item in caught if "`latents" in str(item.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", public_vaes.ALL)
 def test_no_model_written_as_people_write_them_is_doubted(kind: Callable[[], PublicVAE]) -> None:
     """And every code of them is read."""
@@ -208,6 +209,7 @@ def test_each_group_is_checked_and_right_ones_are_not_named() -> None:
     assert said[0].startswith("`latents='backbone'`")
 
 
+@pytest.mark.slow
 def test_a_compiled_module_gets_no_hook_and_a_function_none_either() -> None:
     model = Heads()
     model.backbone.compile(backend="eager")

@@ -38,6 +38,7 @@ def pair() -> nn.Module:
     return UserVAE().encoder
 
 
+@pytest.mark.slow
 def test_repeated_rows_are_found_and_count_once_for_a_proven_bound() -> None:
     rows = encoded(pair(), images(30).repeat(3, 1, 1, 1))
     assert int(rows.repeats.sum()) == 60
@@ -54,6 +55,7 @@ def test_repeated_rows_are_found_and_count_once_for_a_proven_bound() -> None:
     assert alone.weights(CertificateSettings(method="bernstein", teacher_floor=0.01)) is None
 
 
+@pytest.mark.slow
 def test_the_digest_of_rows_knows_their_number_and_not_their_order() -> None:
     rows = encoded(pair())
     assert encoded(pair(), images().flip(0)).rows_sha256 == rows.rows_sha256

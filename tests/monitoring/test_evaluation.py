@@ -59,6 +59,7 @@ CUT: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CUT)
 def test_a_set_that_ends_early_is_partial_and_says_how_much_was_seen(
     tmp_path: Path, case: str, capsys: pytest.CaptureFixture[str]
@@ -110,6 +111,7 @@ class Wide(nn.Module):
         return self.encoder(inputs).expand(len(inputs), 64 if isinstance(self.encoder, Centering) else 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", [Centering(), Numbering()], ids=["batch", "place"])
 def test_an_encoder_that_reads_its_batch_is_found_if_asked_for(tmp_path: Path, encoder: nn.Module) -> None:
     for asked in (True, False):

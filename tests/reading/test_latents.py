@@ -58,6 +58,7 @@ def test_a_flattened_spatial_code_keeps_every_value() -> None:
     assert all(torch.equal(one, other) for one, other in zip(caught, flat, strict=True))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_pooled_code_is_the_average_of_the_draws_over_positions() -> None:
     mean, log_variance = torch.randn(3, 2, 4, 4), torch.randn(3, 2, 4, 4)
     caught = read_latents((mean, log_variance), spatial="pool")

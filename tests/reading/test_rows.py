@@ -62,6 +62,7 @@ class ShapedVAE(UserVAE):
         return super().step([batch["pixels"] if isinstance(batch, dict) else batch.pixels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [dict, Fields, Record])
 def test_batches_with_names(tmp_path: Path, kind: Any) -> None:
     callback = watch(images="pixels")
@@ -77,6 +78,7 @@ class Stream(IterableDataset[Any]):
         yield from ((image, torch.tensor(0)) for image in images())
 
 
+@pytest.mark.slow
 def test_a_stream_without_length_is_seen_to_its_end(tmp_path: Path) -> None:
     for limit, status in ((1.0, Status.NOT_CERTIFIED), (2, Status.PARTIAL)):
         callback = watch()
@@ -84,6 +86,7 @@ def test_a_stream_without_length_is_seen_to_its_end(tmp_path: Path) -> None:
         assert measured(callback).status is status
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("returned", [None, {"loss": torch.tensor(0.0)}, torch.tensor(0.0), {"posterior": "of theirs"}])
 def test_what_the_step_returns_does_not_matter_to_a_hook(tmp_path: Path, returned: Any) -> None:
     class Returning(UserVAE):
@@ -96,6 +99,7 @@ def test_what_the_step_returns_does_not_matter_to_a_hook(tmp_path: Path, returne
     assert measured(callback).margin == pytest.approx(expected(model).margin, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dataloader_made_anew_is_the_one_that_is_measured(tmp_path: Path) -> None:
     class Growing(UserVAE):
         def val_dataloader(self) -> Any:

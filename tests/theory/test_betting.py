@@ -119,6 +119,7 @@ def bernstein_width(scores: Array, components: int, floors: tuple[float, float],
 # The proof, step by step
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(seed=SEEDS, components=st.integers(2, 12), floor=FLOORS, size=st.floats(1e-3, 30), height=st.floats(0.001, 1.2))
 def test_the_floor_is_below_the_wealth_at_every_average_teacher(
@@ -209,6 +210,7 @@ def every_sample(population: Population, rows: int) -> list[tuple[float, Types]]
     return [(float(population.shares[list(drawn)].prod()), np.array(drawn)) for drawn in types]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.3, 0.6])
 def test_the_expected_wealth_at_the_truth_is_one(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Exactly, over all samples of 7 rows of which 5 follow the cells: the bets look at nothing that they may not."""
@@ -326,6 +328,7 @@ def test_components_may_change_places(seed: int, components: int, rows: int) -> 
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(seed=SEEDS, rows=st.sampled_from([40, 210]))
 def test_a_constant_witness_is_never_above_zero(seed: int, rows: int) -> None:
@@ -374,6 +377,7 @@ def test_rows_four_times_over_give_a_narrower_bound() -> None:
     assert margin - four < 0.7 * (margin - once)
 
 
+@pytest.mark.slow
 def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     population = Population.random(2, 6)
     rows = population.draw(0, 250)

@@ -83,6 +83,7 @@ def test_an_influence_is_what_a_row_adds_to_the_average() -> None:
     assert slope == pytest.approx(float(found[row] - found.mean()), abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("nats", "lower", "upper"), [(0.049, 0.049, 0.049), (1.049, 1.041, 1.049), (5.545, 5.05, 5.55), (38.4, 6.908, 38.4)]
 )
@@ -212,6 +213,7 @@ def gaussian(nats: float, rows: int, dim: int) -> Any:
     return Independent(Normal(mean, (log_variance / 2).exp()), 1)
 
 
+@pytest.mark.slow
 def test_a_flow_after_a_gaussian_carries_what_the_gaussian_carries() -> None:
     """An invertible map loses nothing: each summand is the same, of elementwise maps and of one over coordinates."""
     base, prior = gaussian(1.5, 600, 3), Independent(Normal(torch.zeros(3).double(), 1.0), 1)
@@ -255,6 +257,7 @@ def test_an_object_with_sample_and_log_prob_is_enough() -> None:
     assert rate == pytest.approx(information_bracket_of(base, prior.base).rate, abs=0.2)
 
 
+@pytest.mark.slow
 def test_a_mixture_whose_component_says_nothing_carries_what_one_component_carries() -> None:
     base = gaussian(1.0, 1500, 2)
     means = torch.stack([base.mean - 50, base.mean + 50], dim=1)
@@ -303,6 +306,7 @@ def test_one_hot_codes_have_the_information_of_the_categories(groups: int) -> No
         assert twin.lower_estimate == pytest.approx(exact.estimate, abs=0.08)
 
 
+@pytest.mark.slow
 def test_the_rate_is_that_of_the_prior_that_is_given() -> None:
     """A code that is moved and scaled has its old rate against the prior moved alike; against N(0, 1) a larger one."""
     base = gaussian(1.0, 1000, 2)
@@ -361,6 +365,7 @@ def test_a_bound_of_a_mean_holds_for_numbers_of_different_distributions() -> Non
     assert np.mean(bounds) > 0.2
 
 
+@pytest.mark.slow
 def test_skewed_numbers_are_below_their_upper_bound_hardly_more_often_than_it_says() -> None:
     """Averages of 500 squared normal numbers, as of rates of one coordinate: Student's bound alone errs too often."""
     generator, plain, misses = torch.Generator().manual_seed(0), 0, 0
@@ -371,6 +376,7 @@ def test_skewed_numbers_are_below_their_upper_bound_hardly_more_often_than_it_sa
     assert 250 - 40 < misses < 340 < plain
 
 
+@pytest.mark.slow
 def test_the_cost_in_memory_is_bounded() -> None:
     seen: list[int] = []
 
@@ -382,6 +388,7 @@ def test_the_cost_in_memory_is_bounded() -> None:
     assert max(seen) <= 10_000 < CHUNK
 
 
+@pytest.mark.slow
 def test_lines_say_what_is_known() -> None:
     lines = [information_bracket(*channel(nats, 3000, 4)).line() for nats in (2.0, 30.0, 1e-5)]
     assert "between 1." in lines[0]
@@ -422,6 +429,7 @@ def test_what_cannot_work_says_why() -> None:
         information_bracket_of(Odd())
 
 
+@pytest.mark.slow
 def test_the_brackets_of_levels_bound_what_the_page_says_of_them() -> None:
     """``q(z2|x) = N(x, 1)`` and below it ``q(z1|x, z2) = N(z2, e^-6)``, which adds nothing that is not in ``z2``."""
     generator = torch.Generator().manual_seed(0)

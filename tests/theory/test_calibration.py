@@ -46,6 +46,7 @@ def margins(calibration: Calibration, teacher: Tensor, logits: Tensor) -> tuple[
     return float(calibrated), float(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hard", [True, False])
 def test_on_the_rows_of_the_fit_it_is_the_best_at_every_scale_of_the_logits(hard: bool) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -61,6 +62,7 @@ def test_on_the_rows_of_the_fit_it_is_the_best_at_every_scale_of_the_logits(hard
         assert calibrated >= max(raw, 0.0)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 2**16), size=st.floats(-9, 6), sense=st.floats(-2, 2))
 def test_on_the_rows_of_the_fit_it_is_at_least_the_raw_and_the_constant_witness(

@@ -69,6 +69,7 @@ def test_a_noisy_channel_has_its_closed_form() -> None:
         assert found.lower <= truth <= found.upper < truth + 0.05
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 30), size=st.integers(2, 6), codes=st.integers(1, 5), each=st.booleans(), seed=SEEDS)
 def test_sure_distributions_are_indices(rows: int, size: int, codes: int, each: bool, seed: int) -> None:
     indices, positions = random_indices(seed, size, rows, codes), "each" if each else "shared"
@@ -80,6 +81,7 @@ def test_sure_distributions_are_indices(rows: int, size: int, codes: int, each: 
     assert soft.upper >= plain.upper - 1e-9  # it shares its error probability with the rate
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 40), size=st.integers(2, 6), seed=SEEDS, soft=st.booleans(), each=st.booleans())
 def test_any_split_of_the_rows_gives_the_same(rows: int, size: int, seed: int, soft: bool, each: bool) -> None:
     codes = random_probs(seed, rows, 4, size) if soft else random_indices(seed, size, rows, 2, 3)
@@ -105,6 +107,7 @@ def test_large_inputs_are_taken_in_pieces_of_the_same_value(monkeypatch: pytest.
     assert codebook_information(probs, 5).to_dict() == figures(whole)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 12), size=st.integers(2, 5), codes=st.integers(1, 4), seed=SEEDS)
 def test_figures_are_their_definitions(rows: int, size: int, codes: int, seed: int) -> None:
     """Brute force in numpy, over rows and positions."""
@@ -125,6 +128,7 @@ def test_figures_are_their_definitions(rows: int, size: int, codes: int, seed: i
     assert (shared.codebooks, each.codebooks) == (1, codes)
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 12), codes=st.integers(1, 4), size=st.integers(2, 4), seed=SEEDS)
 def test_no_row_adds_more_than_the_step_and_all_of_them_not_more_than_the_growth(
     rows: int, codes: int, size: int, seed: int
@@ -153,6 +157,7 @@ def test_a_row_unlike_all_others_adds_the_whole_step() -> None:
     assert whole == pytest.approx(information_step(10))
 
 
+@pytest.mark.slow
 @given(size=st.integers(2, 6), rows=st.integers(2, 12), seed=SEEDS)
 def test_the_bias_is_at_most_what_the_page_says(size: int, rows: int, seed: int) -> None:
     """Of an index, by the binomial law of each count."""
@@ -186,6 +191,7 @@ def test_bounds_of_an_index_hold(law: list[float], rows: int) -> None:
     assert max(misses(draw, float(entropy(probs)), size=4)) <= binom.ppf(0.999, REPETITIONS, 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noise", [0.02, 0.3, 0.75])
 def test_bounds_of_a_distribution_hold(noise: float) -> None:
     """Four inputs, of unequal probability, through a symmetric channel."""

@@ -23,6 +23,7 @@ def brute_force_constant_cost(teacher: Tensor, student: list[float]) -> float:
     return sum(brute_force_kl(row, student) for row in rows) / len(rows)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_teacher_information_is_the_cost_of_the_mean_teacher(rows: int, components: int, seed: int) -> None:
     teacher = random_probs(rows, components, seed)
@@ -45,6 +46,7 @@ def test_no_constant_student_beats_the_mean_teacher() -> None:
         assert min(costs) >= float(best)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_a_constant_costs_the_information_plus_its_divergence_from_the_mean(
     rows: int, components: int, seed: int
@@ -55,6 +57,7 @@ def test_a_constant_costs_the_information_plus_its_divergence_from_the_mean(
     assert float(information.constant_student_loss(teacher, student)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_margin_of_a_constant_witness_is_minus_its_divergence_from_the_mean(
     rows: int, components: int, seed: int
@@ -74,6 +77,7 @@ def test_margin_is_at_most_the_information_with_equality_at_the_teacher(rows: in
     assert float(information.margin(teacher, teacher.log())) == pytest.approx(best, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_alignment_and_witness_information_equal_brute_force(rows: int, components: int, seed: int) -> None:
     teacher, logits = random_probs(rows, components, seed), random_logits(rows, components, seed)
@@ -85,6 +89,7 @@ def test_alignment_and_witness_information_equal_brute_force(rows: int, componen
     assert float(information.witness_information(logits)) == pytest.approx(spread, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(**SIZES)
 def test_relabeling_the_components_changes_nothing(rows: int, components: int, seed: int) -> None:
     teacher, logits = random_probs(rows, components, seed), random_logits(rows, components, seed)

@@ -29,6 +29,7 @@ def enumerated_p_value(teacher: Tensor, logits: Tensor) -> float:
     return sum(value >= seen - 1e-12 for value in margins) / len(margins)
 
 
+@pytest.mark.slow
 @given(
     rows=st.integers(1, 40),
     components=st.integers(2, 12),

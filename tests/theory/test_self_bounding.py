@@ -28,6 +28,7 @@ def constants(rows: int) -> tuple[float, float]:
     )
 
 
+@pytest.mark.slow
 @given(rows=st.integers(2, 30), outputs=st.integers(2, 12), sharp=st.floats(0.01, 30), seed=st.integers(0, 2**16))
 def test_a_row_adds_to_the_information_what_the_proof_says(rows: int, outputs: int, sharp: float, seed: int) -> None:
     """``f - f_i`` lies in [0, c], and their sum is at most ``a f``; also where rows are alike or told apart."""

@@ -32,6 +32,7 @@ def test_basis_is_orthonormal_and_sums_to_zero(components: int) -> None:
     assert torch.allclose(basis.sum(dim=0), torch.zeros(components - 1, dtype=torch.float64), atol=1e-12)
 
 
+@pytest.mark.slow
 @given(**CASES)
 def test_inverse_gives_alignment_loss_zero(
     components: int, extra: int, scale: float, with_prior: bool, seed: int
@@ -40,6 +41,7 @@ def test_inverse_gives_alignment_loss_zero(
     assert float(alignment_loss(teacher, witness(witness.inverse(teacher)))) == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(**CASES)
 def test_energy_is_half_the_squared_norm_of_the_inverse_code(
     components: int, extra: int, scale: float, with_prior: bool, seed: int
@@ -49,6 +51,7 @@ def test_energy_is_half_the_squared_norm_of_the_inverse_code(
     assert torch.allclose(witness.energy(teacher), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 @given(**CASES)
 def test_closed_form_gradient_equals_autograd(
     components: int, extra: int, scale: float, with_prior: bool, seed: int
@@ -75,6 +78,7 @@ def test_collapsed_code_is_pulled_for_any_teacher_that_varies() -> None:
     assert (gradient.norm(dim=1) > 0).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(dtype=st.sampled_from([torch.float16, torch.bfloat16]))
 def test_narrow_codes_are_computed_in_float32_also_when_the_module_is_cast(dtype: torch.dtype) -> None:

@@ -66,6 +66,7 @@ class Sample:
 SAMPLES = st.builds(Sample, st.integers(0, 2**20), st.integers(2, 12), FLOORS)
 
 
+@pytest.mark.slow
 @given(margin=st.floats(-5, 5), deviation=st.floats(0, 5), size=SIZES, alpha=ALPHAS)
 def test_normal_is_the_lower_end_of_a_one_sided_interval(
     margin: float, deviation: float, size: int, alpha: float
@@ -81,6 +82,7 @@ def test_hoeffding_inverts_its_tail_inequality(margin: float, width: float, size
     assert -2 * size * slack**2 / width**2 == pytest.approx(math.log(alpha), rel=1e-6)
 
 
+@pytest.mark.slow
 @given(
     margin=st.floats(-5, 5),
     deviation=st.floats(0, 5),
@@ -117,6 +119,7 @@ def test_score_range_by_hand() -> None:
     assert bounds.score_range(10, 0.01, 0.001) == pytest.approx(math.log(1000) + math.log(10_000))
 
 
+@pytest.mark.slow
 @given(sample=SAMPLES)
 def test_scores_lie_in_an_interval_of_the_score_range(sample: Sample) -> None:
     components = sample.teacher.shape[1]
@@ -178,6 +181,7 @@ def test_bernstein_beats_hoeffding_once_the_variance_is_small_and_loses_when_row
     assert few < 0 < many
 
 
+@pytest.mark.slow
 @given(sample=SAMPLES)
 def test_gibbs_step(sample: Sample) -> None:
     """The plug-in margin is the mean of the true scores less KL(That || Tbar), so never above that mean."""
@@ -186,6 +190,7 @@ def test_gibbs_step(sample: Sample) -> None:
     assert plugin <= mean + TOLERANCE
 
 
+@pytest.mark.slow
 @given(sample=SAMPLES)
 def test_step_two_the_deviation_changes_by_at_most_the_shift(sample: Sample) -> None:
     """``g_i = ghat_i + T_i . d`` and ``|sd(g) - sd(ghat)| <= sqrt(n / (n-1)) s``."""
@@ -235,6 +240,7 @@ def test_step_four_the_slack_of_gibbs_pays_for_the_unknown_variance(
     assert curvature * tight**2 - tight * math.sqrt(2 * log_term / (size - 1)) == pytest.approx(worst)
 
 
+@pytest.mark.slow
 @given(sample=SAMPLES, alpha=ALPHAS)
 def test_bernstein_never_exceeds_the_bound_that_knows_the_average_teacher(sample: Sample, alpha: float) -> None:
     """Steps 2 to 4 together: no probability is left in them, so they hold for every sample."""
@@ -273,6 +279,7 @@ def test_sums_give_the_numbers_of_a_computation_row_by_row(sample: Sample) -> No
     assert sums.effective_size == sample.n
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(sample=SAMPLES, confidence=st.floats(0.6, 0.999), witness_floor=st.floats(1e-4, 0.1))
 def test_certify_gives_the_bound_of_a_computation_row_by_row(

@@ -1,0 +1,66 @@
+"""What a parser found wrong, in one line, with the nearest name."""
+
+import difflib
+import inspect
+import pydoc
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = ["missing_file", "nearest", "one_line"]
+
+LONGEST = 80  # characters of a value that is repeated
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``" Did you mean 'other'?"`` if a name is near, else nothing."""
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {found[0]!r}?" if found else ""
+
+
+def missing_file(path: str | Path) -> str:
+    """``" Did you mean 'other'?"`` if a file of that folder has a name that is near."""
+    path = Path(path)
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    return nearest(str(path), [str(other) for other in there])
+
+
+def one_line(message: str, options: Iterable[str]) -> str:
+    """What jsonargparse says in many lines.
+
+    Args:
+        message: of the error.
+        options: those that the command takes, for the nearest one.
+    """
+    if found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
+        return f"there is no option {found[1]}.{nearest(found[1], options)}"
+    if found := re.search(r"File does not exist: '([^']*)'", message):
+        return f"there is no file {found[1]}.{missing_file(found[1])}"
+    if found := _last(r"module '([^']*)' has no attribute '([^']*)'", message):
+        return f"there is no {found[1]}.{found[2]}.{nearest(found[2], dir(pydoc.locate(found[1])))}"
+    if found := _last(r"class_path '([^']*)':\s*Option '([^']*)' is not accepted", message):
+        return f"{found[1]} takes no {found[2]!r}.{nearest(found[2], _arguments(found[1]))}"
+    return _expectation(message)
+
+
+def _last(pattern: str, message: str) -> re.Match[str] | None:
+    """The innermost part, which a parser names last."""
+    return next(reversed(list(re.finditer(pattern, message))), None)
+
+
+def _arguments(path: str) -> list[str]:
+    """Those of a class."""
+    named = pydoc.locate(path)
+    return list(inspect.signature(named).parameters) if isinstance(named, type) else []
+
+
+def _expectation(message: str) -> str:
+    """``trainer.max_epochs: Expected a <class 'int'>, got 'abc'.``, or the message without its line breaks."""
+    key = re.match(r'Parser key "([^"]*)"', message)
+    reason = re.search(r"- ((?:Expected|Problem) .*)(?:\n +(\w.*))?", message)
+    value = re.search(r"Given value: (.*)", message)
+    if key is None or reason is None or value is None:
+        return " ".join(message.split())
+    given = value[1] if len(value[1]) <= LONGEST else f"{value[1][:LONGEST]} ..."
+    detail = f" {reason[2]}" if reason[2] and reason[1].startswith("Problem") else ""
+    return f"{key[1]}: {reason[1]}{detail}, got {given!r}."
