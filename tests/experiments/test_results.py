@@ -22,6 +22,7 @@ STUDIES = {
     "tiny_imagenet": protocol,
     "baselines": baselines,
     "baselines_20000": baselines,
+    "baselines_collapsed": baselines,
     "stress": stress,
     "path": path,
     "view": view,
@@ -47,7 +48,8 @@ def committed(study: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_committed_table_says_of_its_claims_what_its_rows_say(study: str) -> None:
     text = (RESULTS / study / f"{study}.md").read_text()
-    claims = STUDIES[study].claims(committed(study))
+    stated = baselines.collapsed_claims if study == "baselines_collapsed" else STUDIES[study].claims
+    claims = stated(committed(study))
     said = [f"- {'holds' if holds else '**does not hold**'}: {claim}." for claim, holds in claims.items()]
     assert [line for line in text.splitlines() if line.startswith("- ")] == said
     assert f"Made by `python -m experiments.{STUDIES[study].__name__.split('.')[1]}.study" in text
@@ -171,6 +173,23 @@ def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
     assert len(lines) == 27
     assert {line["reading"] for line in lines} == {"INFORMATIVE"}
     assert all(line["proven_status"] == "NOT_CERTIFIED" for line in lines)
+
+
+@pytest.mark.parametrize("line", committed("baselines_collapsed"), ids=lambda line: line["baseline"])
+def test_the_page_of_baselines_quotes_each_reading_at_a_collapsing_kl_weight(line: dict[str, Any]) -> None:
+    numbers = {"proven_margin": "+.3f", "information_lower": ".2f", "information_upper": ".3f", "rate": ".2f"}
+    quoted = " | ".join(format(line[name], text) for name, text in {**numbers, "mean_squared_error": ".4f"}.items())
+    assert f"| {line['reading']} | {quoted} |" in BASELINES_PAGE.read_text()
+
+
+def test_no_baseline_at_a_collapsing_kl_weight_is_in_the_wrong_row() -> None:
+    for line in committed("baselines_collapsed"):
+        if line["reading"] == "COLLAPSED":
+            assert line["information_upper"] < 0.02
+            assert line["mean_squared_error"] > 0.98 * line["constant_squared_error"]
+        elif line["reading"] == "INFORMATIVE":
+            assert line["information_lower"] > 0.3
+            assert line["mean_squared_error"] < 0.95 * line["constant_squared_error"]
 
 
 def test_the_proven_bound_is_nearly_as_narrow_as_the_normal_one_where_it_certifies() -> None:
