@@ -24,6 +24,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer, seed_everythin
 
 from certvae import VAE, load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard
+from certvae.commands.precision import choose_precision
 from certvae.datamodules import CIFAR100DataModule
 from certvae.models.networks import ConvDecoder, ConvEncoder
 from certvae.models.objectives import ELBO
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=190, help="of steps in each comparison; an epoch has 195")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--accelerator", default="cpu")
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default=choose_precision())
     given = parser.parse_args()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     if given.threads is not None:

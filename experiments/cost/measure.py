@@ -20,6 +20,7 @@ from pytorch_lightning import Callback, Trainer, seed_everything
 from certvae import VAE, load_teacher
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.leaks import check_witness
+from certvae.commands.precision import choose_precision
 from certvae.datamodules import CIFAR100DataModule
 from certvae.models.networks import ConvDecoder, ConvEncoder
 from certvae.models.objectives import ELBO
@@ -92,7 +93,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("runs/cifar100/seed0/search/teacher.safetensors"))
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--subset", type=int, default=None)
-    parser.add_argument("--precision", default="bf16-mixed")
+    parser.add_argument("--precision", default=choose_precision())
     given = parser.parse_args()
     data = CIFAR100DataModule(given.data_dir, batch_size=128, subset=given.subset)
     _ = data.fingerprint  # read before the clock starts
