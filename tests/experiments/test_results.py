@@ -14,6 +14,7 @@ from experiments.path import study as path
 from experiments.protocol import study as protocol
 from experiments.stress import study as stress
 from experiments.view import study as view
+from experiments.witnesses import study as witnesses
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "experiments" / "results"
@@ -26,6 +27,7 @@ STUDIES = {
     "stress": stress,
     "path": path,
     "view": view,
+    "witnesses_digits": witnesses,
 }
 STUDIES_PAGE, BASELINES_PAGE = ROOT / "docs" / "studies.md", ROOT / "docs" / "baselines.md"
 README = (ROOT / "README.md").read_text()
@@ -190,6 +192,13 @@ def test_no_baseline_at_a_collapsing_kl_weight_is_in_the_wrong_row() -> None:
         elif line["reading"] == "INFORMATIVE":
             assert line["information_lower"] > 0.3
             assert line["mean_squared_error"] < 0.95 * line["constant_squared_error"]
+
+
+def test_the_page_of_studies_quotes_the_margins_with_each_witness() -> None:
+    text, lines = STUDIES_PAGE.read_text(), committed("witnesses_digits")
+    for witness in dict.fromkeys(line["witness"] for line in lines):
+        chosen = [line for line in lines if line["witness"] == witness]
+        assert " | ".join(f"{line['margin']:+.2f}, {line['channel_margin']:+.2f}" for line in chosen) in text
 
 
 def test_the_proven_bound_is_nearly_as_narrow_as_the_normal_one_where_it_certifies() -> None:
