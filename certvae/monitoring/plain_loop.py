@@ -113,6 +113,13 @@ class _Processes:
         distributed.all_gather(gathered, values.contiguous())
         return torch.stack(gathered)
 
+    def broadcast(self, value: Any, src: int = 0) -> Any:
+        """What process ``src`` has, on all of them."""
+        values = [value]
+        if self._many:
+            distributed.broadcast_object_list(values, src=src)
+        return values[0]
+
     def reduce(self, values: Tensor, reduce_op: str = "sum") -> Tensor:
         """The sum over processes."""
         return self.all_gather(values).sum(dim=0)

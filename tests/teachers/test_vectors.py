@@ -34,8 +34,8 @@ def standardized() -> Tensor:
 
 
 def counts() -> Tensor:
-    """Whole numbers, shape ``(ROWS, GENES)``."""
-    return torch.poisson((1 + standardized() / 3).exp(), generator=torch.Generator().manual_seed(1)).long()
+    """Whole numbers as floats, shape ``(ROWS, GENES)``; integers could be tokens, which a search refuses."""
+    return torch.poisson((1 + standardized() / 3).exp(), generator=torch.Generator().manual_seed(1))
 
 
 def log_normalized() -> Tensor:
