@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from certvae.io.random_state import kept_random_state
-from certvae.monitoring.auxiliary_loss import own_step
 from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.kept_state import kept_module_state, silent
+from certvae.monitoring.wrapped_step import own_step
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 from certvae.theory.information import entropy

@@ -1,6 +1,5 @@
 """The command ``certvae``: which command is meant. Each is imported only when it runs, so that help comes at once."""
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -85,9 +84,10 @@ def main(args: Sequence[str] | None = None) -> int:
         return _run(_COMMANDS[given[0]], given[1:])
     if given[0] in _SUBCOMMANDS or given[0].startswith("-"):
         return _run(_lightning, given)
-    near = difflib.get_close_matches(given[0], [*_COMMANDS, *_SUBCOMMANDS], n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else "certvae --help lists them."
-    print(f"certvae: there is no command {given[0]!r}. {hint}", file=sys.stderr)
+    from certvae.commands.mistakes import nearest
+
+    hint = nearest(given[0], [*_COMMANDS, *_SUBCOMMANDS]) or " certvae --help lists them."
+    print(f"certvae: there is no command {given[0]!r}.{hint}", file=sys.stderr)
     return 2
 
 

@@ -31,7 +31,7 @@ from certvae.teachers import Teacher, load_teacher
 from certvae.theory.arguments import as_number, as_whole_number
 from certvae.theory.bounds import BOUNDS
 from certvae.theory.calibration import Calibration, fit_calibration
-from certvae.theory.escape import escape_force, has_escape_force
+from certvae.theory.escape import escape_force_sums, has_escape_force
 from certvae.theory.row_noise import row_uniform
 from certvae.theory.scores import ScoredRows
 from certvae.theory.witness import SimplexWitness, own_witness
@@ -242,10 +242,8 @@ def _certificate(
         fitted=codes.fitted(settings, options.seed),
     )
     if has_escape_force(witness):
-        forces = escape_force(witness, rows.mean, rows.teacher_probs)
-        weights = rows.weights(settings)
-        weights = torch.ones_like(forces) if weights is None else weights.to(forces)
-        certificate = replace(certificate, escape_force=float(weights @ forces / weights.sum()))
+        total, weight = escape_force_sums(witness, rows.mean, rows.teacher_probs, rows.weights(settings))
+        certificate = replace(certificate, escape_force=float(total / weight))
     audit = WitnessAudit(seed=options.seed)
     audit.add(witness, rows.mean, answers, torch.arange(len(rows.mean)))
     leaks = [*rows.leaks, *audit.finish(witness), *_shuffled_leaks(rows, witness, options.seed)]

@@ -13,8 +13,8 @@ __all__ = ["AutoPrecisionTrainer", "choose_precision"]
 def choose_precision(accelerator: str | Accelerator = "auto") -> Literal["bf16-mixed", "32-true"]:
     """``bf16-mixed`` on a CUDA GPU that multiplies bfloat16 natively, ``32-true`` anywhere else.
 
-    On a CPU it is always ``32-true``. There bfloat16 gains a fifth at best, with matrix units and idle cores. Without
-    the units it takes twice the time. With another process on the cores it takes ten times as long.
+    On a CPU it is always ``32-true``. There bfloat16 is slower without matrix units, and many times slower beside
+    another process: ``python experiments/cost/step.py --precision bf16-mixed`` shows what it does on yours.
 
     Args:
         accelerator: what a :class:`pytorch_lightning.Trainer` is given.

@@ -105,7 +105,7 @@ class ConvEncoder(nn.Module):
         self.body = nn.Sequential(*layers, nn.Flatten())
         last = planes[-1] if planes else channels
         self.head = nn.Linear(last * math.prod(sizes[-1]), 2 * latent_dim)
-        self.to(memory_format=torch.channels_last)  # a tenth faster on a CPU, more on a GPU
+        self.to(memory_format=torch.channels_last)  # faster convolutions
 
     def forward(self, images: Tensor) -> Posterior:
         """Posterior of images, shape ``(B, *image_shape)``."""

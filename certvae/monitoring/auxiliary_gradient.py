@@ -9,6 +9,7 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from certvae.monitoring.wrapped_step import WrappedStep
 from certvae.reading.captured import Captured
 from certvae.reading.latents import Latents, LatentSource
 from certvae.reading.sources import copied, submodule_of
@@ -34,8 +35,7 @@ class AuxiliaryGradient:
 
     def __init__(self, source: LatentSource | None, term: Callable[[Any, Captured], Tensor]) -> None:
         self._source, self._term = source, term
-        self._module: LightningModule | None = None
-        self._replaced: Any = None
+        self._step = WrappedStep()
         self._handles: list[RemovableHandle] = []
         self._batch: Any = None
         self._inside = False
@@ -55,18 +55,15 @@ class AuxiliaryGradient:
         for place, head in enumerate(heads):
             hook = functools.partial(self._catch, source, len(heads), place)
             self._handles.append(submodule_of(head, pl_module).register_forward_hook(hook))
-        original, self._replaced = pl_module.training_step, vars(pl_module).get("training_step")
 
-        @functools.wraps(original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
-            self._begin(pl_module, args[0] if args else next(iter(kwargs.values())))
+        def watched(step: Callable[[], Any], batch: Any) -> Any:
+            self._begin(pl_module, batch)
             try:
-                return original(*args, **kwargs)
+                return step()
             finally:
                 self._inside, self._batch = False, None
 
-        pl_module.training_step = training_step  # type: ignore[method-assign]
-        self._module = pl_module
+        self._step.attach(pl_module, watched)
 
     def _named(self, pl_module: LightningModule) -> Latents:
         source = self._source
@@ -140,8 +137,8 @@ class AuxiliaryGradient:
         if gradients is None or place in self._added:
             return passing
         self._added.add(place)
-        assert self._module is not None
-        scaler = getattr(self._module.trainer.precision_plugin, "scaler", None)
+        assert self._step.module is not None
+        scaler = getattr(self._step.module.trainer.precision_plugin, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()
         pairs = zip(passing, gradients, strict=True)
         return tuple(one if more is None else one + scale * more for one, more in pairs)
@@ -151,13 +148,7 @@ class AuxiliaryGradient:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._module is None:
-            return
-        if self._replaced is None:
-            del self._module.training_step
-        else:
-            self._module.training_step = self._replaced  # type: ignore[method-assign]
-        self._module = self._replaced = None
+        self._step.detach()
 
 
 class _Adding(torch.autograd.Function):

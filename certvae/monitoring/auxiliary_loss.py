@@ -1,23 +1,14 @@
 """Adding a term to the loss that somebody's ``training_step`` returns, without a change to their module."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-__all__ = ["AuxiliaryLoss", "own_step"]
+from certvae.monitoring.wrapped_step import WrappedStep
 
-_OWN = "_certvae_own_step"
-
-
-def own_step(pl_module: LightningModule) -> Callable[..., Any]:
-    """The module's ``training_step`` without the terms that are added to it."""
-    step: Callable[..., Any] = pl_module.training_step
-    while hasattr(step, _OWN):
-        step = getattr(step, _OWN)
-    return step
+__all__ = ["AuxiliaryLoss"]
 
 
 class AuxiliaryLoss:
@@ -33,39 +24,25 @@ class AuxiliaryLoss:
 
     def __init__(self, before: Callable[[], None], term: Callable[[Any, Any], Tensor]) -> None:
         self._before, self._term = before, term
-        self._module: LightningModule | None = None
-        self._replaced: Any = None
+        self._step = WrappedStep()
 
     def attach(self, pl_module: LightningModule) -> None:
         """Put the term in place."""
-        self.detach()
-        original = pl_module.training_step
-        # A compiled module has its step as an instance attribute, which has to come back.
-        self._replaced = vars(pl_module).get("training_step")
 
-        @functools.wraps(original)
-        def training_step(*args: Any, **kwargs: Any) -> Any:
+        def with_term(step: Callable[[], Any], batch: Any) -> Any:
             if not pl_module.trainer.training:  # called by their validation_step
-                return original(*args, **kwargs)
+                return step()
             self._before()
-            outputs = original(*args, **kwargs)
+            outputs = step()
             if outputs is None or (not isinstance(outputs, Tensor) and outputs.get("loss") is None):
                 return outputs  # the module skips this batch
-            term = self._term(args[0] if args else next(iter(kwargs.values())), outputs)
+            term = self._term(batch, outputs)
             if isinstance(outputs, Tensor):
                 return outputs + term
             return {**outputs, "loss": outputs["loss"] + term}
 
-        setattr(training_step, _OWN, original)
-        pl_module.training_step = training_step  # type: ignore[method-assign]
-        self._module = pl_module
+        self._step.attach(pl_module, with_term)
 
     def detach(self) -> None:
         """Give the module its own step back."""
-        if self._module is None:
-            return
-        if self._replaced is None:
-            del self._module.training_step
-        else:
-            self._module.training_step = self._replaced  # type: ignore[method-assign]
-        self._module = self._replaced = None
+        self._step.detach()

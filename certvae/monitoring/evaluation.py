@@ -22,7 +22,7 @@ from certvae.monitoring.code_sample import CodeSample
 from certvae.monitoring.divergence import find_fault, shared_fault
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
-from certvae.theory.escape import escape_force, has_escape_force
+from certvae.theory.escape import escape_force_sums, has_escape_force
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 
@@ -114,16 +114,14 @@ class Evaluation:
         if self._sample is not None:
             self._sample.add([captured], positions, weights > 0, probs)
         self._deterministic = captured.deterministic
-        self._add_force(mean, probs, weights)
+        self._add_force(captured.mean, probs, weights)
         self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
 
-    def _add_force(self, mean: Tensor | None, probs: Tensor, weights: Tensor) -> None:
+    def _add_force(self, mean: Tensor, probs: Tensor, weights: Tensor) -> None:
         witness = self.reader.witness  # not one that was widened: a closed form takes care of its own precision
-        if witness is not None and mean is not None and has_escape_force(witness):
-            forces = escape_force(witness, mean, probs)
-            row_weights = weights.to(forces)
-            self._force += torch.stack([row_weights @ forces, row_weights.sum()]).to(self._force)
+        if witness is not None and has_escape_force(witness):
+            self._force += escape_force_sums(witness, mean, probs, weights).to(self._force)
 
     def _check_first(self, pl_module: LightningModule, batch: Any, captured: Captured) -> None:
         check_log_variance(captured.log_variance)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from certvae.theory.information import as_probabilities, teacher_information
 
-__all__ = ["escape_force", "has_escape_force", "least_escape_force"]
+__all__ = ["escape_force", "escape_force_sums", "has_escape_force", "least_escape_force"]
 
 
 def has_escape_force(witness: nn.Module) -> bool:
@@ -49,6 +49,24 @@ def escape_force(witness: nn.Module, latents: Tensor, probs: Any) -> Tensor:
         )
     forces: Tensor = gradient(latents, probs).norm(dim=1)
     return forces
+
+
+def escape_force_sums(witness: nn.Module, latents: Tensor, probs: Any, weights: Tensor | None) -> Tensor:
+    """What adds up to a mean over rows: the weighted sum of :func:`escape_force`, and of the weights, shape ``(2,)``.
+
+    Args:
+        witness: as for :func:`escape_force`, as are the next two.
+        latents: see there.
+        probs: see there.
+        weights: of the rows, shape ``(N,)``; None: all alike.
+
+    Raises:
+        TypeError: as :func:`escape_force` does.
+        ValueError: as it does.
+    """
+    forces = escape_force(witness, latents, probs)
+    weights = torch.ones_like(forces) if weights is None else weights.to(forces)
+    return torch.stack([weights @ forces, weights.sum()])
 
 
 def least_escape_force(probs: Any, scale: float) -> float:
