@@ -13,7 +13,8 @@ The bet :math:`\lambda_i(m) \ge 0` uses the rows before ``i`` only. So at the tr
 proof: the page *Mathematics*.
 
 :func:`bet_schedule` chooses the bets, which decide how wide the bound is and never whether it holds.
-:class:`WealthFloor` bounds :math:`\min_q \log K_n(m, q)` from below. :func:`betting` finds the bound.
+:class:`~certvae.theory.wealth.WealthFloor` bounds :math:`\min_q \log K_n(m, q)` from below. :func:`betting` finds the
+bound.
 
 Sources: Waudby-Smith and Ramdas, 2023, https://arxiv.org/abs/2010.09686 (bounds by betting); Browne, 1999, *Reaching
 goals by a deadline*, Advances in Applied Probability 31 (the bet); Voracek and Orabona, 2025,
@@ -27,16 +28,16 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["BetSchedule", "WealthFloor", "bet_schedule", "betting"]
+from certvae.theory.wealth import CAP, WealthFloor, capped
 
-_CAP = 0.95  # the largest share of the wealth that one row may take
+__all__ = ["BetSchedule", "bet_schedule", "betting"]
+
 _FEW = 200  # with fewer rows the bets do not depend on the margin
 _EARLY = 0.3  # share of the rows before the cells are laid
 _WARM_UP, _GROWTH = 8, 1.25  # of the early blocks: rows of the first, ratio of their ends
 _LATE_BLOCKS = 64
 _SPACING, _REACH = 0.07, 3.0  # of the cells, in standard errors of all rows and of what the early rows leave open
 _MOST_CELLS = 300
-_CHUNK = 8192  # rows that are summed at once
 
 
 def betting(
@@ -66,13 +67,12 @@ def betting(
     lowest = _check(teacher_probs, scores, alpha, teacher_floor, witness_floor)
     schedule = bet_schedule(teacher_probs, scores, alpha, lowest)
     wealth = WealthFloor(teacher_probs, scores, teacher_floor, lowest)
-    rough = WealthFloor(teacher_probs, scores, teacher_floor, lowest, coarseness=4.0)
+    quick = wealth.at_cells(schedule.sizes, schedule.cell_ends, schedule.bets).tolist()
     goal = -math.log(alpha)
     excluded = min(lowest, wealth.margin)
     for cell, end in enumerate(schedule.cell_ends.tolist()):
         bets = schedule.row_bets(cell)
-        # Far below the bound the wealth is so large that a coarser floor of it, as valid and faster, will do.
-        if end >= wealth.margin or (rough.at(end, bets) < goal and wealth.at(end, bets) < goal):
+        if end >= wealth.margin or (quick[cell] < goal and wealth.at(end, bets) < goal):
             return _bisect(wealth, bets, goal, excluded, min(end, wealth.margin))
         excluded = end
     return _bisect(wealth, bets, goal, excluded, wealth.margin)
@@ -110,98 +110,6 @@ def _bisect(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, l
         else:
             high = middle
     return low
-
-
-def _capped(bets: Tensor, margins: Tensor, lowest: float) -> Tensor:
-    r"""The bets under :math:`c / (m - \log(\epsilon_S / K))`, so that every factor of the wealth is at least 1 - c."""
-    return torch.minimum(bets, _CAP / (margins - lowest).clamp(min=1e-12))
-
-
-class WealthFloor:
-    r"""A lower bound on :math:`\min_q \log K_n(m, q)` over every ``q`` with :math:`q_k \ge \epsilon_T / K`.
-
-    With :math:`d_k = \log(\hat T_k / q_k)` and the plug-in scores :math:`\hat g_i`,
-    :math:`g_i(q) = \hat g_i + \sum_k T_{ik} d_k`. Let :math:`\psi(x) = \log(1 + x)` for :math:`x \ge -c`, continued
-    below :math:`-c` by its tangent. It is concave. So by Jensen's inequality, for every number :math:`\mu`,
-
-    .. math::
-        \log K_n(m, q) \ge \sum_k \Big[ \underbrace{\sum_i T_{ik}\, \psi(\lambda_i (\hat g_i + d_k - m))}_{A_k(d_k)}
-            + \mu \hat T_k (e^{-d_k} - 1) \Big],
-
-    as the last terms add up to :math:`\mu (\sum_k q_k - 1) = 0`. Each term is a function of one :math:`d_k`. On a cell
-    :math:`[u, v]` the concave :math:`A_k` is at least its chord, of slope ``s``; chord plus convex rest is smallest
-    at :math:`\log(\mu \hat T_k / s)`, moved into the cell. The cells cover every possible :math:`d_k`.
-
-    Args:
-        teacher: :math:`T`, shape ``(n, K)``.
-        scores: :math:`a_i`, shape ``(n,)``.
-        teacher_floor: :math:`\epsilon_T`.
-        lowest: :math:`\log(\epsilon_S / K)`.
-        coarseness: width of the cells, as a multiple of what resolves the bound. Wider ones give a lower floor, faster.
-
-    Attributes:
-        margin: the plug-in margin, in nats.
-    """
-
-    def __init__(
-        self, teacher: Tensor, scores: Tensor, teacher_floor: float, lowest: float, coarseness: float = 1.0
-    ) -> None:
-        self._teacher = teacher
-        self._lowest = lowest
-        self._mean = teacher.mean(dim=0)
-        self._scores = scores - teacher @ self._mean.log()
-        self.margin = float(self._scores.mean())
-        smallest = float(self._mean.min().log()) - 1e-6
-        largest = float(self._mean.max().log()) + math.log(teacher.shape[1] / teacher_floor) + 1e-6
-        self._points = _points(smallest, largest, 2.5 * coarseness / math.sqrt(len(scores))).to(teacher)
-
-    def at(self, margin: float, bets: Tensor) -> float:
-        """The bound in nats for one margin, less what rounding may have added.
-
-        Args:
-            margin: ``m`` in nats, above the lowest score.
-            bets: one for each row, before the cap, shape ``(n,)``.
-        """
-        bets = _capped(bets, self._mean.new_tensor(margin), self._lowest)
-        gains = bets * (self._scores - margin)
-        concave = self._concave_parts(gains, bets)
-        multiplier = float((bets / (1 + gains)).sum())  # nearly the best one
-        weights = multiplier * self._mean[:, None]
-        left, right = self._points[:-1], self._points[1:]
-        slopes = concave.diff(dim=1) / (right - left)
-        lowest = torch.minimum(torch.maximum((weights / slopes).log(), left), right)
-        cells = concave[:, :-1] + slopes * (lowest - left) + weights * torch.expm1(-lowest)
-        return float(cells.amin(dim=1).sum()) - self._rounding(gains, bets, multiplier)
-
-    def _concave_parts(self, gains: Tensor, bets: Tensor) -> Tensor:
-        """Every ``A_k`` at the ends of the cells, as a matrix product, shape ``(K, points)``."""
-        sums = gains.new_zeros(len(self._mean), len(self._points))
-        for start in range(0, len(gains), _CHUNK):
-            rows = slice(start, start + _CHUNK)
-            factors = torch.outer(bets[rows], self._points).add_(1 + gains[rows, None])
-            kept = factors.clamp(min=1 - _CAP)
-            sums.addmm_(self._teacher[rows].T, factors.sub_(kept).div_(1 - _CAP).add_(kept.log_()))
-        return sums
-
-    def _rounding(self, gains: Tensor, bets: Tensor, multiplier: float) -> float:
-        r"""At least the error of float64 in the sums.
-
-        A sum of ``N`` products is off by at most :math:`N u` times the sum of their sizes (Higham, 2002, *Accuracy and
-        Stability of Numerical Algorithms*, section 3.1), with ``u`` half of ``eps``. Here :math:`|\psi(x)| \le
-        |x| / (1 - c)`. 1000 stands for the few steps to each term, whose error the tangent may stretch 20 times.
-        """
-        rows, components = self._teacher.shape
-        largest = (gains.abs().max() + bets.max() * self._points.abs().max()) / (1 - _CAP)
-        steps = min(rows, _CHUNK) + rows / _CHUNK + components + 1000
-        return 2 * torch.finfo(gains.dtype).eps * steps * (rows * float(largest) + multiplier)
-
-
-def _points(smallest: float, largest: float, width: float) -> Tensor:
-    """Ends of cells that cover an interval around 0, about ``width`` wide near 0 and growing in proportion to it."""
-    first, last = math.asinh(smallest / width), math.asinh(largest / width)
-    left = torch.linspace(first, 0, math.ceil(-first) + 1, dtype=torch.float64)
-    right = torch.linspace(0, last, math.ceil(last) + 1, dtype=torch.float64)
-    return width * torch.cat([left[:-1], right]).sinh()
 
 
 @dataclass(frozen=True)
@@ -257,7 +165,7 @@ def bet_schedule(
         return BetSchedule(sizes, scores.new_tensor([math.inf]), opening[:, None])
     first = late[0].start
     past = _Past.of(teacher[:first], scores[:first])
-    typical = min(math.sqrt(2 * goal / rows) / past.deviation, _CAP / max(past.margin - lowest, 1e-12))
+    typical = min(math.sqrt(2 * goal / rows) / past.deviation, CAP / max(past.margin - lowest, 1e-12))
     ends = _lay_cells(teacher[:first], past, rows, typical, goal, lowest)
     if margin is not None:
         ends = ends[min(int((ends < margin).sum()), len(ends) - 1)][None]
@@ -358,7 +266,7 @@ class _Pilot:
 
     def add(self, teacher: Tensor, scores: Tensor, mean: Tensor, bets: Tensor) -> None:
         """Add a block of rows, with the bet of each cell."""
-        bets = _capped(bets, self.cell_ends, self._lowest)
+        bets = capped(bets, self.cell_ends, self._lowest)
         gains = bets * ((scores - teacher @ mean.log())[:, None] - self.cell_ends)
         weights = teacher.T @ (bets / (1 + gains))
         self._constant += gains.log1p().sum(dim=0) + mean.log() @ weights

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from certvae.theory import betting as module
-from certvae.theory.betting import BetSchedule, WealthFloor, bet_schedule, betting
+from certvae.theory import wealth as wealth_module
+from certvae.theory.betting import BetSchedule, bet_schedule, betting
+from certvae.theory.wealth import WealthFloor
 
 Array = NDArray[np.float64]
 Types = NDArray[np.int64]
@@ -382,7 +384,7 @@ def test_chunks_of_rows_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     population = Population.random(2, 6)
     rows = population.draw(0, 250)
     whole = population.bound(rows)
-    monkeypatch.setattr(module, "_CHUNK", 17)
+    monkeypatch.setattr(wealth_module, "_CHUNK", 17)
     assert population.bound(rows) == pytest.approx(whole, rel=1e-9)
 
 
