@@ -7,7 +7,7 @@ those of :mod:`certvae.commands.runs`, its table, claims and figures those of :m
 import argparse
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from certvae.certificate.certificate import Certificate
 from certvae.commands import runs
-from certvae.commands.certify import CertifyOptions, certify_checkpoint
+from certvae.commands.certify import CertifyOptions, EncodedCheckpoint
 from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.tables import Line, Results, commit, origin
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
@@ -32,7 +32,6 @@ EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
 PLACES = ("data_dir", "output_dir", "results", "strict")
 OPTIONS = CertifyOptions(permutations=0, method="normal")
-PROVEN = replace(OPTIONS, method=None)  # the default: betting, for a teacher that promises a floor
 Measure = Callable[[LightningCLI], dict[str, Any]]
 
 
@@ -261,9 +260,11 @@ class Study:
 def _finish(cli: LightningCLI, *, run: runs.Run, measure: Measure | None) -> dict[str, Any]:
     """Certify a fitted run on the kept rows, and measure it."""
     assert run.teacher is not None
-    certificate = certify_checkpoint(run.checkpoint, run.teacher, run.config, OPTIONS)
+    encoded = EncodedCheckpoint.read(run.checkpoint, run.teacher, run.config, OPTIONS)
+    certificate = encoded.certify()
     certificate.save(run.folder / "certificate.json")
-    certify_checkpoint(run.checkpoint, run.teacher, run.config, PROVEN).save(run.folder / "proven.json")
+    # the default: betting, for a teacher that promises a floor
+    encoded.certify(method=None).save(run.folder / "proven.json")
     found = errors_on_kept_rows(cli.model, cli.datamodule, certificate.num_components)
     return {**found, "more": {} if measure is None else measure(cli)}
 

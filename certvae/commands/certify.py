@@ -36,7 +36,7 @@ from certvae.theory.row_noise import row_uniform
 from certvae.theory.scores import ScoredRows
 from certvae.theory.witness import SimplexWitness, own_witness
 
-__all__ = ["CertifyOptions", "certify_checkpoint", "main"]
+__all__ = ["CertifyOptions", "EncodedCheckpoint", "certify_checkpoint", "main"]
 
 FEW_ROWS = 50
 CONFIG_LIMIT = 2**17  # bytes of a YAML; the longest of a run has some 3,000
@@ -126,32 +126,63 @@ def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, optio
         TeacherMismatchError: if the teacher was made for other data.
         ValueError: if the YAML is not that of a run, or ``witness_scale`` is given and the model has its own witness.
     """
-    teacher = load_teacher(teacher_path)
-    model, data = build(config, teacher_path)
-    load_weights(model, checkpoint)
-    teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
-    held_out = encode_rows(model, teacher, _loader(data, options.split), data, options.latents)
-    witness = _witness(model, teacher, held_out.mean.shape[1], options)
-    calibration = _calibrate(model, data, teacher, witness, options)
-    certificate = _certificate(held_out, teacher, witness, calibration, options)
-    certificate.provenance = {
-        "teacher_sha256": sha256_file(teacher_path),
-        "checkpoint_sha256": sha256_file(checkpoint),
-        "weights_sha256": sha256_tensors(model.state_dict()),
-        "rows_sha256": held_out.rows_sha256,
-        "repeated_rows": int(held_out.repeats.sum()),
-        "options": asdict(options),
-        "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
-        "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
-        "looks": 1,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pytorch_lightning": version("pytorch-lightning"),
-        },
-        **teacher.card.naming(),
-    }
-    return certificate
+    return EncodedCheckpoint.read(checkpoint, teacher_path, config, options).certify()
+
+
+@dataclass(frozen=True)
+class EncodedCheckpoint:
+    """The rows of a checkpoint's certificate, encoded once; certificates by several bounds can be made of them.
+
+    Attributes:
+        rows: held-out rows.
+        teacher: that answers for them.
+        witness: that is judged.
+        calibration: fitted on training rows, if any.
+        options: all but the bound.
+        provenance: hashes of what it was read from.
+    """
+
+    rows: EncodedRows
+    teacher: Teacher
+    witness: nn.Module
+    calibration: Calibration | None
+    options: CertifyOptions
+    provenance: dict[str, Any]
+
+    @classmethod
+    def read(cls, checkpoint: Path, teacher_path: Path, config: Path, options: CertifyOptions) -> "EncodedCheckpoint":
+        """Read the files and encode the rows. Arguments and errors are those of :func:`certify_checkpoint`."""
+        teacher = load_teacher(teacher_path)
+        model, data = build(config, teacher_path)
+        load_weights(model, checkpoint)
+        teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
+        rows = encode_rows(model, teacher, _loader(data, options.split), data, options.latents)
+        witness = _witness(model, teacher, rows.mean.shape[1], options)
+        calibration = _calibrate(model, data, teacher, witness, options)
+        provenance = {
+            "teacher_sha256": sha256_file(teacher_path),
+            "checkpoint_sha256": sha256_file(checkpoint),
+            "weights_sha256": sha256_tensors(model.state_dict()),
+            "rows_sha256": rows.rows_sha256,
+            "repeated_rows": int(rows.repeats.sum()),
+            "calibration": None if calibration is None else asdict(calibration) | {"prior": list(calibration.prior)},
+            "witness_scale": witness.scale if isinstance(witness, SimplexWitness) else None,
+            "looks": 1,
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "pytorch_lightning": version("pytorch-lightning"),
+            },
+            **teacher.card.naming(),
+        }
+        return cls(rows, teacher, witness, calibration, options, provenance)
+
+    def certify(self, **changes: Any) -> Certificate:
+        """The certificate, with such options as ``method`` changed; not those that decide on rows and calibration."""
+        options = replace(self.options, **changes)
+        certificate = _certificate(self.rows, self.teacher, self.witness, self.calibration, options)
+        certificate.provenance = {**self.provenance, "options": asdict(options)}
+        return certificate
 
 
 def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningDataModule]:

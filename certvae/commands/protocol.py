@@ -26,7 +26,7 @@ from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import TargetTable, load_teacher
 
-__all__ = ["PHASES", "WITNESSES", "Protocol", "main", "run_protocol"]
+__all__ = ["PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
 
 WITNESSES: dict[str, dict[str, Any] | None] = {  # as a YAML names them; None: what the phase's YAML has
     "simplex": None,
@@ -187,13 +187,18 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         return summarize(protocol.dataset, protocol.output_dir, folders, teachers, protocol.names, made)
 
 
-def _run_seed(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
-    """Run the search and the phases of a seed, and add their records."""
+def find_teacher(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
+    """Run the search of a seed, if no teacher was given, and write the fixed targets, if there are to be some."""
     if not protocol.teachers:
         print(_progress(protocol, records), flush=True)
         records.append(execute(protocol.run("search", seed)))
     if protocol.targets == "table":
         _write_targets(protocol, seed)
+
+
+def _run_seed(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
+    """Run the search and the phases of a seed, and add their records."""
+    find_teacher(protocol, seed, records)
     for run in [protocol.run(phase, seed) for phase in protocol.names]:
         print(_progress(protocol, records), flush=True)
         records.append(execute(run, partial(certify_held_out_rows, folder=run.folder)))

@@ -11,7 +11,6 @@ Runs ``certvae protocol`` on ``experiments/<dataset>.yaml``; then each phase's l
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 
 from certvae.callbacks.images import as_grid
 from certvae.certificate.certificate import Certificate
-from certvae.commands.certify import build, certify_checkpoint
+from certvae.commands.certify import EncodedCheckpoint, build
 from certvae.commands.protocol import Protocol, run_protocol
 from certvae.commands.summary import margin_figure
 from certvae.commands.tables import Line, Results
@@ -30,6 +29,7 @@ from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, 
 
 __all__ = ["main"]
 
+METHODS = ("normal", "betting", "bernstein")
 SAMPLES = 12  # shown of each phase
 COLLAPSED = 0.02  # nats of witness information, below which the witness is called constant
 COLUMNS = {
@@ -53,15 +53,17 @@ COLUMNS = {
 }
 
 
-def certified(folder: Path, teacher: Path, method: str) -> Certificate:
-    """The certificate of a phase's last checkpoint, made once and kept for that checkpoint."""
-    checkpoint, path = folder / "checkpoints" / "last.ckpt", folder / f"certificate_{method}.json"
-    if path.is_file():
-        kept = Certificate.load(path)
-        if kept.provenance["checkpoint_sha256"] == sha256_file(checkpoint):
-            return kept
-    made = certify_checkpoint(checkpoint, teacher, folder / "run.yaml", replace(OPTIONS, method=method))
-    made.save(path)
+def certified(folder: Path, teacher: Path) -> list[Certificate]:
+    """The certificates of a phase's last checkpoint by each bound, made once and kept for that checkpoint."""
+    checkpoint, paths = folder / "checkpoints" / "last.ckpt", [folder / f"certificate_{name}.json" for name in METHODS]
+    kept = [Certificate.load(path) for path in paths if path.is_file()]
+    digest = sha256_file(checkpoint)
+    if len(kept) == len(paths) and all(one.provenance["checkpoint_sha256"] == digest for one in kept):
+        return kept
+    encoded = EncodedCheckpoint.read(checkpoint, teacher, folder / "run.yaml", OPTIONS)
+    made = [encoded.certify(method=name) for name in METHODS]
+    for certificate, path in zip(made, paths, strict=True):
+        certificate.save(path)
     return made
 
 
@@ -104,7 +106,7 @@ def draw_samples(protocol: Protocol, seed: int) -> Figure:
 def measure(protocol: Protocol, seed: int, phase: str) -> Line:
     """One line of the table."""
     folder, teacher = protocol.seed_dir(seed) / phase, protocol.teacher_path(seed)
-    normal, betting, bernstein = (certified(folder, teacher, name) for name in ("normal", "betting", "bernstein"))
+    normal, betting, bernstein = certified(folder, teacher)
     values = {
         "bernstein_margin": bernstein.margin,
         "bernstein_lower": bernstein.margin_lower,

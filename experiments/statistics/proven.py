@@ -12,7 +12,8 @@ Three kinds of populations, whose margin is known exactly:
 An error is a lower bound above the population's margin. A false certificate is one above the default safety margin
 where the population's margin is not. Each cell has 10,000 samples; a null witness on 1,000 rows has 1,000. With
 10,000 rows or more, ``betting`` is computed for the first samples and for each in which it may err. About 12 minutes on
-16 cores. ``--rows`` measures the cells with so many rows, and keeps the other lines of the table.
+16 cores. ``--rows`` measures the cells with so many rows, ``--populations`` those whose name begins so, and the other
+lines of the table are kept.
 """
 
 import argparse
@@ -164,12 +165,12 @@ def line(drawn: Population, size: int, bounds: Sequence[dict[str, float]], metho
     }
 
 
-def kept_lines(path: Path, measured: Sequence[int]) -> list[dict[str, Any]]:
+def kept_lines(path: Path, measured: set[tuple[str, int]]) -> list[dict[str, Any]]:
     """Lines of the table whose cells are not measured again."""
     if not path.is_file():
         return []
     with open(path, newline="") as file:
-        return [row for row in csv.DictReader(file) if int(row["rows"]) not in measured]
+        return [row for row in csv.DictReader(file) if (row["population"], int(row["rows"])) not in measured]
 
 
 def main() -> None:
@@ -178,13 +179,18 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=10_000)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--rows", type=int, nargs="+", help="only cells with so many rows")
+    parser.add_argument("--populations", nargs="+", help="only these, such as 'rare, 3'")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
-    lines = kept_lines(given.output, given.rows) if given.rows else []
+    chosen = [
+        cell
+        for cell in cells(given.repetitions)
+        if (not given.rows or cell[1] in given.rows)
+        and (not given.populations or cell[0].name.startswith(tuple(given.populations)))
+    ]
+    lines = kept_lines(given.output, {(drawn.name, size) for drawn, size, _ in chosen})
     with get_context("spawn").Pool(given.jobs, torch.set_num_threads, (1,)) as pool:
-        for drawn, size, repetitions in cells(given.repetitions):
-            if given.rows and size not in given.rows:
-                continue
+        for drawn, size, repetitions in chosen:
             work = ((drawn, size, seed) for seed in range(repetitions))
             bounds = list(pool.imap(sample_bounds, work, chunksize=max(1, repetitions // (20 * given.jobs))))
             lines += [line(drawn, size, bounds, method) for method in METHODS]

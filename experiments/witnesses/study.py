@@ -62,7 +62,7 @@ def protocols(study: Study, dataset: str, chosen: Sequence[str]) -> dict[str, Pr
 
 def line(protocol: Protocol, seed: int, phase: str) -> Line:
     """One line of the table: that of the protocol's study, and the escape force."""
-    force = certified(protocol.seed_dir(seed) / phase, protocol.teacher_path(seed), "betting").escape_force
+    force = certified(protocol.seed_dir(seed) / phase, protocol.teacher_path(seed))[0].escape_force
     found = {"seed": seed, "witness": protocol.witness, **measure(protocol, seed, phase)}
     return {**found, "escape_force": None if force is None else round(force, 5)}
 
