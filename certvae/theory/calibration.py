@@ -84,32 +84,57 @@ def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: i
     prior = teacher.mean(dim=0)
     logits = logits - logits.amax(dim=-1, keepdim=True)  # so that dividing tiny ones keeps their digits
     unit = -float(logits.mean()) or 1.0
-    features = torch.stack([logits / unit, _log_prior(prior).expand_as(logits)], dim=-1)
+    loss = _Loss.of(teacher, logits / unit, _log_prior(prior))
     raw, constant = torch.tensor([[unit, 0.0], [0.0, 1.0]], dtype=torch.float64)
-    weights = min(raw, constant, key=lambda start: float(_loss(teacher, features, start)))
+    weights = min(raw, constant, key=lambda start: float(loss.at(start)))
     for _ in range(iterations):
-        step = _newton_step(teacher, features, weights)
+        step = loss.newton_step(weights)
         weights = weights - step
         if float(step.abs().max()) < 1e-10:
             break
     return Calibration(float(weights[0]) / unit, float(weights[1]), tuple(prior.tolist()), teacher.shape[0])
 
 
-def _loss(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:
-    return -(teacher * (features @ weights).log_softmax(dim=-1)).sum(dim=-1).mean()
+@dataclass(frozen=True)
+class _Loss:
+    """The mean alignment loss as a function of the two weights, ``(2,)``, of logits and prior.
 
+    Attributes:
+        logits: shape ``(draws, N, K)``.
+        log_prior: shape ``(K,)``.
+        targets: the teacher's mean of both, shape ``(2,)``.
+    """
 
-def _newton_step(teacher: Tensor, features: Tensor, weights: Tensor) -> Tensor:
-    """Newton's step, halved until the loss does not rise."""
-    probs = (features @ weights).softmax(dim=-1)
-    mean = (probs[..., None] * features).sum(dim=-2)
-    gradient = (mean - (teacher[..., None] * features).sum(dim=-2)).mean(dim=(0, 1))
-    centered = features - mean[..., None, :]
-    hessian = torch.einsum("snk,snki,snkj->ij", probs, centered, centered) / probs[..., 0].numel()
-    step = torch.linalg.solve(hessian + 1e-10 * torch.eye(2, dtype=torch.float64), gradient)
-    before = _loss(teacher, features, weights)
-    for _ in range(30):
-        if _loss(teacher, features, weights - step) <= before:
-            return step
-        step = step / 2
-    return torch.zeros_like(step)
+    logits: Tensor
+    log_prior: Tensor
+    targets: Tensor
+
+    @classmethod
+    def of(cls, teacher: Tensor, logits: Tensor, log_prior: Tensor) -> "_Loss":
+        targets = [(teacher * logits).sum(dim=-1).mean(), (teacher @ log_prior).mean()]
+        return cls(logits, log_prior, torch.stack(targets).cpu())
+
+    def _answers(self, weights: Tensor) -> Tensor:
+        return float(weights[0]) * self.logits + float(weights[1]) * self.log_prior
+
+    def at(self, weights: Tensor) -> Tensor:
+        return self._answers(weights).logsumexp(dim=-1).mean().cpu() - weights @ self.targets
+
+    def newton_step(self, weights: Tensor) -> Tensor:
+        """Newton's step, halved until the loss does not rise."""
+        answers = self._answers(weights)
+        total = answers.logsumexp(dim=-1, keepdim=True)
+        probs = (answers - total).exp()
+        means = (probs * self.logits).sum(dim=-1, keepdim=True), (probs @ self.log_prior)[..., None]
+        centered = self.logits - means[0], self.log_prior - means[1]
+        weighted = [probs * values for values in centered]
+        pairs = [(weighted[i] * centered[j]).sum(dim=-1).mean() for i, j in ((0, 0), (0, 1), (1, 0), (1, 1))]
+        hessian = torch.stack(pairs).cpu().view(2, 2)
+        gradient = torch.stack([mean.mean() for mean in means]).cpu() - self.targets
+        step = torch.linalg.solve(hessian + 1e-10 * torch.eye(2, dtype=torch.float64), gradient)
+        before = total.mean().cpu() - weights @ self.targets
+        for _ in range(30):
+            if self.at(weights - step) <= before:
+                return step
+            step = step / 2
+        return torch.zeros_like(step)
