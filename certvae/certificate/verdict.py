@@ -18,7 +18,7 @@ from certvae.theory.arguments import as_whole_number
 from certvae.theory.bracket import InformationBracket
 from certvae.theory.permutation import permutation_p_value
 from certvae.theory.scores import SCORES, OrderedRows, ScoredRows
-from certvae.theory.sums import CertificateSums
+from certvae.theory.sums import CertificateSums, WholeSums
 
 __all__ = ["certificate_from_rows", "certificate_from_sums", "certify", "judge", "verdict"]
 
@@ -49,7 +49,7 @@ def certificate_from_rows(
     Raises:
         ValueError: if no row has positive weight, or a rigorous method got unequal weights.
     """
-    sums, kept = CertificateSums.of(rows), rows.weights > 0
+    sums, kept = WholeSums.of(rows), rows.weights > 0
     p_value = None
     if permutations and sums.num_rows:
         p_value = permutation_p_value(rows.teacher[kept], rows.log_witness[kept], permutations, generator)

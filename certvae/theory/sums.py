@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from certvae.theory.arguments import MAX_MAGNITUDE, as_whole_number
-from certvae.theory.information import entropy
+from certvae.theory.information import entropy, x_log_x
 from certvae.theory.scores import SCORES, ScoredRows
 
-__all__ = ["CertificateSums", "ComponentMargin"]
+__all__ = ["CertificateSums", "ComponentMargin", "WholeSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
@@ -105,20 +105,9 @@ class CertificateSums:
     @classmethod
     def of(cls, rows: ScoredRows) -> "CertificateSums":
         """Sums over rows that were checked."""
-        teacher, weights = rows.teacher, rows.weights
-        scores = rows.scores if rows.rate is None else {**rows.scores, "rate": rows.rate}
-        absent = torch.zeros_like(weights)
-        columns = [torch.ones_like(weights), *teacher.T, -entropy(teacher)]
-        columns += [scores.get(name, absent) for name in (*SCORES, "rate")]
-        features = torch.stack(columns, dim=1)
-        weighted = features * weights[:, None]
-        witness = rows.log_witness.exp()
-        witness_rows = torch.cat([witness, entropy(witness)[:, None]], dim=1)
-        total = weights.sum()
-        counts = [(weights > 0).sum().to(total), (weights**2).sum()]
-        counts += [total if name in scores else torch.zeros_like(total) for name in _OPTIONAL]
-        parts = torch.stack([weights @ (teacher * rows.log_witness), weights @ torch.xlogy(teacher, teacher)])
-        return cls(weighted.T @ features, weights @ witness_rows, torch.stack(counts), parts)
+        negative_entropies = x_log_x(rows.teacher)
+        features = _features(rows, negative_entropies)
+        return cls((features * rows.weights[:, None]).T @ features, *_vectors(rows, negative_entropies))
 
     @property
     def num_components(self) -> int:
@@ -219,10 +208,62 @@ class CertificateSums:
         size = self.effective_size
         if size <= 1:
             return float("nan")
-        second = float(coefficients @ self.moments @ coefficients / self.total_weight)
-        scale = float(coefficients.abs() @ self.moments.abs() @ coefficients.abs() / self.total_weight)
+        second, scale = (float(total / self.total_weight) for total in self._squares(coefficients))
         variance = max(second - self.mean(coefficients) ** 2, _ROUNDING * scale)
         return float((variance * size / (size - 1)) ** 0.5)
+
+    def _squares(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """The sum of squares of a linear function, and that of the sizes of its terms."""
+        size = coefficients.abs()
+        return coefficients @ self.moments @ coefficients, size @ self.moments.abs() @ size
+
+
+@dataclass(frozen=True)
+class WholeSums(CertificateSums):
+    """The same of rows that are all at hand: they are kept, and ``moments`` is its first row only.
+
+    That takes O(NK) steps instead of O(NK^2). They can be neither packed nor added.
+
+    Attributes:
+        features: ``f_i``, shape ``(N, K + 6)``.
+        weights: ``w_i``, shape ``(N,)``.
+    """
+
+    features: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, rows: ScoredRows) -> "WholeSums":
+        """See :meth:`CertificateSums.of`."""
+        negative_entropies = x_log_x(rows.teacher)
+        features = _features(rows, negative_entropies)
+        moments = (rows.weights @ features)[None]
+        return cls(moments, *_vectors(rows, negative_entropies), features, rows.weights)
+
+    def _squares(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        sizes = self.features.abs() @ coefficients.abs()
+        return self.weights @ (self.features @ coefficients).square(), self.weights @ sizes.square()
+
+
+def _features(rows: ScoredRows, negative_entropies: Tensor) -> Tensor:
+    """``f_i``, shape ``(N, K + 6)``, for ``T_ik log T_ik``, shape ``(N, K)``."""
+    scores = rows.scores if rows.rate is None else {**rows.scores, "rate": rows.rate}
+    absent = torch.zeros_like(rows.weights)
+    last = [negative_entropies.sum(dim=1), *(scores.get(name, absent) for name in (*SCORES, "rate"))]
+    return torch.cat([torch.ones_like(absent)[:, None], rows.teacher, torch.stack(last, dim=1)], dim=1)
+
+
+def _vectors(rows: ScoredRows, negative_entropies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :class:`CertificateSums` holds beside the moments."""
+    teacher, weights, witness = rows.teacher, rows.weights, rows.log_witness.exp()
+    total = weights.sum()
+    given = [*rows.scores, *([] if rows.rate is None else ["rate"])]
+    counts = [(weights > 0).sum().to(total), (weights**2).sum()]
+    counts += [total if name in given else torch.zeros_like(total) for name in _OPTIONAL]
+    entropy_of_witness = -(witness * rows.log_witness).sum(dim=1)
+    sums = torch.cat([weights @ witness, (weights @ entropy_of_witness)[None]])
+    parts = torch.stack([weights @ (teacher * rows.log_witness), weights @ negative_entropies])
+    return sums, torch.stack(counts), parts
 
 
 def _position(score: str, scores: tuple[str, ...]) -> int:
