@@ -102,9 +102,10 @@ class MixtureEM:
     def accumulate(self, features: Tensor) -> None:
         """E step: add rows of features, float64, shape ``(B, d)``."""
         log_joint = self.log_joint(features)
-        likelihood = log_joint.logsumexp(dim=1)
-        responsibilities = (log_joint - likelihood[:, None]).exp()
-        self.sums += _sufficient(responsibilities, features, likelihood.sum())
+        largest = log_joint.amax(dim=1, keepdim=True)
+        shares = log_joint.sub_(largest).exp_()
+        total = shares.sum(dim=1, keepdim=True)
+        self.sums += _sufficient(shares.div_(total), features, (largest + total.log()).sum())
 
     def step(self, sums: Tensor) -> None:
         """M step, with the sums of all processes."""

@@ -1,4 +1,4 @@
-"""The search for a teacher, as a LightningModule that streams the data and keeps additive sums only."""
+"""The search for a teacher, as a LightningModule that streams the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +30,9 @@ class TeacherSearch(LightningModule):
     """Search a Gaussian-mixture teacher on principal components, for a whole grid of candidates at once.
 
     Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``: some
-    epochs for the principal components, one for the starting points, one for each EM iteration of all candidates
-    together, and one to measure every candidate at every temperature on training and validation rows. Validation rows
+    epochs for the principal components, one for the starting points, and one to measure every candidate at every
+    temperature on training and validation rows. EM runs on projected rows that were kept; with more than 2^26 numbers
+    of them on a process it takes an epoch for each iteration of all candidates together. Validation rows
     are used to compare candidates, never to fit one. Of the teachers that meet the criteria, the one with the most
     held-out information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it
     goes on from the end of any pass to the same teacher, bit for bit.

@@ -17,6 +17,8 @@ from certvae.theory.row_sample import RowSample
 
 __all__ = ["Phase", "SearchPasses"]
 
+MOST_KEPT = 2**26  # numbers of projected rows that a process keeps: half a GiB
+
 Collective = Callable[[Tensor], Any]
 
 
@@ -32,6 +34,9 @@ class Phase(StrEnum):
 
 class SearchPasses:
     """A search as it goes over the data, without a trainer: additive sums within a pass, parameters between passes.
+
+    The pass for the starting points keeps the projected rows, up to 2^26 numbers on each process. If all are kept, the
+    mixtures are fitted on them at its end; else by further passes over the data, with the same result.
 
     Args:
         settings: of the search.
@@ -56,6 +61,7 @@ class SearchPasses:
         self._passes, self._num_rows = 0, 0
         self._counts = torch.zeros(2, dtype=torch.float64)
         self._sample = RowSample(settings.sample_size, settings.seed)
+        self._kept: list[Tensor] = []
         self._train: Tensor | None = None
         self._held_out: Tensor | None = None
 
@@ -81,11 +87,15 @@ class SearchPasses:
         features = self.fitted_pca.project(rows)
         if self.phase is Phase.START:
             self._sample.add(features, index)
+            self._keep(features)
         elif self.phase is Phase.EM:
-            for candidate in self.candidates:
-                candidate.fitted.accumulate(features)
+            self._accumulate(features)
         elif self.phase is Phase.EVALUATE:
             self._train = self._measure(features, self._train)
+
+    def _keep(self, features: Tensor) -> None:
+        fits = sum(part.numel() for part in self._kept) + features.numel() <= MOST_KEPT
+        self._kept = [*self._kept, features] if fits else []  # some of them are of no use
 
     def add_held_out(self, rows: Tensor) -> None:
         """Add held-out rows, float64, shape ``(B, D)``; they count in the evaluation only."""
@@ -136,7 +146,7 @@ class SearchPasses:
         if self.phase is Phase.PCA:
             return self._end_pca(reduce)
         if self.phase is Phase.START:
-            return self._end_start(gather)
+            return self._end_start(reduce, gather)
         if self.phase is Phase.EM:
             return self._end_em(reduce)
         return self._end_evaluation(reduce)
@@ -148,7 +158,7 @@ class SearchPasses:
             self.phase = Phase.START
         return {"largest_eigenvalue": pca.eigenvalues[0]}
 
-    def _end_start(self, gather: Collective) -> dict[str, Tensor]:
+    def _end_start(self, reduce: Collective, gather: Collective) -> dict[str, Tensor]:
         pca, settings = self.fitted_pca, self.settings
         sample = self._sample.gather(gather).rows
         variance_floor = settings.relative_variance_floor * float(pca.eigenvalues.mean())
@@ -158,7 +168,23 @@ class SearchPasses:
             candidate.mixture = start.to(pca.mean.device)
         self._sample = RowSample(settings.sample_size, settings.seed)
         self.phase, self._passes = Phase.EM, 0
-        return {}
+        kept, self._kept = self._kept, []
+        rows = torch.tensor(sum(len(part) for part in kept), dtype=torch.float64, device=pca.mean.device)
+        return self._fit(kept, reduce) if int(reduce(rows)) == self._num_rows else {}
+
+    def _fit(self, kept: list[Tensor], reduce: Collective) -> dict[str, Tensor]:
+        """Fit the mixtures on all processes' projected rows, batch by batch, as further passes would."""
+        found: dict[str, Tensor] = {}
+        while self.phase is Phase.EM:
+            for features in kept:
+                self._accumulate(features)
+            self._passes += 1
+            found = self._end_em(reduce)
+        return found
+
+    def _accumulate(self, features: Tensor) -> None:
+        for candidate in self.candidates:
+            candidate.fitted.accumulate(features)
 
     def _end_em(self, reduce: Collective) -> dict[str, Tensor]:
         mixtures = [candidate.fitted for candidate in self.candidates]

@@ -1,5 +1,6 @@
 """A teacher search goes on from any checkpoint to the same teacher, bit for bit; a resumed command keeps its files."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from certvae import TeacherSearch
 from certvae.callbacks import LastCheckpoint
 from certvae.cli import main
 from certvae.datamodules import DigitsDataModule
+from certvae.teachers.search import passes
 from certvae.teachers.search.module import TeacherSearchError
 from certvae.teachers.search.selection import SelectionCriteria
 from certvae.theory.row_sample import RowSample
@@ -71,6 +73,14 @@ def search(
     return module
 
 
+@pytest.fixture(scope="module", autouse=True)
+def streamed() -> Iterator[None]:
+    """A search that keeps no projected row, and passes over the data for each EM iteration."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "MOST_KEPT", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The teacher file of a search that was never stopped."""
@@ -94,6 +104,20 @@ def test_a_checkpoint_after_validation_keeps_the_sums_of_the_pass(tmp_path: Path
     with pytest.raises(StoppedError):
         search(tmp_path, stop=Stop(epoch, "validation_end", tmp_path / "here.ckpt"))
     found = search(tmp_path, tmp_path / "here.ckpt").teacher
+    assert found is not None
+    for name, value in safetensors.torch.load(expected).items():
+        assert torch.allclose(value, {**found.tensors(), "average": found.measured_average()}[name], atol=1e-11), name
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_rows_that_are_kept_give_the_same_teacher_also_when_stopped(
+    tmp_path: Path, epoch: int, expected: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped while they are gathered, and in the pass that is left after it."""
+    monkeypatch.setattr(passes, "MOST_KEPT", 2**20)
+    with pytest.raises(StoppedError):
+        search(tmp_path, stop=Stop(epoch, "train_batch_end"))
+    found = search(tmp_path, "last").teacher
     assert found is not None
     for name, value in safetensors.torch.load(expected).items():
         assert torch.allclose(value, {**found.tensors(), "average": found.measured_average()}[name], atol=1e-11), name
