@@ -36,13 +36,14 @@ class RowPositions:
         trainer: knows the processes.
 
     Attributes:
+        streamed: whether the set is a stream.
         dealt: whether a ``DistributedSampler`` deals the rows out, or a single process reads a set that has places.
     """
 
     def __init__(self, loader: Any, trainer: Trainer) -> None:
         sampler = _distributed_sampler(loader)
-        self._loader = loader
-        self.dealt = sampler is not None or (trainer.world_size == 1 and not is_stream(loader))
+        self._loader, self.streamed = loader, is_stream(loader)
+        self.dealt = sampler is not None or (trainer.world_size == 1 and not self.streamed)
         self.rank, self.world, self.total, self.seen = trainer.global_rank, trainer.world_size, float("inf"), 0
         self.whole_batches = isinstance(loader, DataLoader) and loader.batch_sampler is None
         if sampler is not None:

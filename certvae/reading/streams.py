@@ -24,6 +24,11 @@ FAULTS = {
     "long": "the stream goes on after the length that it says: say no length (WebDataset: leave out `with_length` "
     "and `with_epoch`), or load it with num_workers=0",
 }
+ADVICE = (
+    "rows that were compared had been counted before, so that bounds are too tight: let each process read rows of its "
+    "own (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; torch: an IterableDataset that takes every "
+    "world-size-th row, or a DistributedSampler)"
+)
 _GOES_ON: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
@@ -65,8 +70,8 @@ def own_index(loader: Any, index: Tensor | None, count: int) -> Tensor | None:
 class CountedRows:
     """Finds rows that are counted more than once, within a process or by several of them.
 
-    Kept are the rows with the smallest hash, of contents and index. They are the same rows on every process that reads
-    them, so that a share of rows that is read twice shows as the same share of those kept, in bounded memory.
+    Kept are the contents and the indices with the smallest hash. They are the same on every process that reads them, so
+    that a share of rows that is read twice shows as the same share of those kept, in bounded memory.
 
     Args:
         size: rows kept.
@@ -74,8 +79,8 @@ class CountedRows:
 
     def __init__(self, size: int = 4096) -> None:
         self.size = size
-        self._keys = torch.empty(0, dtype=torch.int64)
-        self._counts = torch.empty(0, dtype=torch.int64)
+        empty = torch.empty(0, dtype=torch.int64)
+        self._kept = [(empty, empty), (empty, empty)]  # hashes and counts, of contents, and of contents with index
         self._named = True
 
     def add(self, inputs: Tensor, index: Tensor | None) -> None:
@@ -85,44 +90,54 @@ class CountedRows:
             inputs: shape ``(B, ...)``.
             index: of the rows, int64, shape ``(B,)``, where they have one.
         """
-        self._named &= index is not None
-        keys = row_hash(inputs) if index is None else row_hash(inputs, index.to(inputs.device))
-        keys = torch.cat([self._keys, keys.cpu()])
-        counts = torch.cat([self._counts, torch.ones(len(keys) - len(self._counts), dtype=torch.int64)])
-        self._keys, self._counts = self._smallest(keys, counts)
+        if inputs.is_nested or not len(inputs):  # no hash is made of rows of several lengths
+            self._named &= not inputs.is_nested
+            return
+        contents = named = row_hash(inputs)
+        if index is None or len(index) != len(inputs):
+            self._named = False
+        else:
+            named = row_hash(inputs, index.to(inputs.device))
+            self._named &= index.unique().numel() == named.unique().numel()  # else it is a class or a site
+        for table, keys in enumerate((contents.cpu(), named.cpu())):
+            self._kept[table] = self._smallest(*self._kept[table], keys)
 
-    def _smallest(self, keys: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        distinct, place = keys.unique(return_inverse=True)  # in order
-        totals = torch.zeros_like(distinct).index_add_(0, place, counts)
+    def _smallest(self, keys: Tensor, counts: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+        distinct, place = torch.cat([keys, more]).unique(return_inverse=True)  # in order
+        totals = torch.zeros_like(distinct).index_add_(0, place, torch.cat([counts, torch.ones_like(more)]))
         return distinct[: self.size], totals[: self.size]
 
     def gather(self, trainer: Trainer, device: torch.device) -> str:
         """What was found, in words, the same on all processes; empty if nothing. Collectives."""
-        padding = self.size - len(self._keys)
-        keys = torch.nn.functional.pad(self._keys, (0, padding), value=torch.iinfo(torch.int64).max)
-        counts = torch.nn.functional.pad(self._counts, (0, padding))
-        both = torch.stack([keys, counts, torch.full_like(keys, int(self._named or not len(self._keys)))]).to(device)
-        found = trainer.strategy.all_gather(both).view(-1, 3, self.size).cpu()
-        return _finding(found[:, 0], found[:, 1], bool(found[:, 2].all()))
+        own = [self._padded(*table) for table in self._kept]
+        named = torch.full_like(own[0], int(self._named))
+        found = trainer.strategy.all_gather(torch.stack([*own, named]).to(device)).view(-1, 3, 2, self.size).cpu()
+        again, rows = _repeats(found[:, 0], MANY)
+        if not again and bool(found[:, 2].all()):
+            again, rows = _repeats(found[:, 1], 1.0)
+        return f"{READ_TWICE}{again:,} of {rows:,} {ADVICE}" if again else ""
+
+    def _padded(self, keys: Tensor, counts: Tensor) -> Tensor:
+        padded = torch.stack([torch.full((self.size,), torch.iinfo(torch.int64).max), keys.new_zeros(self.size)])
+        padded[:, : len(keys)] = torch.stack([keys, counts])
+        return padded
 
 
-def _finding(keys: Tensor, counts: Tensor, named: bool) -> str:
-    """What keys and counts of all processes say, shape ``(processes, size)``.
+def _repeats(tables: Tensor, own_share: float) -> tuple[int, int]:
+    """Rows that were counted before, and rows that were compared.
 
-    Without an index, rows of equal contents may be different rows. A set in which a process by itself sees many of them
-    shows nothing.
+    Different rows may have equal contents. A set shows nothing where a process by itself sees more of them than a
+    share, or where they are no more than that.
+
+    Args:
+        tables: hashes and counts of each process, int64, shape ``(processes, 2, size)``.
+        own_share: of rows that the set may repeat by itself; 1 where each row has a name.
     """
+    keys, counts = tables[:, 0], tables[:, 1]
     known = (keys <= keys.amax(dim=1).min()) & (counts > 0)  # beyond, a process has kept no rows
-    if not known.any():
-        return ""
     distinct, place = keys[known].unique(return_inverse=True)
     total = torch.zeros_like(distinct).index_add_(0, place, counts[known])
     again, rows = int((total - 1).sum()), int(total.sum())
     within = int((counts[known] - 1).sum())
-    if again == 0 or (not named and (within > MANY * rows or again <= MANY * rows)):
-        return ""
-    return (
-        f"{READ_TWICE}{again:,} of {rows:,} rows that were compared had been counted before, so that bounds are too "
-        "tight: let each process read rows of its own (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; "
-        "torch: an IterableDataset that takes every world-size-th row, or a DistributedSampler)"
-    )
+    natural = own_share < 1 and (within > own_share * rows or again <= own_share * rows)
+    return (0 if natural else again), rows

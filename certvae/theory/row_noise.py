@@ -54,7 +54,7 @@ def row_hash(rows: Tensor, index: Tensor | None = None) -> Tensor:
     Returns:
         int64, shape ``(B,)``, on the device of the rows.
     """
-    flat = rows.detach().flatten(1)
+    flat = rows.detach().flatten(1) if rows.ndim > 1 else rows.detach()[:, None]
     if flat.dtype == torch.float64:
         bits = flat.contiguous().view(torch.int64)
     else:

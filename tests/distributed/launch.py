@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ def launch(folder: Path, world: int, limit: float, jobs: str = "tests.distribute
     """
     run_to_end(["tests.distributed.worker", str(folder), jobs, str(world)], folder, f"{world} processes", limit)
     return _results(folder, world)
+
+
+def launch_worlds(folder: Path, worlds: Sequence[int], limit: float, jobs: str) -> dict[int, list[dict[str, Any]]]:
+    """The same for several numbers of processes, one after the other, by one import.
+
+    Raises:
+        LaunchError: as above.
+    """
+    given = ",".join(map(str, worlds))
+    run_to_end(["tests.distributed.worker", str(folder), jobs, given], folder, f"{given} processes", limit)
+    return {world: _results(folder / str(world), world) for world in worlds}
 
 
 def launch_nodes(folder: Path, nodes: int, each: int, limit: float, jobs: str) -> list[dict[str, Any]]:

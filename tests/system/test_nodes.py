@@ -38,18 +38,8 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
 def test_every_reported_number_is_that_of_one_process(one: Results, many: list[Results]) -> None:
     """Certificates, brackets, codebooks, diagnostics, probe, guards, trained weights and the searched teacher."""
     found = largest_differences(many, one)
-    assert {
-        "margin",
-        "margin_lower",
-        "lower",
-        "upper",
-        "gap",
-        "means",
-        "choice",
-        "beta",
-        "diagnostics/active_units",
-    } <= set(found)
-    assert {name: value for name, value in found.items() if value > 1e-10} == {}
+    assert {"margin", "margin_lower", "lower", "upper", "gap", "means", "choice", "beta", "soft/lower"} <= set(found)
+    assert max(found.values()) < 1e-10, {name: value for name, value in found.items() if value > 1e-12}
 
 
 def test_a_process_without_rows_changes_nothing_but_the_noise(one: Results, many: list[Results]) -> None:
