@@ -106,7 +106,7 @@ class CodebookCallback(RowsCallback):
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         found = self.capture.read_codes(pl_module, batch)
         codes = self._cut_into_rows(found.values.detach(), batch)
-        positions, weights = self._next(len(codes))
+        positions, weights = self._next(len(codes), batch)
         counted = weights > 0
         if bool(counted.any()):
             kind, axis = found.kind or self.kind, self.axis if found.axis is None else found.axis

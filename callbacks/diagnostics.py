@@ -72,7 +72,7 @@ class CollapseDiagnostics(RowsCallback):
 
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         captured = self.capture.read(pl_module, batch, outputs)
-        positions, weights = self._next(len(captured.mean))
+        positions, weights = self._next(len(captured.mean), batch)
         if not self._faulty([captured], positions):
             self._add(captured, positions, weights)
 

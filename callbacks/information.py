@@ -113,7 +113,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
 
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         codes = list(self.capture.read_groups(pl_module, batch, outputs).values())
-        positions, weights = self._next(len(codes[0].mean))
+        positions, weights = self._next(len(codes[0].mean), batch)
         self._counted += int((weights > 0).sum())
         if self._faulty(codes, positions):
             return

@@ -16,6 +16,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from certvae.io.random_state import random_state, set_random_state
+from certvae.monitoring.requeue import belongs_to, requeue_checkpoint
 
 __all__ = ["CheckpointError", "LastCheckpoint", "is_whole"]
 
@@ -36,6 +37,10 @@ class LastCheckpoint(ModelCheckpoint):
     it is kept aside as ``last.ckpt.damaged``, and the run goes on from ``previous.ckpt``. A first start without any
     checkpoint starts anew.
 
+    Of a job that SLURM requeues, Lightning writes ``hpc_ckpt_<number>.ckpt`` in the trainer's ``default_root_dir``, in
+    the middle of an epoch. ``"last"`` goes on from it if it is newer than ``last.ckpt``; a search, which cannot go on
+    within a pass, from the end of the pass before. On several nodes ``dirpath`` must be on a disk that all of them see.
+
     The random streams of torch (CPU and device), numpy and Python are saved too, for each process, and go on. The
     alternative, to seed every epoch from the run's seed and the epoch's number, would change each run that only adds
     this callback; and it would not be exact, because Lightning makes the first iterator of a resumed run, which draws
@@ -53,7 +58,8 @@ class LastCheckpoint(ModelCheckpoint):
     Raises:
         ValueError: if ``dirpath`` is not local.
         CheckpointError: before the first epoch, if the folder cannot be written; later, if a checkpoint cannot be
-            written (those before it stay whole); on resuming, if both checkpoints are damaged.
+            written (those before it stay whole); on resuming, if both checkpoints are damaged, or the processes find
+            different ones.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -69,6 +75,8 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._check_agreement(trainer)
         if stage == "fit" and trainer.is_global_zero and not _is_dev_run(trainer):
             try:
                 self.last.parent.mkdir(parents=True, exist_ok=True)
@@ -83,6 +91,10 @@ class LastCheckpoint(ModelCheckpoint):
         """The checkpoint that Lightning takes for ``ckpt_path="last"``."""
         found = [path for path in (self.last, self.previous) if path.exists()]
         whole = next((path for path in found if is_whole(path)), None)
+        requeued = self._requeued(trainer, whole)
+        if requeued is not None:
+            _say(f"going on from {requeued}, which SLURM's requeue left.")
+            return {str(requeued)}
         if whole is None and found:
             raise CheckpointError(
                 f"every checkpoint of the run is damaged: {' and '.join(str(path) for path in found)}. Delete the "
@@ -94,6 +106,29 @@ class LastCheckpoint(ModelCheckpoint):
             with suppress(FileNotFoundError):  # missing, or another process was first
                 _replace(self.last, self.last.with_name("last.ckpt.damaged"))
         return set() if whole is None else {str(whole)}
+
+    def _requeued(self, trainer: Trainer, whole: Path | None) -> Path | None:
+        """Lightning's checkpoint of a requeue, if this run wrote it after its last whole one and can go on from it."""
+        path = requeue_checkpoint(trainer)
+        if path is None or (whole is not None and path.stat().st_mtime <= whole.stat().st_mtime):
+            return None
+        return path if is_whole(path) and belongs_to(path, self.state_key, self.dirpath) else None
+
+    def _check_agreement(self, trainer: Trainer) -> None:
+        """Refuse a start from different checkpoints, as of nodes with disks of their own; collectives."""
+        own = "" if trainer.ckpt_path is None else Path(trainer.ckpt_path).name
+        first = trainer.strategy.broadcast(own)
+        if not trainer.strategy.reduce_boolean_decision(own == first, all=True):
+            raise CheckpointError(
+                f"the processes would go on from different checkpoints: the first from {first or 'none'!r}, this one "
+                f"from {own or 'none'!r}. Put `dirpath={self.last.parent}` on a disk that every node sees."
+            )
+        hidden = requeue_checkpoint(trainer)
+        if hidden is not None and own and own not in (hidden.name, self.last.name, self.previous.name):
+            rank_zero_warn(
+                f"`ckpt_path={trainer.ckpt_path}` hides {hidden}, which SLURM's requeue left, so that the run begins "
+                "there again each time. Give ckpt_path='last', and `init_weights_from` for weights to begin with."
+            )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.training:

@@ -119,7 +119,19 @@ CAUSES = (
         "partial",
         lambda c: c.status is Status.PARTIAL,
         lambda c: "only a part of the validation set was seen, so that nothing is concluded.",
-        lambda c: "let a validation see all rows: Trainer(limit_val_batches=1.0), without fast_dev_run.",
+        lambda c: (
+            (
+                "; ".join(c.provenance.get("missing", []))
+                or "let a validation see all rows: Trainer(limit_val_batches=1.0), without fast_dev_run"
+            )
+            + "."
+        ),
+    ),
+    Cause(
+        "rows counted twice",
+        lambda c: c.status is Status.LEAKING and all(leak.startswith("rows: ") for leak in c.leaks),
+        lambda c: f"{c.leaks[0].removeprefix('rows: ').partition(':')[0]}.",
+        lambda c: f"{c.leaks[0].rpartition(': let')[2].join(('let', '.'))}",
     ),
     Cause(
         "leaking",

@@ -23,7 +23,8 @@ class BatchReader:
     """The code of a batch, with the teacher and the witness that belong to it.
 
     Args:
-        teacher: a teacher or the path of its file; None: the module's attribute ``teacher``.
+        teacher: a teacher or the path of its file, which the first process reads and sends to the others; None: the
+            module's attribute ``teacher``.
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
         images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
             the batch.
@@ -73,7 +74,7 @@ class BatchReader:
         given = self.given_teacher if self.given_teacher is not None else getattr(pl_module, "teacher", None)
         if given is None:
             raise ValueError("`teacher` must be a teacher or the path of its file: the module has no `teacher`.")
-        self._teacher = load_teacher(given) if isinstance(given, str | Path) else given
+        self._teacher = _read_once(trainer, given) if isinstance(given, str | Path) else given
         if not isinstance(self._teacher, Teacher):
             raise TypeError(f"`teacher` must be a teacher or the path of its file, got {given!r}.")
         data = getattr(trainer, "datamodule", None)
@@ -155,6 +156,23 @@ class BatchReader:
                 "`fully_shard(module.witness)`, or do not shard it."
             )
         return self._witness if same else _Widened(self._witness)
+
+
+def _read_once(trainer: Trainer, path: str | Path) -> Teacher:
+    """The teacher of a file that the first process reads and sends to the others, which may have no such file.
+
+    Nor can a node measure with a teacher of its own: a file of the same name that is older. A collective.
+    """
+    found: Any = None
+    if trainer.is_global_zero:
+        try:
+            found = load_teacher(path)
+        except (OSError, ValueError) as error:  # sent too: the others would wait
+            found = error
+    found = trainer.strategy.broadcast(found)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 class _Widened(nn.Module):

@@ -21,8 +21,10 @@ from certvae.monitoring.code_checks import check_log_variance
 from certvae.monitoring.code_sample import CodeSample
 from certvae.monitoring.divergence import find_fault, shared_fault
 from certvae.monitoring.row_buffer import RowBlock, RowBuffer
+from certvae.reading.inputs import index_of
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
+from certvae.reading.streams import FAULTS, CountedRows
 from certvae.theory.escape import escape_force_sums, has_escape_force
 from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
@@ -68,7 +70,7 @@ class Evaluation:
         self.device = reader.start(pl_module)
         self.metric = CertificateMetric(reader.teacher.num_components, settings).to(self.device)
         self._attendance, self._audit = Attendance(loader, batches), WitnessAudit()
-        self._positions = RowPositions(loader, trainer)
+        self._positions, self._counted = RowPositions(loader, trainer), CountedRows()
         self._check_encoder, self._first_batch = check_encoder, True
         self._last_witness: nn.Module | None = None
         self._sample = CodeSample(information_rows, seed) if information_rows else None
@@ -91,7 +93,10 @@ class Evaluation:
         first, self._first_batch = self._first_batch, False
         if first:
             self.reader.teacher.check_values(inputs)
-        positions, weights = self._positions.next(inputs.shape[0])
+        index = index_of(batch)
+        positions, weights = self._positions.next(inputs.shape[0], index)
+        if not self._positions.dealt:
+            self._counted.add(inputs, index)
         labelled = self.reader.row_weights(batch)
         weights = weights if labelled is None else weights * labelled.to(weights)
         self._attendance.end(inputs.shape[0])
@@ -173,6 +178,9 @@ class Evaluation:
             look = ledger.take(name_rows(count, average), looks, seen) if trainer.is_global_zero else 0
             self.metric.settings = replace(self.metric.settings, look=int(trainer.strategy.broadcast(look)))
         leaks = self._finish_audit()
+        if trainer.strategy.reduce_boolean_decision(not self._positions.dealt, all=False):
+            twice = self._counted.gather(trainer, self.device)
+            leaks = [*leaks, *([twice] if twice else [])]
         # What any rank finds counts for all.
         partial = trainer.strategy.reduce_boolean_decision(self._attendance.missing, all=False)
         if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
@@ -180,6 +188,8 @@ class Evaluation:
         counts = trainer.strategy.reduce(counts, reduce_op="sum")
         certificate = self._with_information(self._with_force(self.metric.compute(), trainer), trainer)
         certificate.provenance |= {"teacher_drift": drift, **(_attendance(counts) if partial else {})}
+        if certificate.provenance.get("missing"):
+            rank_zero_warn(f"Rows are missing: {'; '.join(certificate.provenance['missing'])}.")
         return judge(certificate, partial=partial, leaks=leaks)
 
     def _with_force(self, certificate: Certificate, trainer: Trainer) -> Certificate:
@@ -241,8 +251,8 @@ class Evaluation:
         return drift if math.isfinite(drift) else None
 
 
-def _attendance(counts: Tensor) -> dict[str, int | None]:
-    names = ("batches_seen", "rows_seen", "batches_planned", "rows_planned")
-    return {
-        name: int(count) if math.isfinite(count) else None for name, count in zip(names, counts.tolist(), strict=True)
-    }
+def _attendance(counts: Tensor) -> dict[str, Any]:
+    names, numbers = ("batches_seen", "rows_seen", "batches_planned", "rows_planned"), counts.tolist()
+    missing = [FAULTS[name] for name, count in zip(FAULTS, numbers[4:], strict=True) if count]
+    seen = {name: int(n) if math.isfinite(n) else None for name, n in zip(names, numbers[:4], strict=True)}
+    return seen | ({"missing": missing} if missing else {})

@@ -18,6 +18,7 @@ from certvae.monitoring.divergence import (
     find_fault,
     shared_fault,
 )
+from certvae.reading.inputs import index_of
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
 from certvae.reading.rows import Attendance, RowPositions
 
@@ -108,12 +109,12 @@ class RowsCallback(Callback, ABC):
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """A batch was seen; :meth:`_next` gives the places and weights of its rows."""
 
-    def _next(self, rows: int) -> tuple[Tensor, Tensor]:
+    def _next(self, rows: int, batch: Any = None) -> tuple[Tensor, Tensor]:
         """Places and weights of the next rows of the set."""
         assert self._positions is not None
         assert self._attendance is not None
         self._attendance.end(rows)
-        return self._positions.next(rows)
+        return self._positions.next(rows, index_of(batch))
 
     def _faulty(self, codes: Iterable[Captured], positions: Tensor) -> bool:
         """Whether a code is not finite, of these rows or of rows before them."""

@@ -10,6 +10,8 @@ from pytorch_lightning.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from certvae.reading.streams import FAULTS, drops_rows, goes_on, is_stream, own_index
+
 __all__ = ["Attendance", "RowPositions", "first_loader", "is_truncated"]
 
 
@@ -25,16 +27,23 @@ class RowPositions:
     out whole batches. Processes that share a sampler's rank, as under tensor parallelism, read the same rows: the
     first of them counts.
 
-    Rows that no ``DistributedSampler`` deals out count as they come, with a warning on several processes. Making this
-    object is a collective: every process must.
+    Rows that no ``DistributedSampler`` deals out count as they come, with a warning on several processes. Those of a
+    stream are at the places that their index names, where they have one. Making this object is a collective: every
+    process must.
 
     Args:
         loader: the dataloader of the set.
         trainer: knows the processes.
+
+    Attributes:
+        streamed: whether the set is a stream.
+        dealt: whether a ``DistributedSampler`` deals the rows out, or a single process reads a set that has places.
     """
 
     def __init__(self, loader: Any, trainer: Trainer) -> None:
         sampler = _distributed_sampler(loader)
+        self._loader, self.streamed = loader, is_stream(loader)
+        self.dealt = sampler is not None or (trainer.world_size == 1 and not self.streamed)
         self.rank, self.world, self.total, self.seen = trainer.global_rank, trainer.world_size, float("inf"), 0
         self.whole_batches = isinstance(loader, DataLoader) and loader.batch_sampler is None
         if sampler is not None:
@@ -44,13 +53,19 @@ class RowPositions:
         if trainer.world_size > 1:
             _warn_of_doubt(loader, sampler)
 
-    def next(self, count: int) -> tuple[Tensor, Tensor]:
-        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for what is not counted."""
+    def next(self, count: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for what is not counted.
+
+        Args:
+            count: rows of the batch.
+            index: of the rows, int64, shape ``(count,)``, where the batch has one.
+        """
         taken = torch.full((count,), self.seen) if self.whole_batches else torch.arange(self.seen, self.seen + count)
         self.seen += 1 if self.whole_batches else count
         dealt = taken * self.world + self.rank
         positions = (dealt << 32) + torch.arange(count) if self.whole_batches else dealt
-        return positions, (dealt < self.total).double()
+        named = own_index(self._loader, index, count)
+        return positions if named is None else named.cpu(), (dealt < self.total).double()
 
 
 def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
@@ -113,6 +128,7 @@ class Attendance:
     """
 
     def __init__(self, loader: Any, num_batches: float) -> None:
+        self._loader, self._num_batches = loader, num_batches
         self._limited = is_truncated(num_batches, loader)
         self._planned = torch.tensor([num_batches, _planned_rows(loader)], dtype=torch.float64)
         self._begun, self._seen = 0, torch.zeros(2, dtype=torch.float64)
@@ -129,11 +145,23 @@ class Attendance:
     def missing(self) -> bool:
         """Whether a part of the set is missing: by a limit, an early end, a step that broke off, or dropped rows."""
         short = bool((self._seen < self._planned)[self._planned.isfinite()].any())
-        return self._limited or short or self._begun > int(self._seen[0])
+        return self._limited or short or self._begun > int(self._seen[0]) or any(self.faults)
+
+    @property
+    def faults(self) -> list[bool]:
+        """Which of :data:`certvae.reading.streams.FAULTS` the stream has; it is read once more if it says a length."""
+        if self._limited or not is_stream(self._loader):
+            return [False] * len(FAULTS)
+        short = bool(self._seen[0] < self._planned[0] < math.inf)
+        return [drops_rows(self._loader), short, not short and goes_on(self._loader, self._num_batches)]
 
     def counts(self) -> Tensor:
-        """Batches and rows that were seen and planned, float64, shape ``(4,)``; they add up over processes."""
-        return torch.cat([self._seen, self._planned])
+        """Batches and rows that were seen and planned, and the faults; they add up over processes.
+
+        Returns:
+            float64, shape ``(4 + faults,)``.
+        """
+        return torch.cat([self._seen, self._planned, torch.tensor(self.faults, dtype=torch.float64)])
 
 
 def _planned_rows(loader: Any) -> float:

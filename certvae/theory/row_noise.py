@@ -13,7 +13,7 @@ from torch import Tensor
 
 from certvae.theory.arguments import as_tensor, as_whole_number
 
-__all__ = ["as_keys", "row_normal", "row_uniform"]
+__all__ = ["as_keys", "row_hash", "row_normal", "row_uniform"]
 
 _GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -42,6 +42,26 @@ def as_keys(keys: Any) -> Tensor:
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
         raise ValueError(f"`keys` must hold one integer a row, shape (B,), got {rows.dtype} of {tuple(rows.shape)}.")
     return rows.to(torch.int64)
+
+
+def row_hash(rows: Tensor, index: Tensor | None = None) -> Tensor:
+    """A hash of the contents of each row, which no order of the rows changes.
+
+    Args:
+        rows: numbers, shape ``(B, ...)``; equal rows have equal hashes in one type of numbers.
+        index: counts as a part of the row, int64, shape ``(B,)``.
+
+    Returns:
+        int64, shape ``(B,)``, on the device of the rows.
+    """
+    flat = rows.detach().flatten(1) if rows.ndim > 1 else rows.detach()[:, None]
+    if flat.dtype == torch.float64:
+        bits = flat.contiguous().view(torch.int64)
+    else:
+        bits = flat.float().contiguous().view(torch.int32).long() if flat.is_floating_point() else flat.long()
+    places = torch.arange(1, bits.shape[1] + 1, device=bits.device)
+    hashed = _mix(_mix(places * _GAMMA) ^ bits).sum(dim=1)
+    return hashed if index is None else _mix(hashed + _mix(index.long()))
 
 
 def row_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -41,9 +41,12 @@ def write(folder: Path, name: str, content: bytes | str) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
+    return made_up_set(tmp_path / "data" / NAME)
+
+
+def made_up_set(folder: Path) -> Path:
     """The unpacked folder of a made-up set of three classes; one training image is grayscale."""
-    folder, rng = tmp_path / "data" / NAME, np.random.default_rng(0)
-    annotations = []
+    rng, annotations = np.random.default_rng(0), []
     for label, wnid in enumerate(WNIDS):
         for number in range(TRAIN_EACH):
             write(folder, f"train/{wnid}/images/{wnid}_{number}.JPEG", jpeg(rng))

@@ -1,5 +1,6 @@
 """What each process of a launch does, job by job; results are plain values, so that they can be compared."""
 
+import os
 import warnings
 from collections.abc import Callable
 from functools import cache, partial
@@ -41,7 +42,8 @@ def vae(kind: type[VAE] = VAE, own_teacher: bool = True, **options: Any) -> VAE:
 def spread(folder: Path, world: int, callback: Any = None, **arguments: Any) -> Trainer:
     options = {"strategy": "ddp" if world > 1 else "auto", "precision": "64-true", **arguments}
     callbacks = options.pop("callbacks", []) + ([callback] if callback else [])
-    return trainer(folder, devices=world, callbacks=callbacks, **options)
+    each = int(os.environ.get("LOCAL_WORLD_SIZE", world))  # processes of this node
+    return trainer(folder, devices=each, num_nodes=world // each, callbacks=callbacks, **options)
 
 
 def fields(callback: CertificateCallback) -> Result | None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,55 @@ def launch(folder: Path, world: int, limit: float, jobs: str = "tests.distribute
     Raises:
         LaunchError: with the end of each process's output, if one failed or ``limit`` seconds have passed.
     """
-    command = [sys.executable, "-m", "tests.distributed.worker", str(folder), jobs, str(world)]
+    run_to_end(["tests.distributed.worker", str(folder), jobs, str(world)], folder, f"{world} processes", limit)
+    return _results(folder, world)
+
+
+def launch_worlds(folder: Path, worlds: Sequence[int], limit: float, jobs: str) -> dict[int, list[dict[str, Any]]]:
+    """The same for several numbers of processes, one after the other, by one import.
+
+    Raises:
+        LaunchError: as above.
+    """
+    given = ",".join(map(str, worlds))
+    run_to_end(["tests.distributed.worker", str(folder), jobs, given], folder, f"{given} processes", limit)
+    return {world: _results(folder / str(world), world) for world in worlds}
+
+
+def launch_nodes(folder: Path, nodes: int, each: int, limit: float, jobs: str) -> list[dict[str, Any]]:
+    """The same on nodes of ``each`` processes, which agents of ``torchrun`` start.
+
+    Raises:
+        LaunchError: as above.
+    """
+    command = ["tests.distributed.nodes", str(folder), jobs, str(nodes), str(each)]
+    run_to_end(command, folder, f"{nodes} nodes of {each} processes", limit)
+    return _results(folder, nodes * each)
+
+
+def run_to_end(command: list[str], folder: Path, what: str, limit: float) -> None:
+    """Run a module of Python with its arguments, and end it with all its children after ``limit`` seconds.
+
+    Raises:
+        LaunchError: with the end of each output in the folder, if it failed or took longer.
+    """
     with (folder / "output.txt").open("wb") as output:
-        parent = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        parent = subprocess.Popen(
+            [sys.executable, "-m", *command], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     try:
         failed = parent.wait(limit)
     except subprocess.TimeoutExpired:
-        raise LaunchError(f"{world} processes ran longer than {limit:g} s.\n{_outputs(folder)}") from None
+        raise LaunchError(f"{what} ran longer than {limit:g} s.\n{_outputs(folder)}") from None
     finally:
         with suppress(ProcessLookupError):  # where all have ended
             os.killpg(parent.pid, signal.SIGKILL)
         parent.wait()
     if failed:
-        raise LaunchError(f"a process of {world} failed.\n{_outputs(folder)}")
+        raise LaunchError(f"one of {what} failed.\n{_outputs(folder)}")
+
+
+def _results(folder: Path, world: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"results_{number}.json").read_text()) for number in range(world)]
 
 

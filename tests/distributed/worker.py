@@ -1,6 +1,7 @@
 """The processes of a launch: ``python -m tests.distributed.worker FOLDER JOBS WORLD``.
 
-They are forked after the imports, which are paid for once, and get torchelastic's environment.
+They are forked after the imports, which are paid for once, and get torchelastic's environment. Of several worlds,
+``2,3,4``, each runs after the one before, in a folder of its own.
 """
 
 import importlib
@@ -71,11 +72,17 @@ def fork(number: int, world: int, folder: Path, module: str) -> int:
 
 def main() -> int:
     """The status is 0 if that of every process is; the first that fails ends the wait."""
-    folder, module, world = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    importlib.import_module(module)
+    folder, module, worlds = Path(sys.argv[1]), sys.argv[2], [int(world) for world in sys.argv[3].split(",")]
+    getattr(importlib.import_module(module), "prepare", lambda folder: None)(folder)
+    return int(any(run_world(folder / str(world) if worlds[1:] else folder, module, world) for world in worlds))
+
+
+def run_world(folder: Path, module: str, world: int) -> bool:
+    """Whether a process of this many failed."""
+    folder.mkdir(exist_ok=True)
     for number in range(world):
         fork(number, world, folder, module)
-    return int(any(os.wait()[1] for _ in range(world)))
+    return any(os.wait()[1] for _ in range(world))
 
 
 if __name__ == "__main__":

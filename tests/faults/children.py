@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,32 @@ class Ended:
 
 def in_child(folder: Path, action: Callable[..., Any], *args: Any, limit: float = 120, **options: Any) -> Ended:
     """Run ``action`` in a forked process whose current folder is ``folder``; killed after ``limit`` seconds."""
+    begun, log = time.monotonic(), folder / "output.log"
+    status = _wait(_fork(folder, log, lambda: action(*args, **options)), begun + limit)
+    return Ended(status, log.read_text(errors="replace"), time.monotonic() - begun)
+
+
+def start_child(folder: Path, action: Callable[..., Any], *args: Any, **options: Any) -> int:
+    """The id of a process that runs beside this one, with an output of its own."""
+    number = len(list(folder.glob("beside_*.log")))
+    return _fork(folder, folder / f"beside_{number}.log", lambda: action(*args, **options))
+
+
+def result_of(child: int, limit: float) -> int:
+    """How such a process ended; it is killed after ``limit`` seconds."""
+    return _wait(child, time.monotonic() + limit)
+
+
+def _fork(folder: Path, log: Path, action: Callable[[], Any]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    log = folder / "output.log"
     log.touch()
-    begun = time.monotonic()
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
-        os._exit(_run(folder, log, lambda: action(*args, **options)))
-    os.setpgid(child, child)  # its own children are killed with it
-    status = _wait(child, begun + limit)
-    return Ended(status, log.read_text(errors="replace"), time.monotonic() - begun)
+        os._exit(_run(folder, log.resolve(), action))
+    with suppress(ProcessLookupError, PermissionError):  # it may have done so itself, or have ended
+        os.setpgid(child, child)  # its own children are killed with it
+    return child
 
 
 def _run(folder: Path, log: Path, action: Callable[[], Any]) -> int:

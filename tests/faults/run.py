@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tests.faults import cluster_faults
 from tests.faults.faults import FAULTS, Fault, Verdict
 
-__all__ = ["main"]
+__all__ = ["FAULTS", "cluster_faults", "main"]
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -65,6 +65,7 @@ def train(
     nan_epoch: int | None = None,
     checkpoints: str = "checkpoints",
     devices: int = 1,
+    strategy: Any = None,
     **options: Any,
 ) -> None:
     """Train a VAE in the current folder, seeded, with a Trainer in Python."""
@@ -82,7 +83,7 @@ def train(
         callbacks=[measured, report, *callbacks, LastCheckpoint(checkpoints)],
         enable_checkpointing=True,
         devices=devices,
-        strategy="ddp_fork" if devices > 1 else "auto",
+        strategy=strategy or ("ddp_fork" if devices > 1 else "auto"),
         **options,
     ).fit(module, datamodule=DigitsDataModule(batch_size=64), ckpt_path=resume)
 

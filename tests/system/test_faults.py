@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import FAULTS
+from tests.faults.run import FAULTS
 
 pytestmark = pytest.mark.slow
 

@@ -3,5 +3,6 @@
 from certvae.teachers.search.module import TeacherSearch
 from certvae.teachers.search.selection import SelectionCriteria
 from certvae.teachers.search.settings import TeacherSearchError
+from certvae.teachers.search.streams import EvenBatches
 
-__all__ = ["SelectionCriteria", "TeacherSearch", "TeacherSearchError"]
+__all__ = ["EvenBatches", "SelectionCriteria", "TeacherSearch", "TeacherSearchError"]

@@ -11,19 +11,20 @@ from torch import Tensor
 
 from certvae.io.random_state import kept_random_state
 from certvae.reading.found import describe
-from certvae.reading.inputs import InputSource, inputs_and_index
+from certvae.reading.inputs import InputSource, index_of, inputs_and_index
 from certvae.reading.rows import RowPositions, first_loader, is_truncated
+from certvae.reading.streams import CountedRows
 from certvae.teachers.base import flat_float64
 from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.search.candidates import Candidate, measured_row
-from certvae.teachers.search.passes import Phase, SearchPasses
+from certvae.teachers.search.passes import STATE, Phase, SearchPasses, saved_within_pass
 from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, choose, explain, rich_table, write_table
 from certvae.teachers.search.settings import SearchSettings, TeacherSearchError
+from certvae.teachers.search.streams import check_all_read, check_read_once
+from certvae.theory.row_noise import row_hash
 
 __all__ = ["TeacherSearch", "TeacherSearchError"]
-
-_STATE = "certvae.teacher_search"
 
 
 class TeacherSearch(LightningModule):
@@ -112,6 +113,7 @@ class TeacherSearch(LightningModule):
         self._image_shape: tuple[int, ...] = ()
         self._fingerprint: str | None = None
         self._positions: RowPositions | None = None
+        self._rows: CountedRows | None = None  # of a first pass without a sampler
         self._batches = 0
 
     @property
@@ -172,6 +174,10 @@ class TeacherSearch(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         images, index = self._counted(batch)
+        if not len(images):
+            return
+        if self._rows is not None:
+            self._rows.add(images, index_of(batch))
         self._image_shape = tuple(images.shape[1:])
         self._passes.add(flat_float64(images), index)
         self._batches = batch_idx + 1
@@ -183,13 +189,20 @@ class TeacherSearch(LightningModule):
     def on_train_epoch_start(self) -> None:
         loader = first_loader(self.trainer.train_dataloader)
         self._positions = RowPositions(loader, self.trainer)
-        if not self._is_dev_run and is_truncated(self.trainer.num_training_batches, loader):
+        self._rows = None if self._passes.begun or self._positions.dealt else CountedRows()
+        if self._is_dev_run:
+            return
+        if is_truncated(self.trainer.num_training_batches, loader):
             raise ValueError(
                 "`limit_train_batches` would fit the teacher to a part of the data; use the data's `subset`."
             )
+        check_all_read(self.trainer, loader, self.trainer.num_training_batches, training=True)
 
     def on_validation_epoch_start(self) -> None:
-        self._positions = RowPositions(first_loader(self.trainer.val_dataloaders), self.trainer)
+        loader = first_loader(self.trainer.val_dataloaders)
+        self._positions = RowPositions(loader, self.trainer)
+        if not self._is_dev_run:
+            check_all_read(self.trainer, loader, self.trainer.num_val_batches[0])
 
     def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
@@ -200,7 +213,8 @@ class TeacherSearch(LightningModule):
         keep = (weights > 0).to(images.device)
         # A third entry that repeats itself is a class or a site: rows that share it would be one row of the sample.
         if index is None or len(index) != len(images) or index.unique().numel() < len(images):
-            index = positions.to(images.device)
+            # The places of a stream's rows depend on the number of processes; their contents do not.
+            index = row_hash(images) if self._positions.streamed else positions.to(images.device)
         return images[keep], index[keep]
 
     def _check_rows(self, images: Tensor) -> None:
@@ -222,6 +236,7 @@ class TeacherSearch(LightningModule):
     def on_train_epoch_end(self) -> None:
         if self._done:  # `min_epochs` keeps the trainer going
             return
+        check_read_once(self.trainer, self._rows, self.device)
         for name, value in self._passes.end_pass(self._reduce, self.all_gather).items():
             self.log(f"search/{name}", value)
         self._batches = 0
@@ -234,7 +249,7 @@ class TeacherSearch(LightningModule):
         return total
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[_STATE] = {
+        checkpoint[STATE] = {
             **self._passes.state_dict(self._reduce, self.all_gather),
             "image_shape": self._image_shape,
             "fingerprint": self._fingerprint,
@@ -247,10 +262,10 @@ class TeacherSearch(LightningModule):
         Raises:
             TeacherSearchError: if it holds no search, one with other settings, or one saved in the middle of a pass.
         """
-        state = checkpoint.get(_STATE)
+        state = checkpoint.get(STATE)
         if state is None:
             raise TeacherSearchError("the checkpoint holds no teacher search; search anew without `ckpt_path`.")
-        if state["within_pass"]:
+        if saved_within_pass(checkpoint):
             raise TeacherSearchError(
                 "the checkpoint was saved in the middle of a pass, and the rows seen by then cannot be left out of the "
                 "rest. Resume from the end of an epoch: certvae.callbacks.LastCheckpoint saves there."

@@ -1,6 +1,6 @@
 """The passes of a teacher search over the data: what each adds up, what follows at its end, and how it is kept."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from typing import Any
@@ -15,7 +15,9 @@ from certvae.teachers.search.pca import StreamingPCA
 from certvae.teachers.search.settings import SearchSettings, TeacherSearchError
 from certvae.theory.row_sample import RowSample
 
-__all__ = ["Phase", "SearchPasses"]
+__all__ = ["STATE", "Phase", "SearchPasses", "saved_within_pass"]
+
+STATE = "certvae.teacher_search"  # the key of a search in a checkpoint
 
 MOST_KEPT = 2**26  # numbers of projected rows that a process keeps: half a GiB
 
@@ -30,6 +32,11 @@ class Phase(StrEnum):
     EM = "mixtures"
     EVALUATE = "evaluation"
     DONE = "done"
+
+
+def saved_within_pass(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds a search that was saved in the middle of a pass, where it cannot go on."""
+    return bool(checkpoint.get(STATE, {}).get("within_pass"))
 
 
 class SearchPasses:
@@ -68,6 +75,11 @@ class SearchPasses:
     @property
     def grid(self) -> list[tuple[Candidate, float]]:
         return [(candidate, float(value)) for candidate in self.candidates for value in self.settings.temperatures]
+
+    @property
+    def begun(self) -> bool:
+        """Whether a pass has ended."""
+        return self._num_rows > 0
 
     @property
     def fitted_pca(self) -> StreamingPCA:
