@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -23,18 +23,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer, seed_everything
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import certvae
 from certvae.callbacks import CertificateCallback
 from certvae.certificate.certificate import Certificate
-from certvae.reading.latents import Latents, LatentSource
-from certvae.teachers import Teacher
+from certvae.reading.latents import Latents
+from certvae.teachers import LabelTeacher, Teacher
 from certvae.terminal import quiet
 
-__all__ = ["SMOOTHING", "Case", "Row", "Watched", "by_lightning", "compare", "digits", "main", "read_rows", "train"]
+__all__ = [
+    "Case",
+    "Row",
+    "Watched",
+    "by_lightning",
+    "compare",
+    "digits",
+    "main",
+    "read_rows",
+    "seen",
+    "train",
+    "watched_loop",
+]
 
 SMOOTHING = 0.1  # of LabelTeacher
 TOLERANCE, LIGHTNING_TOLERANCE = 1e-7, 1e-9
@@ -74,17 +87,19 @@ class Case:
         model: what the table shows.
         run: trains it, with certvae or without.
         source: the functions whose marked lines a user adds; default: ``run``.
+        outside: lines that a user adds outside of them.
     """
 
     library: str
     model: str
     run: Callable[[bool], Watched]
     source: tuple[Callable[..., Any], ...] = ()
+    outside: int = 0
 
     @property
     def lines(self) -> int:
-        """Lines marked as new."""
-        return sum(inspect.getsource(part).count("# new\n") for part in self.source or (self.run,))
+        """Lines that a user adds."""
+        return self.outside + sum(inspect.getsource(part).count("# new\n") for part in self.source or (self.run,))
 
 
 @dataclass(frozen=True)
@@ -143,7 +158,7 @@ def digits(size: int = 8, rows: int = 600) -> tuple[DataLoader[Any], DataLoader[
 
 
 def train(
-    model: nn.Module, batches: DataLoader[Any], loss: Callable[[Any], Tensor], after_epoch: Callable[[], None]
+    model: nn.Module, batches: Iterable[Any], loss: Callable[[Any], Tensor], after_epoch: Callable[[], None]
 ) -> None:
     """A plain loop of two epochs.
 
@@ -162,6 +177,67 @@ def train(
         after_epoch()
 
 
+def watched_loop(
+    model: nn.Module,
+    loss: Callable[[Any], Tensor],
+    latents: Latents,
+    own: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    watching: bool,
+    size: int = 8,
+) -> Watched:
+    """Train a model on digits in a plain loop, and watch it after each epoch.
+
+    Args:
+        model: takes images ``(B, 1, size, size)``.
+        loss: of a batch.
+        latents: a function of the model and the batch.
+        own: mean and log-variance of images, by the library alone.
+        watching: whether certvae is there.
+        size: of an image.
+    """
+    rows, val = digits(size)
+    found: list[Certificate] = []
+    teacher = None
+    if watching:
+        teacher = LabelTeacher(10).measure(rows, images=1)  # new
+
+    def after_epoch() -> None:
+        if teacher is not None:
+            found.append(certvae.watch(model, val, teacher, latents, images=1))  # new
+
+    train(model, rows, loss, after_epoch)
+    return seen(model, own, rows, val, found[-1] if found else None, latents)
+
+
+def seen(
+    model: nn.Module,
+    own: Callable[[Tensor], tuple[Tensor, Tensor | None]],
+    rows: DataLoader[Any],
+    val: DataLoader[Any],
+    certificate: Certificate | None,
+    latents: Latents,
+) -> Watched:
+    """A trained model with its own codes of the validation rows, and the certificate that Lightning gives."""
+    model.eval()
+    with torch.no_grad():
+        codes = [own(images) for images, _ in val]
+    means, spreads = zip(*codes, strict=True)
+    train_labels, labels = rows.dataset.tensors[1], val.dataset.tensors[1]  # type: ignore[attr-defined]
+    lightning = None
+    if certificate is not None:
+        teacher = LabelTeacher(10).measure([train_labels])
+        lightning = by_lightning(model, val, teacher, latents)
+    return Watched(
+        model,
+        torch.cat(means).flatten(1),
+        None if spreads[0] is None else torch.cat(spreads).flatten(1),
+        labels,
+        train_labels,
+        certificate,
+        lightning,
+    )
+
+
 class _Wrapped(LightningModule):
     """A plain model as Lightning validates it."""
 
@@ -174,12 +250,11 @@ class _Wrapped(LightningModule):
 
 
 def by_lightning(
-    model: nn.Module, batches: Any, teacher: Teacher, latents: LatentSource, images: Any = 1
+    model: nn.Module, batches: Any, teacher: Teacher, latents: Latents, images: Any = 1
 ) -> Certificate:
     """The certificate of a model by a callback in ``Trainer.validate``, for a function as ``latents``."""
-    source = latents if isinstance(latents, Latents) else Latents(latents)  # type: ignore[arg-type]
-    function: Any = source.path
-    place = replace(source, path=lambda pl_module, batch: function(pl_module.model, batch))
+    function: Any = latents.path
+    place = replace(latents, path=lambda pl_module, batch: function(pl_module.model, batch))
     callback = CertificateCallback(teacher, place, images=images)
     quiet()
     trainer = Trainer(
@@ -207,8 +282,7 @@ def compare(case: Case) -> Row:
 
 
 def _timed(run: Callable[[bool], Watched], watching: bool) -> tuple[Watched, float]:
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002  (libraries draw from it)
+    seed_everything(0, verbose=False)
     start = time.perf_counter()
     found = run(watching)
     return found, time.perf_counter() - start
