@@ -249,9 +249,7 @@ class _Wrapped(LightningModule):
         """Nothing: a function reads the code of the batch."""
 
 
-def by_lightning(
-    model: nn.Module, batches: Any, teacher: Teacher, latents: Latents, images: Any = 1
-) -> Certificate:
+def by_lightning(model: nn.Module, batches: Any, teacher: Teacher, latents: Latents, images: Any = 1) -> Certificate:
     """The certificate of a model by a callback in ``Trainer.validate``, for a function as ``latents``."""
     function: Any = latents.path
     place = replace(latents, path=lambda pl_module, batch: function(pl_module.model, batch))
@@ -303,9 +301,7 @@ def _figures(watched: Watched, alone: Watched) -> dict[str, Any]:
         "margin_anew": margin,
         "rate": rate,
         "rate_anew": anew,
-        "difference": max(
-            abs(one - other) / max(abs(other), certificate.teacher_information) for one, other in pairs
-        ),
+        "difference": max(abs(one - other) / max(abs(other), certificate.teacher_information) for one, other in pairs),
         "lightning_difference": None if lightning is None else abs(lightning.margin - certificate.margin),
         "weights_equal": _same_bits(watched.module, alone.module),
     }

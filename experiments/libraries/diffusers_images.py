@@ -84,18 +84,18 @@ CASES = [
         "diffusers",
         "AutoencoderKL",
         lambda watching: kl_autoencoder(lambda: AutoencoderKL(**SMALL, block_out_channels=(8, 16)), watching),
-        source=(watched_loop,), outside=1,
+        source=(watched_loop,),
+        outside=1,
     ),
     Case(
         "diffusers",
         "AsymmetricAutoencoderKL",
         lambda watching: kl_autoencoder(
-            lambda: AsymmetricAutoencoderKL(
-                **SMALL, down_block_out_channels=(8, 16), up_block_out_channels=(8, 16)
-            ),
+            lambda: AsymmetricAutoencoderKL(**SMALL, down_block_out_channels=(8, 16), up_block_out_channels=(8, 16)),
             watching,
         ),
-        source=(watched_loop,), outside=1,
+        source=(watched_loop,),
+        outside=1,
     ),
     Case("diffusers", "AutoencoderTiny", tiny, source=(watched_loop,), outside=1),
     Case("diffusers", "VQModel", quantized, source=(watched_loop,), outside=1),

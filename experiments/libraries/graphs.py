@@ -18,7 +18,9 @@ from experiments.libraries.comparison import Case, Watched, by_lightning, main, 
 
 CLASSES, NODES = 4, 400
 POSTERIOR = Latents(  # new
-    lambda model, batch: (model.encode(*batch["graph"]), model.__mu__, model.__logstd__), "1,2", scale="log_std"  # new
+    lambda model, batch: (model.encode(*batch["graph"]), model.__mu__, model.__logstd__),
+    "1,2",
+    scale="log_std",  # new
 )  # new
 
 
@@ -65,7 +67,11 @@ def nodes(watching: bool) -> Watched:
     model.eval()
     with torch.no_grad():
         mean, log_std = model.encoder(features, edges)
-    lightning = by_lightning(model, DataLoader([batch], batch_size=None), teacher, POSTERIOR, images="classes") if watching else None
+    lightning = (
+        by_lightning(model, DataLoader([batch], batch_size=None), teacher, POSTERIOR, images="classes")
+        if watching
+        else None
+    )
     return Watched(model, mean, 2 * log_std, classes, classes, found[-1] if watching else None, lightning)
 
 

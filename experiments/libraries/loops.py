@@ -77,10 +77,17 @@ class Watch(TrainerCallback):  # new
         self.teacher = teacher  # new
         self.certificate: Certificate | None = None
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, eval_dataloader: Any, **_: Any) -> None:  # new
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, model: Any, eval_dataloader: Any, **_: Any
+    ) -> None:  # new
         """See transformers."""
         self.certificate = certvae.watch(  # new
-            model, eval_dataloader, self.teacher, "encoder:chunk", images="labels", run=lambda m, batch: m(**batch)  # new
+            model,
+            eval_dataloader,
+            self.teacher,
+            "encoder:chunk",
+            images="labels",
+            run=lambda m, batch: m(**batch),  # new
         )  # new
 
 
@@ -88,9 +95,7 @@ def hugging_face(watching: bool) -> Watched:
     """The Trainer of transformers."""
     rows, val = digits()
     model = VAE()
-    sets = [
-        [{"pixels": image, "labels": label} for image, label in loader.dataset] for loader in (rows, val)
-    ]
+    sets = [[{"pixels": image, "labels": label} for image, label in loader.dataset] for loader in (rows, val)]
     callbacks = []
     if watching:
         teacher = LabelTeacher(10).measure([rows.dataset.tensors[1]])  # type: ignore[attr-defined]  # new

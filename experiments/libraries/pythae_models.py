@@ -6,13 +6,13 @@ python -m experiments.libraries.pythae_models
 import tempfile
 from typing import Any
 
-import torch
 from pythae.data.datasets import BaseDataset
 from pythae.models import (
     AE,
+    INFOVAE_MMD,
     IWAE,
-    SVAE,
     VAE,
+    VAE_IAF,
     VAMP,
     VQVAE,
     WAE_MMD,
@@ -26,11 +26,9 @@ from pythae.models import (
     FactorVAE,
     FactorVAEConfig,
     INFOVAE_MMD_Config,
-    INFOVAE_MMD,
     IWAEConfig,
-    VAEConfig,
-    VAE_IAF,
     VAE_IAF_Config,
+    VAEConfig,
     VAMPConfig,
     VQVAEConfig,
     WAE_MMD_Config,
@@ -88,7 +86,11 @@ def fitted(kind: Any, config: Any, watching: bool, latents: Latents = GAUSSIAN) 
 
 def _case(kind: Any, config: Any, latents: Latents = GAUSSIAN) -> Case:
     return Case(
-        "pythae", kind.__name__, lambda watching: fitted(kind, config, watching, latents), source=(Watch, fitted), outside=1
+        "pythae",
+        kind.__name__,
+        lambda watching: fitted(kind, config, watching, latents),
+        source=(Watch, fitted),
+        outside=1,
     )
 
 
