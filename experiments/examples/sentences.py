@@ -1,8 +1,8 @@
 """Sentence VAEs, an LSTM and a small Transformer, on sentences of a grammar: the collapse, and what holds the code.
 
-    python experiments/examples/sentences.py                                  # the LSTM, KL annealing alone
-    python experiments/examples/sentences.py --model transformer --guard      # the guard holds the draws
-    python experiments/examples/sentences.py --teacher bag                    # without labels
+python experiments/examples/sentences.py                                  # the LSTM, KL annealing alone
+python experiments/examples/sentences.py --model transformer --guard      # the guard holds the draws
+python experiments/examples/sentences.py --teacher bag                    # without labels
 """
 
 import argparse
@@ -25,7 +25,7 @@ TOPICS = (  # subjects, verbs and places of each topic
     ("captain sailor diver pilot fisher", "steers loads sinks sights paints", "harbor bay dock reef"),
     ("judge lawyer clerk thief witness", "accuses hears fines frees sues", "court cell office archive"),
 )
-SHARED = "<pad> <go> <end> the a old young quiet big and in near behind".split()
+SHARED = ["<pad>", "<go>", "<end>", "the", "a", "old", "young", "quiet", "big", "and", "in", "near", "behind"]
 WORDS = SHARED + list(chain.from_iterable(words.split() for topic in TOPICS for words in topic))
 PAD, GO, END = 0, 1, 2
 Sentences = list[tuple[Tensor, int]]

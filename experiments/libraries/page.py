@@ -38,11 +38,25 @@ A verdict is that of a short training. It says nothing about the library.
 
 def page(newest: Iterable[Row], oldest: Iterable[Row]) -> str:
     """The page of two tables."""
-    return "\n".join([HEAD, "## Newest releases\n", _table(newest), "\n## Oldest supported releases\n", _table(oldest), ""])
+    return "\n".join(
+        [HEAD, "## Newest releases\n", _table(newest), "\n## Oldest supported releases\n", _table(oldest), ""]
+    )
 
 
 def _table(rows: Iterable[Row]) -> str:
-    names = ("library", "model", "lines", "verdict", "margin", "rate", "off by", "Lightning", "weights", "seconds", "holds")
+    names = (
+        "library",
+        "model",
+        "lines",
+        "verdict",
+        "margin",
+        "rate",
+        "off by",
+        "Lightning",
+        "weights",
+        "seconds",
+        "holds",
+    )
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
 
