@@ -356,13 +356,14 @@ def main(script: str, cases: Sequence[Case], arguments: Sequence[str] | None = N
     """
     parser = argparse.ArgumentParser(description=f"certvae beside the models of {script}")
     parser.add_argument("--results", type=Path, help="folder of the table; default: it is only printed")
+    parser.add_argument("--suffix", default="", help="of the table's name")
     parser.add_argument("--only", nargs="*", help="names of models")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     chosen = [case for case in cases if options.only is None or case.model in options.only]
     rows = list(_told(chosen))
     if options.results is not None:
-        write_rows(rows, options.results / f"{Path(script).stem}.csv")
+        write_rows(rows, options.results / f"{Path(script).stem}{options.suffix}.csv")
     sys.exit(not all(row.holds for row in rows))
 
 

@@ -77,18 +77,14 @@ class Watch(TrainerCallback):  # new
         self.teacher = teacher  # new
         self.certificate: Certificate | None = None
 
-    def on_evaluate(
-        self, args: Any, state: Any, control: Any, model: Any, eval_dataloader: Any, **_: Any
-    ) -> None:  # new
+    def on_evaluate(self, *_: Any, model: Any, eval_dataloader: Any, **more: Any) -> None:  # new
         """See transformers."""
-        self.certificate = certvae.watch(  # new
-            model,
-            eval_dataloader,
-            self.teacher,
-            "encoder:chunk",
-            images="labels",
-            run=lambda m, batch: m(**batch),  # new
-        )  # new
+        self.certificate = certvae.watch(model, eval_dataloader, self.teacher, pixels_code, images="labels")  # new
+
+
+def pixels_code(model: Any, batch: Any) -> Any:  # new
+    """The two halves of what the encoder gives."""
+    return model.encoder(batch["pixels"]).chunk(2, dim=1)  # new
 
 
 def hugging_face(watching: bool) -> Watched:
@@ -152,7 +148,7 @@ def by_trainer(package: Any, watching: bool) -> Watched:
 CASES = [
     Case("torch", "plain loop", plain, source=(watched_loop,), outside=1),
     Case("lightning", "Fabric", fabric),
-    Case("transformers", "Trainer", hugging_face, source=(Watch, hugging_face)),
+    Case("transformers", "Trainer", hugging_face, source=(Watch, pixels_code, hugging_face)),
     Case("lightning", "Trainer", lambda watching: by_trainer(lightning.pytorch, watching), source=(by_trainer,)),
     Case(
         "pytorch-lightning", "Trainer", lambda watching: by_trainer(pytorch_lightning, watching), source=(by_trainer,)

@@ -18,22 +18,38 @@ ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "experiments" / "results" / "libraries", ROOT / "docs" / "tried.md"
 HEAD = """# Where it has been tried
 
-Models of released libraries, each trained for two epochs on a few hundred rows, watched and not watched. A nightly job runs
-`experiments/libraries` at the newest release of each library and at the oldest one that is supported, and opens an issue when a
-line no longer holds. `python -m experiments.libraries.page` writes this page from its tables.
+Models of released libraries, each trained for two epochs on a few hundred rows, watched and not watched. A nightly
+job runs `experiments/libraries` at the newest release of each library and at the oldest one that is supported, and
+opens an issue when a line no longer holds. `python -m experiments.libraries.page` writes this page from its tables.
 
 | column | meaning |
 |---|---|
 | lines | added to a script of the library |
 | margin | of the certificate with the labels as teacher, nats |
 | rate | of the code, nats; of a quantizer the entropy of its indices; empty for a code without noise |
-| off by | the largest relative difference of both from a recomputation in numpy, with codes that the library's own calls give; that of a margin is relative to the teacher information, if this is larger |
-| Lightning | absolute difference of the margin from that of `Trainer.validate` on the same model, nats; empty where Lightning trains it |
+| off by | largest relative difference of both from numbers computed anew |
+| Lightning | difference of the margin from `Trainer.validate` on the model, nats; empty where Lightning trains it |
 | weights | whether training ends at the same bits with certvae and without |
 | seconds | of training, watched and not watched |
 
-A verdict is that of a short training. It says nothing about the library.
+The numbers are computed anew in numpy, from codes that the library's own calls give. The difference of a margin is
+relative to the margin, or to the teacher information where this is larger: a margin is what is left of it. A line
+holds if that is at most 1e-7, Lightning's at most 1e-9, and the weights are the same. A verdict is that of a short
+training. It says nothing about the library.
 """
+COLUMNS = (
+    "library",
+    "model",
+    "lines",
+    "verdict",
+    "margin",
+    "rate",
+    "off by",
+    "Lightning",
+    "weights",
+    "seconds",
+    "holds",
+)
 
 
 def page(newest: Iterable[Row], oldest: Iterable[Row]) -> str:
@@ -44,20 +60,7 @@ def page(newest: Iterable[Row], oldest: Iterable[Row]) -> str:
 
 
 def _table(rows: Iterable[Row]) -> str:
-    names = (
-        "library",
-        "model",
-        "lines",
-        "verdict",
-        "margin",
-        "rate",
-        "off by",
-        "Lightning",
-        "weights",
-        "seconds",
-        "holds",
-    )
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in rows])
 
 
