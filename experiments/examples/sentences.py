@@ -8,6 +8,7 @@ python experiments/examples/sentences.py --teacher bag                    # with
 import argparse
 import tempfile
 from itertools import chain
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -150,7 +151,7 @@ class SentenceVAE(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-def teacher_of(name: str, train: DataLoader, val: DataLoader) -> Teacher:
+def teacher_of(name: str, train: DataLoader[Any], val: DataLoader[Any]) -> Teacher:
     """Topics as labels; or mixtures on the principal components of the counts of words."""
     if name == "topics":
         return LabelTeacher(len(TOPICS)).measure(train, images=1)
@@ -169,8 +170,8 @@ parser.add_argument("--rows", type=int, default=2000, help="sentences for traini
 options = parser.parse_args()
 
 pl.seed_everything(0, verbose=False)
-train = DataLoader(sentences(options.rows, 0), 50, shuffle=True, collate_fn=padded)  # type: ignore[arg-type]
-val = DataLoader(sentences(1000, 1), 250, collate_fn=padded)  # type: ignore[arg-type]
+train = DataLoader(sentences(options.rows, 0), 50, shuffle=True, collate_fn=padded)
+val = DataLoader(sentences(1000, 1), 250, collate_fn=padded)
 teacher = teacher_of(options.teacher, train, val)
 images = 1 if options.teacher == "topics" else bag_of_words
 

@@ -8,6 +8,7 @@ groups, drawn with straight-through gradients; the KL term is balanced, and cost
 """
 
 import argparse
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -33,7 +34,7 @@ def sequences(rows: int, seed: int) -> TensorDataset:
     return TensorDataset(frames, nn.functional.one_hot(actions, 4).float(), quadrant.long())
 
 
-def classes(logits: Tensor, straight: bool = True) -> Independent:
+def classes(logits: Tensor, straight: bool = True) -> "Independent[Any]":
     """The distribution of all groups."""
     kind = OneHotCategoricalStraightThrough if straight else OneHotCategorical
     return Independent(kind(logits=logits.unflatten(-1, (GROUPS, CLASSES))), 1)
@@ -82,7 +83,7 @@ class WorldModel(pl.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
-def last_code(model: WorldModel, batch: list[Tensor]) -> Independent:
+def last_code(model: WorldModel, batch: list[Tensor]) -> "Independent[Any]":
     """The posterior of each sequence's last frame: a sequence is a row, for its frames are not independent."""
     return classes(model.observe(batch[0], batch[1])[1][:, -1], straight=False)
 

@@ -142,7 +142,7 @@ class Row:
         return not self.error and near and same and bool(self.weights_equal)
 
 
-def digits(size: int = 8, rows: int = 600) -> tuple[DataLoader[Any], DataLoader[Any]]:
+def digits(size: int = 8, rows: int = 600) -> tuple[Any, Any]:
     """Shuffled training rows and 250 validation rows of scikit-learn's digits: images ``(B, 1, size, size)``, labels.
 
     Args:
@@ -212,8 +212,8 @@ def watched_loop(
 def seen(
     model: nn.Module,
     own: Callable[[Tensor], tuple[Tensor, Tensor | None]],
-    rows: DataLoader[Any],
-    val: DataLoader[Any],
+    rows: Any,
+    val: Any,
     certificate: Certificate | None,
     latents: Latents,
 ) -> Watched:
@@ -222,7 +222,7 @@ def seen(
     with torch.no_grad():
         codes = [own(images) for images, _ in val]
     means, spreads = zip(*codes, strict=True)
-    train_labels, labels = rows.dataset.tensors[1], val.dataset.tensors[1]  # type: ignore[attr-defined]
+    train_labels, labels = rows.dataset.tensors[1], val.dataset.tensors[1]
     lightning = None
     if certificate is not None:
         teacher = LabelTeacher(10).measure([train_labels])

@@ -53,6 +53,7 @@ def nodes(watching: bool) -> Watched:
     model = VGAE(Encoder())
     batch: dict[str, Any] = {"graph": (features, edges), "classes": classes}
     found: list[Certificate] = []
+    whole: Any = [batch]
     if watching:
         teacher = LabelTeacher(CLASSES).measure([classes])  # new
 
@@ -68,7 +69,7 @@ def nodes(watching: bool) -> Watched:
     with torch.no_grad():
         mean, log_std = model.encoder(features, edges)
     lightning = (
-        by_lightning(model, DataLoader([batch], batch_size=None), teacher, POSTERIOR, images="classes")
+        by_lightning(model, DataLoader(whole, batch_size=None), teacher, POSTERIOR, images="classes")
         if watching
         else None
     )

@@ -43,7 +43,7 @@ LATENTS = Latents(lambda model, batch: model.encoder(batch[0]), "chunk")
 
 def own(model: VAE) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """Mean and log-variance of images."""
-    return lambda images: tuple(model.encoder(images).chunk(2, dim=1))  # type: ignore[return-value]
+    return lambda images: tuple(model.encoder(images).chunk(2, dim=1))
 
 
 def plain(watching: bool) -> Watched:
@@ -91,10 +91,13 @@ def hugging_face(watching: bool) -> Watched:
     """The Trainer of transformers."""
     rows, val = digits()
     model = VAE()
-    sets = [[{"pixels": image, "labels": label} for image, label in loader.dataset] for loader in (rows, val)]
+    sets: list[Any] = [
+        [{"pixels": image, "labels": label} for image, label in zip(*loader.dataset.tensors, strict=True)]
+        for loader in (rows, val)
+    ]
     callbacks = []
     if watching:
-        teacher = LabelTeacher(10).measure([rows.dataset.tensors[1]])  # type: ignore[attr-defined]  # new
+        teacher = LabelTeacher(10).measure([rows.dataset.tensors[1]])  # new
         callbacks.append(Watch(teacher))  # new
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -115,7 +118,7 @@ def hugging_face(watching: bool) -> Watched:
 def lightning_module(base: Any) -> Any:
     """The VAE as a module of a Lightning."""
 
-    class Module(base):  # type: ignore[misc]
+    class Module(base):
         def __init__(self) -> None:
             super().__init__()
             self.vae = VAE()

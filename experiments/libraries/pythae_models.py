@@ -65,7 +65,7 @@ class Watch(TrainingCallback):  # new
 def fitted(kind: Any, config: Any, watching: bool, latents: Latents = GAUSSIAN) -> Watched:
     """A model after two epochs of pythae's pipeline."""
     rows, val = digits()
-    images, labels = rows.dataset.tensors  # type: ignore[attr-defined]
+    images, labels = rows.dataset.tensors
     model, callbacks = kind(config), []
     if watching:
         teacher = LabelTeacher(10).measure([labels])  # new

@@ -58,10 +58,8 @@ def test_the_information_is_that_of_one_process(one: Results, two: list[Results]
 
 def numbers(found: Any, path: str = "") -> dict[str, float]:
     """Every number of a nested result by its path."""
-    if isinstance(found, dict):
-        items = found.items()
-    else:
-        items = enumerate(found) if isinstance(found, list) else ()
+    items: Any = enumerate(found) if isinstance(found, list) else ()
+    items = found.items() if isinstance(found, dict) else items
     plain = {path: float(found)} if isinstance(found, int | float) else {}
     return plain | {name: value for key, item in items for name, value in numbers(item, f"{path}/{key}").items()}
 
