@@ -11,6 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, OneHotCategorical
+from torch.utils.data import DataLoader
 
 from certvae.io.files import append_json
 from certvae.monitoring.divergence import OnDivergence
@@ -48,7 +49,9 @@ class CodebookCallback(RowsCallback):
         axis: of the entries, for probabilities and logits; None: the last or axis 1, whichever has ``size`` entries.
         positions: several codes of a row are from one codebook, ``"shared"``, or ``"each"`` has its own.
         confidence: of each bound.
-        dataloader: which of several validation dataloaders is measured: its position or its name.
+        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+            validation rows, for a module without a ``validation_step``; see
+            :class:`certvae.callbacks.CertificateCallback`.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
         save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
         on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
@@ -70,7 +73,7 @@ class CodebookCallback(RowsCallback):
         axis: int | None = None,
         positions: Positions = "shared",
         confidence: float = 0.95,
-        dataloader: int | str = 0,
+        dataloader: int | str | DataLoader[Any] = 0,
         name: str = "codebook",
         save_dir: str | Path | None = None,
         on_divergence: OnDivergence = "warn",

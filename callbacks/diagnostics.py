@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from certvae.monitoring.divergence import OnDivergence
 from certvae.monitoring.watching import RowsCallback
@@ -40,7 +41,9 @@ class CollapseDiagnostics(RowsCallback):
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
         block: rows in the aggregate posterior, from 2. Cost grows with its square.
         threshold: variance from which a unit is active, above 0.
-        dataloader: which of several validation dataloaders is measured: its position or its name.
+        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+            validation rows, for a module without a ``validation_step``; see
+            :class:`certvae.callbacks.CertificateCallback`.
         on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
             warning that names the row; ``"raise"`` ends the run with a ValueError.
         seed: of the choice of rows and of the draws.
@@ -54,7 +57,7 @@ class CollapseDiagnostics(RowsCallback):
         latents: LatentSource | None = None,
         block: int = 512,
         threshold: float = 0.01,
-        dataloader: int | str = 0,
+        dataloader: int | str | DataLoader[Any] = 0,
         on_divergence: OnDivergence = "warn",
         seed: int = 0,
     ) -> None:

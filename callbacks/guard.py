@@ -228,7 +228,7 @@ class CertificateGuard(AlignmentCallback):
             pl_module.log("certificate/guard_weight", self._pursuit.weight)
         if self._kl is not None:
             pl_module.log(f"{self.certificate}/{self._kl.argument}", self._kl.now)
-        if isinstance(self._watched, CertificateCallback) and self._watched.own_rows is not None:
+        if self._watched is not None and self._watched.own_rows is not None:
             self._look(trainer)  # no validation comes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

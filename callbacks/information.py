@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from pytorch_lightning import LightningModule, Trainer
+from torch.utils.data import DataLoader
 
 from certvae.io.files import append_json
 from certvae.monitoring.code_checks import check_log_variance
@@ -50,7 +51,9 @@ class InformationCallback(RowsCallback, CheckedLatents):
         block: most rows that are compared with each other, from 3. Cost grows with it, and so does the cap.
         rows: most rows measured, from 2; a hash of their places picks them.
         confidence: of each side.
-        dataloader: which of several validation dataloaders is measured: its position or its name.
+        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+            validation rows, for a module without a ``validation_step``; see
+            :class:`certvae.callbacks.CertificateCallback`.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
         save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
         on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
@@ -71,7 +74,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         block: int = BLOCK,
         rows: int = 4096,
         confidence: float = 0.95,
-        dataloader: int | str = 0,
+        dataloader: int | str | DataLoader[Any] = 0,
         name: str = "information",
         save_dir: str | Path | None = None,
         on_divergence: OnDivergence = "warn",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning_utilities.core.overrides import is_overridden
@@ -13,12 +13,12 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from certvae.monitoring.evaluation import Evaluation
 from certvae.reading.found import describe
 from certvae.reading.inputs import as_floats
 from certvae.reading.latents import Latents, LatentSource
 
 __all__ = [
+    "Reads",
     "Run",
     "evaluate_rows",
     "number_of_batches",
@@ -78,12 +78,22 @@ def _forward(model: nn.Module, batch: Any) -> Any:
     )
 
 
-def evaluate_rows(evaluation: Evaluation, module: nn.Module, batches: Any, run: Run) -> None:
-    """Run a model over batches, and add the rows of each to an evaluation."""
+class Reads(Protocol):
+    """What takes part in each batch: an evaluation, or a callback."""
+
+    def begin(self) -> None:
+        """A batch begins."""
+
+    def update(self, pl_module: Any, batch: Any, outputs: Any) -> None:
+        """It went through the model."""
+
+
+def evaluate_rows(evaluation: Reads, module: nn.Module, batches: Any, run: Run) -> None:
+    """Run a model over batches, and show each to an evaluation."""
     with _in_evaluation(module):
         for batch in batches:
             evaluation.begin()
-            evaluation.update(module, batch, run(module, batch))  # type: ignore[arg-type]
+            evaluation.update(module, batch, run(module, batch))
 
 
 def own_batches(trainer: Trainer, loader: Any, limit: float) -> Iterator[Any]:

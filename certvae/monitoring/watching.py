@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from certvae.monitoring.batch_reader import choose_loader
 from certvae.monitoring.code_checks import CodeChecks
@@ -17,6 +18,14 @@ from certvae.monitoring.divergence import (
     check_on_divergence,
     find_fault,
     shared_fault,
+)
+from certvae.monitoring.own_rows import (
+    evaluate_rows,
+    number_of_batches,
+    own_batches,
+    runner,
+    validates_now,
+    warn_if_never_validated,
 )
 from certvae.reading.inputs import index_of
 from certvae.reading.latents import Captured, LatentCapture, LatentSource
@@ -86,16 +95,20 @@ class RowsCallback(Callback, ABC):
 
     Args:
         capture: where the code is.
-        dataloader: which of several validation dataloaders is measured: its position or its name.
+        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+            its own, over which the callback then runs the module itself, in eval mode.
         on_divergence: what happens at codes that are not finite: ``"warn"`` or ``"raise"``.
 
     Attributes:
         fault: which row of the latest validation was not finite; empty if all were.
     """
 
-    def __init__(self, capture: LatentCapture, dataloader: int | str, on_divergence: OnDivergence) -> None:
+    def __init__(
+        self, capture: LatentCapture, dataloader: int | str | DataLoader[Any], on_divergence: OnDivergence
+    ) -> None:
         super().__init__()
         self.capture, self.dataloader = capture, dataloader
+        self.own_rows = None if isinstance(dataloader, int | str) else dataloader
         self.on_divergence, self.fault = check_on_divergence(on_divergence), ""
         self._loader_position = 0
         self._positions: RowPositions | None = None
@@ -145,24 +158,52 @@ class RowsCallback(Callback, ABC):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._positions = None
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or not isinstance(self.dataloader, int | str):
             return
         self._loader_position, loader = choose_loader(trainer.val_dataloaders, self.dataloader)
+        self._begin_rows(trainer, loader, trainer.num_val_batches[self._loader_position])
+
+    def _begin_rows(self, trainer: Trainer, loader: Any, batches: float) -> None:
         self._positions = RowPositions(loader, trainer)
-        self._attendance = Attendance(loader, trainer.num_val_batches[self._loader_position])
+        self._attendance = Attendance(loader, batches)
         self.fault = ""
         self._start()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.own_rows is not None:
+            warn_if_never_validated(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Run the module over the callback's own rows, if it has some."""
+        if self.own_rows is None or not validates_now(trainer):
+            return
+        limit = number_of_batches(trainer, self.own_rows)
+        self._begin_rows(trainer, self.own_rows, limit)
+        batches = own_batches(trainer, self.own_rows, limit)
+        evaluate_rows(self, pl_module, batches, runner(pl_module, self.capture.source))
+        self.on_validation_epoch_end(trainer, pl_module)
+        self._positions = None
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        measured = self._positions is not None and dataloader_idx == self._loader_position
-        self.capture.listen(measured)
-        if measured and self._attendance is not None:
-            self._attendance.begin()
+        if self._positions is not None and dataloader_idx == self._loader_position:
+            self.begin()
+        else:
+            self.capture.listen(False)
+
+    def begin(self) -> None:
+        """A batch begins that is measured."""
+        assert self._attendance is not None
+        self.capture.listen()
+        self._attendance.begin()
 
     @torch.no_grad()
     @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
+    def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
+        """It went through the module."""
+        self._read(pl_module, batch, outputs)
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -173,7 +214,7 @@ class RowsCallback(Callback, ABC):
         dataloader_idx: int = 0,
     ) -> None:
         if self._positions is not None and dataloader_idx == self._loader_position:
-            self._read(pl_module, batch, outputs)
+            self.update(pl_module, batch, outputs)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

@@ -9,7 +9,15 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard, ProbeCallback
+from certvae import codebook_information, information_bracket
+from certvae.callbacks import (
+    AlignmentCallback,
+    CertificateCallback,
+    CertificateGuard,
+    CodebookCallback,
+    InformationCallback,
+    ProbeCallback,
+)
 from certvae.teachers import LabelTeacher
 from tests.plain_vae import UserEncoder, expected, images, measured, plain_loader
 from tests.runs import digits_teacher, trainer
@@ -25,6 +33,7 @@ class TrainsOnly(LightningModule):
         self.encoder, self.decoder = UserEncoder("pair"), nn.Linear(6, 64)
         self.norm, self.drop = nn.BatchNorm1d(64), nn.Dropout(0.5)
         self.modes: list[bool] = []
+        self.beta = 1.0
 
     def images(self, batch: Any) -> Tensor:
         return batch[0].flatten(1)
@@ -79,6 +88,29 @@ def test_a_guard_learns_from_the_callbacks_rows(tmp_path: Path) -> None:
     assert guard.weight_now > 0
     with pytest.raises(ValueError, match="ProbeCallback scores on the rows"):
         fit(tmp_path, watching(), ProbeCallback())
+
+
+def test_information_and_codebook_are_measured_on_the_callbacks_rows_and_no_bit_of_the_run_moves(
+    tmp_path: Path,
+) -> None:
+    rows = plain_loader(shuffle=True)
+    information = InformationCallback("encoder", dataloader=rows)
+    codebook = CodebookCallback(lambda model, batch: (model.encoder(batch[0])[0] > 0).long(), 2, dataloader=rows)
+    with_them, without = fit(tmp_path, information, codebook), fit(tmp_path)
+    assert all(torch.equal(value, without.state_dict()[name]) for name, value in with_them.state_dict().items())
+    with torch.no_grad():
+        mean, log_variance = with_them.eval().encoder(torch.cat([batch[0] for batch in plain_loader()]))
+    assert information.bracket is not None
+    assert information.bracket.rate == pytest.approx(information_bracket(mean, log_variance).rate, abs=1e-6)
+    assert codebook.information is not None
+    signs = codebook_information((mean > 0).long(), 2)
+    assert codebook.information.estimate == pytest.approx(signs.estimate, abs=1e-12)
+
+
+def test_a_guard_learns_from_the_brackets_own_rows(tmp_path: Path) -> None:
+    guard = CertificateGuard(0.01, on="bracket", kl_weight="beta")
+    fit(tmp_path, InformationCallback("encoder", dataloader=plain_loader()), guard, max_epochs=3)
+    assert guard._seen is not None
 
 
 def test_a_cut_run_is_partial_and_a_batch_without_a_tensor_says_what_to_give(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
+import certvae
 from certvae.callbacks import (
     CertificateCallback,
     CodebookCallback,
@@ -16,8 +17,8 @@ from certvae.callbacks import (
     ProbeCallback,
 )
 from certvae.datamodules import DigitsDataModule
-from tests.distributed.jobs import Result, Silent, WithAdam, spread, teacher, trained, vae
-from tests.distributed.sets import BATCH, Stream, digits
+from tests.distributed.jobs import Result, Silent, WithAdam, fields, spread, teacher, trained, vae
+from tests.distributed.sets import BATCH, Stream, digits, rank
 from tests.plain_vae import plain_loader
 
 ROWS = (101, 7, 3)
@@ -83,12 +84,37 @@ def streamed(folder: Path, world: int, idle: int | None) -> Result:
     return logged(run.callback_metrics)
 
 
+def dealt_out(world: int, rows: int) -> DataLoader[Any]:
+    """Rows that do not divide evenly among the processes."""
+    data = digits(rows)
+    return DataLoader(data, BATCH, sampler=DistributedSampler(data, world, rank(), shuffle=False))
+
+
+def own_rows(folder: Path, world: int) -> Result:
+    """Callbacks that run the model themselves, at the end of each epoch of a fit."""
+    rows = dealt_out(world, 101)
+    certificate = CertificateCallback(teacher(), "encoder", dataloader=rows)
+    information = InformationCallback("encoder", block=40, rows=60, dataloader=rows)
+    trained(folder, world, [certificate, information], max_epochs=2)
+    assert information.bracket is not None
+    return {"certificate": fields(certificate), "bracket": information.bracket.to_dict()}
+
+
+def watched(folder: Path, world: int) -> Result:
+    """A plain loop's model, in the process group that is there."""
+    torch.manual_seed(1)
+    found = certvae.watch(WithAdam().double(), dealt_out(world, 101), teacher(), "encoder", run=WithAdam.step)
+    return found.to_dict()
+
+
 JOBS: dict[str, Callable[[Path, int], Any]] = {
     "probed": probed,
     **{f"diagnosed_{rows}": partial(diagnosed, rows=rows) for rows in ROWS},
     **{f"informed_{rows}": partial(informed, rows=rows) for rows in ROWS},
     **{f"coded_{rows}": partial(coded, rows=rows) for rows in ROWS},
     **{f"levels_{rows}": partial(levels, rows=rows) for rows in ROWS},
+    "own_rows": own_rows,
+    "watched": watched,
     "streamed": partial(streamed, idle=None),
     "first_process_idle": partial(streamed, idle=0),
     "last_process_idle": partial(streamed, idle=-1),

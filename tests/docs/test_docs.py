@@ -37,10 +37,17 @@ run_page = runpy.run_path(str(DOCS / "pages.py"))["run_page"]
         ("information.md", 2),
         ("codebooks.md", 4),
         ("guard.md", 4),
+        ("text.md", 1),
     ],
 )
 def test_every_block_of_a_page_runs_and_prints_what_the_page_shows(tmp_path: Path, page: str, blocks: int) -> None:
     assert run_page(DOCS / page, tmp_path, TRAINED.get(page, 0.0)) == blocks
+
+
+@pytest.mark.slow
+def test_the_page_of_scvi_tools_runs_against_the_released_package(tmp_path: Path) -> None:
+    pytest.importorskip("scvi", reason="pip install certvae[scvi]")
+    assert run_page(DOCS / "scvi.md", tmp_path, 0.3) == 5
 
 
 def test_a_wrong_number_or_word_on_a_page_is_noticed(tmp_path: Path) -> None:

@@ -75,6 +75,21 @@ def test_what_is_not_certified_is_with_alignment(
     assert after.strip().startswith("CERTIFIED")
 
 
+@pytest.mark.parametrize("model", ["lstm", "transformer"])
+def test_a_sentence_vae_is_watched_and_its_decoder_asked(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = run("sentences.py", monkeypatch, "--model", model, "--max_epochs", "1", "--rows", "200", "--guard")
+    assert seen["watch"].certificate.information is not None
+    assert seen["check"].losses.shuffled > 0
+
+
+def test_categorical_and_frame_codes_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = run("world_model.py", monkeypatch, "--max_epochs", "1")
+    assert world["watch"].certificate.rate is not None
+    assert world["codebook"].information.upper > 0
+    frames = run("frames.py", monkeypatch, "--max_epochs", "1")
+    assert frames["watch"].certificate.num_samples == 1000
+
+
 @pytest.mark.parametrize("name", ["lightning_vae.py", "spatial.py", "function_latents.py"])
 def test_the_length_of_an_example_can_be_chosen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(name, monkeypatch, "--max_epochs", "1")["trainer"].current_epoch == 1

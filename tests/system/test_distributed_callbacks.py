@@ -56,6 +56,25 @@ def test_the_information_is_that_of_one_process(one: Results, two: list[Results]
     assert seen == pytest.approx(one[f"informed_{rows}"], abs=TOLERANCE)
 
 
+def numbers(found: Any, path: str = "") -> dict[str, float]:
+    """Every number of a nested result by its path."""
+    items: Any = enumerate(found) if isinstance(found, list) else ()
+    items = found.items() if isinstance(found, dict) else items
+    plain = {path: float(found)} if isinstance(found, int | float) else {}
+    return plain | {name: value for key, item in items for name, value in numbers(item, f"{path}/{key}").items()}
+
+
+@pytest.mark.parametrize(("job", "least"), [("own_rows", 50), ("watched", 30)])
+def test_rows_that_no_trainer_shows_give_the_numbers_of_one_process(
+    one: Results, two: list[Results], job: str, least: int
+) -> None:
+    """101 rows, so that a process reads a repeated one, which does not count."""
+    seen, expected = numbers(common(two, job)), numbers(one[job])
+    assert seen.keys() == expected.keys()
+    assert len(seen) > least
+    assert seen == pytest.approx(expected, abs=1e-7)
+
+
 @pytest.mark.parametrize("rows", ROWS)
 def test_a_codebook_is_that_of_one_process_and_padding_is_not_counted(
     one: Results, two: list[Results], rows: int
