@@ -69,6 +69,13 @@ class AlignmentCallback(Callback):
         ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
             module optimizes by hand and ``latents`` names no submodule; if ``witness_learning_rate`` is not above 0, or
             there is nothing that it could train; or, before training, if the run would train it wrongly.
+
+    Example:
+        Align a module's mean code to a teacher's file, and certify it:
+
+        >>> from certvae.callbacks import AlignmentCallback, CertificateCallback
+        >>> places = {"teacher": "teacher.safetensors", "latents": "encoder:chunk"}
+        >>> callbacks = [AlignmentCallback(**places, weight=10.0), CertificateCallback(**places)]
     """
 
     def __init__(

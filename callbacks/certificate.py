@@ -105,6 +105,12 @@ class CertificateCallback(CheckedLatents):
 
     Raises:
         ValueError: if an argument is out of its range, or there is no teacher.
+
+    Example:
+        >>> from certvae.callbacks import CertificateCallback
+        >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk", save_dir="runs/vae")
+
+        ``Trainer(callbacks=[watch]).fit(model, data)`` prints the verdict; ``watch.certificate`` is the latest.
     """
 
     def __init__(

@@ -60,6 +60,10 @@ class CodebookCallback(RowsCallback):
 
     Raises:
         ValueError: if an argument is not allowed.
+
+    Example:
+        >>> from certvae.callbacks import CodebookCallback
+        >>> watch = CodebookCallback(latents="quantizer:2", size=512)  # the third output of `quantizer`: indices
     """
 
     def __init__(

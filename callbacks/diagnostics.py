@@ -47,6 +47,10 @@ class CollapseDiagnostics(RowsCallback):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from certvae.callbacks import CollapseDiagnostics
+        >>> signs = CollapseDiagnostics("encoder:chunk")
     """
 
     def __init__(

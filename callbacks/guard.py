@@ -95,6 +95,18 @@ class CertificateGuard(AlignmentCallback):
         ValueError: if an argument is not as above, there is no such callback or attribute, or the code has no
             log-variance and ``path`` is ``"draw"``.
         TypeError: if the attribute is not a number.
+
+    Example:
+        Keep half a nat on draws, with a weight that is found in training:
+
+        >>> from certvae.callbacks import CertificateCallback, CertificateGuard, InformationCallback
+        >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk")
+        >>> callbacks = [watch, CertificateGuard(target=0.5)]
+
+        Without a teacher, by lowering the module's attribute ``beta``:
+
+        >>> measure = InformationCallback("encoder:chunk")
+        >>> callbacks = [measure, CertificateGuard(target=2.0, on="bracket", kl_weight="beta")]
     """
 
     def __init__(

@@ -63,6 +63,10 @@ class InformationCallback(RowsCallback, CheckedLatents):
 
     Raises:
         ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from certvae.callbacks import InformationCallback
+        >>> measure = InformationCallback("encoder:chunk", save_dir="runs/vae")
     """
 
     def __init__(

@@ -54,6 +54,12 @@ class LastCheckpoint(ModelCheckpoint):
         ValueError: if ``dirpath`` is not local.
         CheckpointError: before the first epoch, if the folder cannot be written; later, if a checkpoint cannot be
             written (those before it stay whole); on resuming, if both checkpoints are damaged.
+
+    Example:
+        >>> from certvae.callbacks import LastCheckpoint
+        >>> keep = LastCheckpoint("runs/vae/checkpoints")
+
+        ``Trainer(callbacks=[keep]).fit(model, data, ckpt_path="last")`` goes on where an earlier run was killed.
     """
 
     def __init__(self, dirpath: str | Path) -> None:

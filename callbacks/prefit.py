@@ -68,6 +68,10 @@ class PrefitCallback(Callback):
     Raises:
         ValueError: if an argument is not as above, the module optimizes by hand, its parameters are sharded over
             processes, or there are several training dataloaders.
+
+    Example:
+        >>> from certvae.callbacks import PrefitCallback
+        >>> first = PrefitCallback("teacher.safetensors", latents="encoder:chunk", epochs=2)
     """
 
     def __init__(

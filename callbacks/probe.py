@@ -55,6 +55,10 @@ class ProbeCallback(Callback):
 
     Raises:
         ValueError: if ``learning_rate`` is not above 0, or there is no such certificate callback.
+
+    Example:
+        >>> from certvae.callbacks import CertificateCallback, ProbeCallback
+        >>> callbacks = [CertificateCallback("teacher.safetensors", latents="encoder:chunk"), ProbeCallback()]
     """
 
     def __init__(self, certificate: str = "certificate", learning_rate: float = 0.05, name: str = "probe") -> None:

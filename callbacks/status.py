@@ -24,6 +24,10 @@ class StatusLine(Callback):
     Args:
         label: what is running.
         lines: plain lines a run, at least 1.
+
+    Example:
+        >>> from certvae.callbacks import StatusLine
+        >>> line = StatusLine("my VAE")
     """
 
     def __init__(self, label: str = "", lines: int = 5) -> None:

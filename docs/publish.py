@@ -2,8 +2,8 @@
 
     python docs/publish.py build/docs site v1.2.3
 
-``site/v1.2.3`` gets the pages, ``site/versions.json`` the list that the side bar shows, and ``site/index.html`` leads to the
-newest release, or to ``main`` while there is none. `.github/workflows/docs.yml` does this for every release and for `main`.
+``site/v1.2.3`` gets the pages, and ``site/versions.json`` the list that the side bar shows. ``site/index.html`` leads
+to the newest release, or to ``main`` while there is none. `.github/workflows/docs.yml` does this.
 """
 
 import json

@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 
 __all__ = ["FIRST", "SECOND", "THIRD", "Look", "legend_below", "new_figure", "read_table", "styled"]
 
-STYLE: Mapping[str, Any] = {
+STYLE: Any = {  # Matplotlib types the keys one by one
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
@@ -65,7 +65,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
-        with matplotlib.rc_context(dict(STYLE)):
+        with matplotlib.rc_context(STYLE):
             return draw(*args, **kwargs)
 
     return drawn

@@ -1,7 +1,7 @@
 """Draw the studies' figures again from the tables that are committed: `python -m experiments.figures`.
 
-Two come from elsewhere: ``python experiments/statistics/coverage.py --redraw`` draws that of the bounds, and ``make demo``
-the curve of the digits.
+Two come from elsewhere: ``python experiments/statistics/coverage.py --redraw`` draws that of the bounds, and
+``make demo`` the curve of the digits.
 """
 
 from collections.abc import Callable, Sequence

@@ -253,7 +253,7 @@ class Study:
         return paths[1]
 
     def keep(self, name: str, lines: Sequence[Line]) -> None:
-        """Write a further table, ``<name>.csv``, to the study's folder; with ``--results`` to the committed ones too."""
+        """Write another table, ``<name>.csv``, to the study's folder; with ``--results`` to the committed ones too."""
         folders = [self.folder, RESULTS / self.home] if self.given.results else [self.folder]
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)

@@ -181,7 +181,8 @@ def draw(lines: Sequence[Line]) -> Figure:
     certified = sum(line["status"] == "CERTIFIED" for line in lines)
     constant = lines[0]["constant_squared_error"]
     better = sum(line["mean_squared_error"] < 0.95 * constant for line in lines)
-    title = f"{len(names)} baselines without alignment: {certified} of {len(lines)} runs certified, {better} beat the best constant image"
+    counts = f"{certified} of {len(lines)} runs certified, {better} beat the best constant image"
+    title = f"{len(names)} baselines without alignment: {counts}"
     figure, panels = new_figure(title, 9.5, 1.6 + 0.32 * len(names), 1, len(PANELS), sharey=True)
     for axes, (value, label) in zip(panels, PANELS.items(), strict=True):
         for line in lines:

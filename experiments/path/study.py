@@ -107,7 +107,7 @@ def measure(study: Study, seed: int, theory: Theory, setting: dict[str, Any]) ->
 
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Above: margin against energy below the frontier, with and without prior. Below: margins over scales, with prior."""
+    """Above: margin below the frontier against energy, with and without prior. Below: margins over scales."""
     title = "Raw margins stay below what their energy allows, and little is left on draws"
     figure, panels = new_figure(title, 9.5, 8, 2, 2, sharey="row")
     for axes, prior in zip(panels[:2], ("with", "without"), strict=True):
@@ -137,7 +137,7 @@ def _draw_energy(axes: Axes, lines: Sequence[Line]) -> None:
         axes.plot(x, most, "_", color="0.35", markersize=10)
         axes.plot(x, line["margin"], **LOOKS[line["alignment_path"]].style())
         right = line["alignment_path"] == "sample"
-        offset = {"xytext": (8 if right else -8, -4), "ha": "left" if right else "right"}
+        offset: dict[str, Any] = {"xytext": (8 if right else -8, -4), "ha": "left" if right else "right"}
         axes.annotate(f"{line['scale']:g}", (x, line["margin"]), textcoords="offset points", fontsize=10, **offset)
     axes.axhline(0, color="black", linewidth=1)
     axes.set(xscale="log", xlim=(1, 120), ylim=(-0.05, None))

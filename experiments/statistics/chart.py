@@ -36,15 +36,14 @@ def draw(tables: Mapping[str, Rows]) -> Figure:
     Args:
         tables: the study's tables by name.
     """
-    figure, axes = new_figure(
-        "Proved bounds keep their promise; the normal one does not where errors are rare", 9.5, 8.4, 2, 2
-    )
+    title = "Proved bounds keep their promise; the normal one does not where errors are rare"
+    figure, axes = new_figure(title, 9.5, 8.4, 2, 2)
     _draw_errors(axes[0], tables["coverage"])
     _draw_gaps(axes[1], tables["coverage"])
     _draw_rejections(axes[2], tables["permutation"])
     _draw_looks(axes[3], tables["looks"])
     for panel in axes:
-        panel.legend(fontsize=10, loc="upper right")
+        panel.legend(fontsize=10, loc="lower left" if panel is axes[1] else "upper right")
     return figure
 
 
@@ -97,7 +96,7 @@ def _draw_looks(axes: Axes, rows: Rows) -> None:
             cells = [row for row in rows if wanted.items() <= row.items()]
             points = [(position, row["errors"] / row["runs"]) for row in cells]
             _scatter(axes, points, _COLORS[method], marker, f"{witness} witness" if position == 0 else None)
-    names = [f"{method}\n{'at 5 % a look' if schedule == 'none' else 'spending'}" for schedule, method in groups]
+    names = [f"{method}\n{'at 5 %' if schedule == 'none' else 'spending'}" for schedule, method in groups]
     _error_axis(axes, names)
     axes.tick_params(axis="x", labelsize=9)
     axes.set(title="Any error in a run of 50 looks", ylabel="share of runs, one mark a cell")
