@@ -43,7 +43,7 @@ class AlignmentCallback(Callback):
     the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
-    decoder to use the code: next to wide noise it can be too small to be seen. ``path="draw"`` aligns one draw
+    decoder to use the code: beside wide noise the mean can be too small. ``path="draw"`` aligns one draw
     ``mean + sigma * noise`` a row, which is what the decoder receives, so that the gradient reaches the log-variance
     too. The noise is the callback's own: the run's random streams stay as they are.
 

@@ -46,7 +46,7 @@ class CollapseDiagnostics(RowsCallback):
         seed: of the choice of rows and of the draws.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``block`` is below 2, or ``threshold`` is not above 0.
 
     Example:
         >>> from certvae.callbacks import CollapseDiagnostics
