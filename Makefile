@@ -2,6 +2,7 @@
 # make test   installs into .venv and runs the tests, on two cores (JOBS=8 on eight)
 # make quick  the same without the tests marked slow: under a minute
 # make docs   installs into .venv and builds the documentation: build/docs/index.html
+# make linkcheck  asks every page that the documentation links to whether it is there; needs the network
 # make lint   formatting, types, and which module may import which; make coverage: of the tests
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
@@ -10,7 +11,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick coverage lint docs install clean
+.PHONY: demo test quick coverage lint docs linkcheck install clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +44,9 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 	@echo "The documentation: build/docs/index.html"
+
+linkcheck: install
+	$(BIN)/python -m sphinx -b linkcheck -q -d build/doctrees docs build/linkcheck
 
 clean:
 	rm -rf $(VENV) runs

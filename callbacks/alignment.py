@@ -43,7 +43,7 @@ class AlignmentCallback(Callback):
     the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
-    decoder to use the code: next to wide noise it can be too small to be seen. ``path="draw"`` aligns one draw
+    decoder to use the code: beside wide noise the mean can be too small. ``path="draw"`` aligns one draw
     ``mean + sigma * noise`` a row, which is what the decoder receives, so that the gradient reaches the log-variance
     too. The noise is the callback's own: the run's random streams stay as they are.
 
@@ -69,6 +69,13 @@ class AlignmentCallback(Callback):
         ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
             module optimizes by hand and ``latents`` names no submodule; if ``witness_learning_rate`` is not above 0, or
             there is nothing that it could train; or, before training, if the run would train it wrongly.
+
+    Example:
+        Align a module's mean code to a teacher's file, and certify it:
+
+        >>> from certvae.callbacks import AlignmentCallback, CertificateCallback
+        >>> places = {"teacher": "teacher.safetensors", "latents": "encoder:chunk"}
+        >>> callbacks = [AlignmentCallback(**places, weight=10.0), CertificateCallback(**places)]
     """
 
     def __init__(

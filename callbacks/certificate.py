@@ -38,10 +38,10 @@ __all__ = ["LOGGED", "CertificateCallback"]
 class CertificateCallback(CheckedLatents):
     """Measure the raw-witness certificate on each validation epoch, for any LightningModule with a latent code.
 
-    Beside the verdict on the raw witness it says whether the code carries anything at all. This *reading* is
-    ``ALIGNED``, ``INFORMATIVE``, ``COLLAPSED`` or ``UNDECIDED`` (:class:`certvae.Reading`). It follows from the
-    information bracket (:func:`certvae.information_bracket`), which needs no teacher, and from a reader that is fitted
-    to the code.
+    The verdict says whether the witness finds the teacher's answer in the code. The *reading* says whether the code
+    carries anything at all: ``ALIGNED``, ``INFORMATIVE``, ``COLLAPSED`` or ``UNDECIDED`` (:class:`certvae.Reading`). It
+    follows from the information bracket (:func:`certvae.information_bracket`), which needs no teacher, and from a
+    reader that is fitted to the code.
 
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
     witness_information, information_lower, information_upper, fitted_margin}`` in nats and ``certificate/{certified,
@@ -104,7 +104,15 @@ class CertificateCallback(CheckedLatents):
         reader: where codes, inputs, teacher and witness come from.
 
     Raises:
-        ValueError: if an argument is out of its range, or there is no teacher.
+        ValueError: if ``channel_samples`` or ``information_rows`` is below 0, ``name`` has other characters than
+            letters, digits, '_', '-' and '.', a setting is none of :class:`certvae.CertificateSettings`, or there is no
+            teacher.
+
+    Example:
+        >>> from certvae.callbacks import CertificateCallback
+        >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk", save_dir="runs/vae")
+
+        ``Trainer(callbacks=[watch]).fit(model, data)`` prints the verdict; ``watch.certificate`` is the latest.
     """
 
     def __init__(

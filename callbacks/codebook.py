@@ -62,7 +62,12 @@ class CodebookCallback(RowsCallback):
             finite.
 
     Raises:
-        ValueError: if an argument is not allowed.
+        ValueError: if ``size`` is below 2 or missing, ``kind`` or ``positions`` is another word, ``confidence`` is not
+            in (0, 1), or ``name`` has other characters.
+
+    Example:
+        >>> from certvae.callbacks import CodebookCallback
+        >>> watch = CodebookCallback(latents="quantizer:2", size=512)  # the third output of `quantizer`: indices
     """
 
     def __init__(

@@ -96,6 +96,10 @@ class DecoderCheck(Callback):
         TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
         ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a
             loss, or the submodule is called several times in a step and ``latents`` does not say which call counts.
+
+    Example:
+        >>> from certvae.callbacks import DecoderCheck
+        >>> check = DecoderCheck("encoder:chunk", batches=10)
     """
 
     def __init__(

@@ -49,7 +49,11 @@ class CollapseDiagnostics(RowsCallback):
         seed: of the choice of rows and of the draws.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``block`` is below 2, or ``threshold`` is not above 0.
+
+    Example:
+        >>> from certvae.callbacks import CollapseDiagnostics
+        >>> signs = CollapseDiagnostics("encoder:chunk")
     """
 
     def __init__(

@@ -42,12 +42,12 @@ class CertificateGuard(AlignmentCallback):
     ===================================== ============================= ======================= ======================
 
     With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
-    to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step: up while the margin on
-    training rows is below what the target needs, down while it is above. What it needs is learned at each validation:
-    the target, plus the distance between the margin in training and the lower bound in validation. No weight is set by
-    hand, and a collapsed model is taken out of its collapse. By default the margin is that of draws: of **what the
-    decoder receives**. A decoder can ignore a code whose mean is certified (``path="mean"``), for next to the noise
-    the mean may be small.
+    to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step. The weight rises while
+    the margin on training rows is below the value that the target needs, and falls while it is above. This value is
+    the target plus the distance between the margin in training and the lower bound in validation, which each
+    validation measures. You set no weight, and a collapsed model recovers. By default the margin is that of draws:
+    of **what the decoder receives**. A decoder can ignore a code whose mean is certified (``path="mean"``), because
+    the mean may be small beside the noise.
 
     With ``on="bracket"`` no teacher is needed. The information that the code carries is kept above the target by
     lowering the module's KL weight, the attribute ``kl_weight``: its own value divided by the controller's weight,
@@ -56,11 +56,11 @@ class CertificateGuard(AlignmentCallback):
     information is at most the rate, which is known at each step (which therefore waits for the device). After the run
     the attribute keeps the value that was found. A module that was compiled is compiled anew when it changes.
 
-    A target that does not carry over to validation rows is given up: when the training number is above the target and
-    three looks and ten times the weight have brought no better bound, the weight goes back to that of the best bound
-    and stays there, and one warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
+    The guard gives up a target that is met on training rows and not on validation rows: if three looks and ten times
+    the weight have brought no better bound, the weight goes back to that of the best bound and stays there. One
+    warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
 
-    The other answers leave training alone and act when a validation finds the bound below a target that it had
+    The other values of ``on_loss`` do not change training. They act when the bound falls below a target that it had
     reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises :class:`CertificateLostError`.
 
     It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
@@ -92,9 +92,21 @@ class CertificateGuard(AlignmentCallback):
         reached: whether a validation has found the bound at the target.
 
     Raises:
-        ValueError: if an argument is not as above, there is no such callback or attribute, or the code has no
-            log-variance and ``path`` is ``"draw"``.
+        ValueError: if ``target`` is not above 0, a word is none of those above, there is no such callback or attribute,
+            or the code has no log-variance and ``path`` is ``"draw"``.
         TypeError: if the attribute is not a number.
+
+    Example:
+        Keep half a nat on draws, with a weight that is found in training:
+
+        >>> from certvae.callbacks import CertificateCallback, CertificateGuard, InformationCallback
+        >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk")
+        >>> callbacks = [watch, CertificateGuard(target=0.5)]
+
+        Without a teacher, by lowering the module's attribute ``beta``:
+
+        >>> measure = InformationCallback("encoder:chunk")
+        >>> callbacks = [measure, CertificateGuard(target=2.0, on="bracket", kl_weight="beta")]
     """
 
     def __init__(

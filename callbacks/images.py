@@ -45,6 +45,10 @@ class ReconstructionImages(Callback):
 
     Raises:
         ValueError: if ``every_n_epochs`` is negative, or ``rows`` is below 1.
+
+    Example:
+        >>> from certvae.callbacks import ReconstructionImages
+        >>> pictures = ReconstructionImages(every_n_epochs=5, latents="encoder:chunk", decoder="decoder")
     """
 
     def __init__(

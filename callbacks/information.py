@@ -65,7 +65,12 @@ class InformationCallback(RowsCallback, CheckedLatents):
         brackets: of each group that has one; empty without groups.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if ``block`` is below 3, ``rows`` is below 2, ``confidence`` is not in (0, 1), or ``name`` has other
+            characters.
+
+    Example:
+        >>> from certvae.callbacks import InformationCallback
+        >>> measure = InformationCallback("encoder:chunk", save_dir="runs/vae")
     """
 
     def __init__(

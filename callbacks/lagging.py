@@ -42,6 +42,10 @@ class LaggingInference(Callback):
 
     Raises:
         ValueError: if a number is below 1, the module optimizes by hand, or ``monitor`` is not logged.
+
+    Example:
+        >>> from certvae.callbacks import CollapseDiagnostics, LaggingInference
+        >>> callbacks = [CollapseDiagnostics("encoder:chunk"), LaggingInference(encoder="encoder")]
     """
 
     def __init__(

@@ -60,6 +60,12 @@ class LastCheckpoint(ModelCheckpoint):
         CheckpointError: before the first epoch, if the folder cannot be written; later, if a checkpoint cannot be
             written (those before it stay whole); on resuming, if both checkpoints are damaged, or the processes find
             different ones.
+
+    Example:
+        >>> from certvae.callbacks import LastCheckpoint
+        >>> keep = LastCheckpoint("runs/vae/checkpoints")
+
+        ``Trainer(callbacks=[keep]).fit(model, data, ckpt_path="last")`` goes on where an earlier run was killed.
     """
 
     def __init__(self, dirpath: str | Path) -> None:

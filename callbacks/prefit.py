@@ -66,8 +66,12 @@ class PrefitCallback(Callback):
         epochs_run: passes that were made; kept in checkpoints, as the margins are.
 
     Raises:
-        ValueError: if an argument is not as above, the module optimizes by hand, its parameters are sharded over
-            processes, or there are several training dataloaders.
+        ValueError: if ``alpha`` is not in (0, 1], ``epochs`` is below 1, ``learning_rate`` is not above 0, the module
+            optimizes by hand, its parameters are sharded over processes, or there are several training dataloaders.
+
+    Example:
+        >>> from certvae.callbacks import PrefitCallback
+        >>> first = PrefitCallback("teacher.safetensors", latents="encoder:chunk", epochs=2)
     """
 
     def __init__(

@@ -26,11 +26,10 @@ class ProbeCallback(Callback):
     is, in the population, a lower bound on what the code carries about the input (Barber and Agakov, 2003), as the
     raw witness's is.
 
-    The certificate is about the raw witness and stays so: it needs no training, so that nothing has to be believed
-    about a fit. The two differ in what they ask of the code. The raw witness asks whether the code answers in the
-    teacher's own coordinates; the probe asks whether an affine map finds the answer in it. A reconstructing VAE that
-    nobody aligned often has a probe margin far above 0 with a raw margin below 0. That is a finding, 'informative but
-    not aligned', and no contradiction. Both at or below 0 shows nothing; read the rate.
+    The certificate does not use the probe: the raw witness needs no training. The raw witness tests whether the code
+    gives the teacher's answer in fixed coordinates. The probe tests whether any affine map finds it. A VAE that
+    reconstructs and was not aligned often has a probe margin far above 0 and a raw margin below 0: it is informative,
+    and not aligned. If both are at or below 0, nothing is shown; read the rate.
 
     It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
     images, dataloader and the method and confidence of the bound. Gradients never reach the model: the run is the
@@ -55,6 +54,10 @@ class ProbeCallback(Callback):
 
     Raises:
         ValueError: if ``learning_rate`` is not above 0, or there is no such certificate callback.
+
+    Example:
+        >>> from certvae.callbacks import CertificateCallback, ProbeCallback
+        >>> callbacks = [CertificateCallback("teacher.safetensors", latents="encoder:chunk"), ProbeCallback()]
     """
 
     def __init__(self, certificate: str = "certificate", learning_rate: float = 0.05, name: str = "probe") -> None:

@@ -14,16 +14,23 @@ from certvae.certificate.certificate import Certificate
 
 __all__ = ["StatusLine"]
 
+WIDE = 110  # columns of a terminal that has room for a protocol's whole line
+
 
 class StatusLine(Callback):
     """Show epoch, margin, threshold, reading, verdict and time of a run in one line; epochs count from 0.
 
-    In a terminal the line is live. Without a terminal, about ``lines`` plain lines a run are printed; and so they are
-    above Lightning's own progress bar where that is on, which shows the margin as well.
+    In a terminal the line is live; below 110 columns the verdict stands before the margin, and what has no room is cut.
+    Without a terminal, about ``lines`` plain lines a run are printed. So they are above Lightning's own progress bar
+    where that is on, which shows the margin as well.
 
     Args:
         label: what is running.
         lines: plain lines a run, at least 1.
+
+    Example:
+        >>> from certvae.callbacks import StatusLine
+        >>> line = StatusLine("my VAE")
     """
 
     def __init__(self, label: str = "", lines: int = 5) -> None:
@@ -33,18 +40,21 @@ class StatusLine(Callback):
         self.label, self.lines = label, lines
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._narrow = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not (trainer.is_global_zero and sys.stdout.isatty()) or _has_bar(trainer):
             return
+        console = Console()
+        self._narrow = console.width < WIDE
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            BarColumn(bar_width=6 if self._narrow else 12),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._progress = Progress(*columns, console=Console(), expand=True)  # a narrow terminal cuts the text only
+        self._progress = Progress(*columns, console=console, expand=True)  # a narrow terminal cuts the text only
         batches = trainer.num_training_batches
         known = math.isfinite(batches) and _epochs(trainer, pl_module)
         total, done = (known * batches, trainer.current_epoch * batches) if known else (None, 0)
@@ -57,9 +67,10 @@ class StatusLine(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epochs, epoch = _epochs(trainer, pl_module), trainer.current_epoch
-        text = f"epoch {epoch}{f'/{epochs - 1}' if epochs else ''}{_verdicts(trainer)}"
+        number = f"{epoch}{f'/{epochs - 1}' if epochs else ''}"
+        text = f"epoch {number}{_verdicts(trainer, narrow=False)}"
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, text=text)
+            self._progress.update(self._task, text=number + _verdicts(trainer, True) if self._narrow else text)
         elif (epoch + 1) % max(1, epochs // self.lines) == 0 or epoch + 1 == epochs:
             pl_module.print(f"{self.label}  {text}" if self.label else text)
             sys.stdout.flush()
@@ -86,13 +97,18 @@ def _has_bar(trainer: Trainer) -> bool:
     return bar is not None and bool(bar.is_enabled)  # type: ignore[attr-defined]
 
 
-def _verdicts(trainer: Trainer) -> str:
+def _verdicts(trainer: Trainer, narrow: bool) -> str:
     """The latest certificate of each callback."""
     watches = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
-    return "".join(_verdict(watch.name, watch.certificate) for watch in watches if watch.certificate is not None)
+    return "".join(_verdict(item.name, item.certificate, narrow) for item in watches if item.certificate is not None)
 
 
-def _verdict(name: str, certificate: Certificate) -> str:
+def _verdict(name: str, certificate: Certificate, narrow: bool) -> str:
     of = "" if name == "certificate" else f"{name}: "
     margin, information = certificate.margin, certificate.teacher_information
-    return f"  {of}margin {margin:+.3f} of {information:.3f} nats, {certificate.reading}, {certificate.status}"
+    verdict = f"{certificate.reading}, {certificate.status}"
+    return (
+        f" {of}{verdict} {margin:+.3f}"
+        if narrow
+        else f"  {of}margin {margin:+.3f} of {information:.3f} nats, {verdict}"
+    )

@@ -17,6 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "mathml",
     "modules",
 ]
@@ -25,10 +26,28 @@ pygments_dark_style = "github-dark"
 html_title = f"certvae {release}"
 html_static_path = ["_static"]
 html_css_files = ["certvae.css"]
+html_js_files = ["versions.js"]
+templates_path = ["_templates"]
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "versions.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
 html_math_renderer = "mathml"
 html_copy_source = False
 html_show_sphinx = False
-exclude_patterns = ["_ext", "_static"]
+exclude_patterns = ["_ext", "_static", "_templates"]
+copybutton_selector = "div:not(.highlight-text) > div.highlight > pre"  # what a block prints is not copied
+
+# `make linkcheck` asks every other site's page for a sign of life.
+linkcheck_timeout = 20
+linkcheck_retries = 2
+linkcheck_workers = 4
 
 myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3

@@ -23,6 +23,7 @@ from certvae.commands.certify import CertifyOptions, EncodedCheckpoint
 from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.tables import Line, Results, commit, origin
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
+from certvae.io.files import csv_text, write_atomic
 from certvae.teachers import Teacher, load_teacher
 from certvae.terminal import quiet
 
@@ -249,6 +250,13 @@ class Study:
         if self.given.strict and not all(results.claims.values()):
             raise SystemExit(f"{paths[1]}: not everything that the study claims holds.")
         return paths[1]
+
+    def keep(self, name: str, lines: Sequence[Line]) -> None:
+        """Write another table, ``<name>.csv``, to the study's folder; with ``--results`` to the committed ones too."""
+        folders = [self.folder, RESULTS / self.home] if self.given.results else [self.folder]
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(folder / f"{name}.csv", csv_text(lines[0], lines))
 
     def _origin(self) -> str:
         options = {key: value for key, value in vars(self.given).items() if key not in PLACES}

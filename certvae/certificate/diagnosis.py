@@ -74,7 +74,15 @@ def diagnose(certificate: "Certificate") -> Diagnosis:
         certificate: from a callback, from ``certvae certify`` or :func:`certvae.certify`.
     """
     cause = next(item for item in CAUSES if item.applies(certificate))
-    return Diagnosis(certificate.reading, cause.name, cause.finding(certificate), cause.cure(certificate))
+    cure = cause.cure(certificate) + (NOISE if _noise_unknown(certificate) else "")
+    return Diagnosis(certificate.reading, cause.name, cause.finding(certificate), cure)
+
+
+def _noise_unknown(c: "Certificate") -> bool:
+    """Whether the reading is open because only the mean of a code that may have noise was given."""
+    open_reading = c.status is Status.NOT_CERTIFIED and c.reading is Reading.UNDECIDED
+    mean_only = c.information is None and c.fitted is not None and c.fitted.draw is None
+    return open_reading and mean_only and c.provenance.get("deterministic") is not True
 
 
 def _known_least(c: "Certificate") -> float:
@@ -114,6 +122,10 @@ def _target(c: "Certificate") -> float:
     return round(0.5 * c.teacher_information, 2)
 
 
+NOISE = (
+    " To decide the reading, name the log-variance too: latents='encoder:chunk', or ('fc_mu', 'fc_var') for two heads; "
+    "of a code without noise, Latents('encoder', deterministic=True)."
+)
 CAUSES = (
     Cause(
         "partial",

@@ -44,6 +44,9 @@ _LABELS = {
     "guarded": "guarded: no_align, then the guard's weight",
     "prefit": "prefit: aligned from a fitted code",
 }
+# What tells the phases apart in gray.
+_MARKERS = {"full": "o", "no_align": "s", "rescue": "^", "ablate": "D", "guarded": "v", "prefit": "P"}
+_DASHES = {"no_align": "--", "rescue": "-.", "ablate": ":", "guarded": (0, (5, 1)), "prefit": (0, (1, 1))}
 # Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
 _PARTS = {"information": "#999999", "kept": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
 _LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
@@ -82,8 +85,11 @@ def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: in
         epochs,
         margins,
         color=color,
-        marker="o",
-        markersize=3,
+        linestyle=_DASHES.get(phase, "-"),
+        marker=_MARKERS.get(phase, "."),
+        markersize=6,
+        markevery=max(1, len(epochs) // 8),
+        zorder=3,  # a collapsed run lies on the threshold, and is drawn over it
         label=_LABELS.get(phase, phase) if label else None,
     )
     axes.fill_between(epochs, lower, margins, color=color, alpha=0.2, linewidth=0)
@@ -91,12 +97,12 @@ def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: in
 
 def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> None:
     every = [c for phases in histories.values() for certificates in phases.values() for c in certificates]
-    axes.axhline(0, color="black", linewidth=1.2, label="threshold: the best constant student")
+    axes.axhline(0, color="0.35", linewidth=1.2, label="threshold: the best constant student")
     if every:
         safety = every[0].safety_margin
         axes.axhline(safety, color="black", linewidth=0.8, linestyle="--", label=f"with safety margin {safety:g}")
         information = max(certificate.teacher_information for certificate in every)
-        axes.axhline(information, color="0.5", linewidth=0.8, linestyle="-.", label="teacher information (the most)")
+        axes.axhline(information, color="0.5", linewidth=2.4, label="teacher information (the most)")
     present = {phase for phases in histories.values() for phase in phases}
     goes_on = [f"{phase} goes on from {before}" for phase, before in GOES_ON_FROM.items() if phase in present]
     axes.set(title=title, xlabel=f"epoch ({', '.join(goes_on)})", ylabel="raw-witness margin (nats)")
@@ -104,7 +110,7 @@ def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certific
     low, high = axes.get_ylim()
     axes.axhspan(low, 0, color="#D55E00", alpha=0.06, linewidth=0)
     axes.set_ylim(low, high)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False, fontsize=9)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
 
 

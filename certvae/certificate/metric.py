@@ -41,7 +41,7 @@ class CertificateMetric(Metric):
 
     Raises:
         TypeError: if ``num_components`` is not a whole number.
-        ValueError: if it is out of its range.
+        ValueError: if ``num_components`` is not from 2 to 32768.
 
     Example:
         >>> import torch

@@ -31,7 +31,8 @@ class CertificateSettings:
 
     Raises:
         TypeError: if a number is not one, or ``look`` is not a whole one.
-        ValueError: if an argument is out of its range, or a rigorous method lacks its floors.
+        ValueError: if ``safety_margin`` is below 0, ``confidence`` is not in (0, 1), a floor is not in [0, 1), ``look``
+            is below 1, or a proved method lacks its floors.
     """
 
     safety_margin: float = 0.05

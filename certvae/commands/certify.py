@@ -68,8 +68,8 @@ class CertifyOptions:
             for a model that has no attribute ``witness``.
 
     Raises:
-        TypeError: if a number is none.
-        ValueError: if an option is out of its range.
+        TypeError: if an option is not a number where one is needed.
+        ValueError: if an option is not one of the values above, or a number is too small or too large.
     """
 
     split: str = "test"

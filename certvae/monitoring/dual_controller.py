@@ -25,6 +25,10 @@ class DualController:
         low: smallest weight, positive.
         high: largest weight, above ``low``.
         log_weight: ``u`` at the start.
+
+    Example:
+        >>> from certvae.callbacks import CertificateGuard, DualController
+        >>> guard = CertificateGuard(target=0.5, controller=DualController(high=10))
     """
 
     rate: float = 0.05

@@ -62,7 +62,8 @@ def betting(
         score is lower, and no margin.
 
     Raises:
-        ValueError: if a shape or number is out of its range, or a score is below :math:`\log(\epsilon_S / K)`.
+        ValueError: if shapes do not agree, ``alpha`` or a floor is not in (0, 1), or a score is below
+            :math:`\log(\epsilon_S / K)`.
     """
     lowest = _check(teacher_probs, scores, alpha, teacher_floor, witness_floor)
     schedule = bet_schedule(teacher_probs, scores, alpha, lowest)

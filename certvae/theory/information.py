@@ -119,7 +119,7 @@ def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
         Log-probabilities in nats, shape ``(..., K)``.
 
     Raises:
-        ValueError: if ``floor`` is out of its range.
+        ValueError: if ``floor`` is not in [0, 1).
     """
     if as_fraction(floor, "floor") == 0:
         return log_probs

@@ -37,7 +37,8 @@ class RawHead(nn.Module):
 
     Raises:
         TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
-        ValueError: if an argument is out of its range.
+        ValueError: if a size is too small, ``temperature`` is not from 1e-6 to 1e6, or a prior's probability is not
+            above 0.
     """
 
     def __init__(

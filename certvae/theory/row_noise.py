@@ -77,7 +77,8 @@ def row_uniform(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
     Raises:
         TypeError: if ``count`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
-        ValueError: if one is out of its range, or ``keys`` do not hold one integer a row.
+        ValueError: if ``count`` is below 0, ``seed`` is not from -2^62 to 2^62, or ``keys`` do not hold one integer a
+            row.
     """
     rows, count, seed = (
         as_keys(keys),
@@ -104,7 +105,8 @@ def row_normal(keys: Tensor, count: int, seed: int = 0) -> Tensor:
 
     Raises:
         TypeError: if ``count`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
-        ValueError: if one is out of its range, or ``keys`` do not hold one integer a row.
+        ValueError: if ``count`` is below 0, ``seed`` is not from -2^62 to 2^62, or ``keys`` do not hold one integer a
+            row.
     """
     half = (as_whole_number(count, "count", 0) + 1) // 2
     uniform = row_uniform(keys, 2 * half, seed)

@@ -79,7 +79,8 @@ class SimplexWitness(nn.Module):
 
     Raises:
         TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
-        ValueError: if an argument is out of its range.
+        ValueError: if a size is too small, ``scale`` is not from 1e-15 to 1e15, or a prior's probability is not above
+            0.
     """
 
     def __init__(

@@ -30,6 +30,7 @@ from torch import Tensor
 from certvae.commands.tables import Line, Results
 from certvae.theory.contrast import aggregate_information
 from certvae.theory.posterior import Posterior
+from experiments.drawing import FIRST, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 
 __all__ = ["BASELINES", "compose", "main"]
@@ -165,31 +166,48 @@ def codes(cli: LightningCLI, split: str, limit: int | None) -> Codes:
     return Codes(Posterior(mean.double(), log_variance.double()), rate.double(), component, label)
 
 
+PANELS = {
+    "margin": "margin, nats",
+    "rate": "rate, nats",
+    "mean_squared_error": "squared error",
+    "component_accuracy": "accuracy of a probe",
+}
+
+
+@styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Probe accuracy, mutual information and squared error against the raw margin; filled where it is certified."""
-    figure = Figure(figsize=(14, 4.6), layout="constrained")
-    panels = {
-        "component_accuracy": "probe: accuracy for the teacher's component",
-        "mutual_information": "mutual information of input and code (nats)",
-        "mean_squared_error": "squared error of a pixel",
-    }
+    """A row for each baseline and a mark for each seed: margin, rate, squared error and what a probe reads."""
     names = list(dict.fromkeys(line["baseline"] for line in lines))
-    for axes, (value, label) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    certified = sum(line["status"] == "CERTIFIED" for line in lines)
+    constant = lines[0]["constant_squared_error"]
+    better = sum(line["mean_squared_error"] < 0.95 * constant for line in lines)
+    counts = f"{certified} of {len(lines)} runs certified, {better} beat the best constant image"
+    title = f"{len(names)} baselines without alignment: {counts}"
+    figure, panels = new_figure(title, 9.5, 1.6 + 0.32 * len(names), 1, len(PANELS), sharey=True)
+    for axes, (value, label) in zip(panels, PANELS.items(), strict=True):
         for line in lines:
-            number = names.index(line["baseline"])
-            style = {
-                "color": f"C{number % 10}",
-                "marker": "os^Dv"[number // 10 % 5],
-                "fillstyle": "full" if line["status"] == "CERTIFIED" else "none",
-                "linestyle": "none",
-                "label": line["baseline"] if line["seed"] == lines[0]["seed"] else None,
-            }
-            axes.plot(line["margin"], line[value], **style)
-        axes.axvline(0, color="black", linewidth=1, linestyle="--")
-        axes.set(xlabel="raw-witness margin (nats)", ylabel=label)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[2].axhline(lines[0]["constant_squared_error"], color="0.6", linestyle=":", label="best constant image")
-    figure.legend(*figure.axes[2].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+            marks = FIRST.style(line["status"] == "CERTIFIED") | {"linestyle": ""}
+            axes.plot(line[value], names.index(line["baseline"]), **marks)
+        axes.set(title=label, ylim=(len(names) - 0.5, -0.5))
+        axes.grid(axis="y", color="0.88")
+        axes.tick_params(axis="x", labelsize=10)
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].axvline(0, color="black", linewidth=1.2)
+    panels[1].set_xscale("symlog", linthresh=1)
+    panels[1].set_xlim(-0.2, 3 * max(line["rate"] for line in lines) + 1)
+    panels[1].xaxis.set_major_formatter("{x:g}")
+    panels[2].axvline(constant, color="0.35", linestyle=":")
+    panels[3].axvline(lines[0]["component_most_frequent"], color="0.35", linestyle=":")
+    marks = {"linestyle": ""}
+    legend_below(
+        figure,
+        (
+            ("certified", FIRST.style() | marks),
+            ("not certified", FIRST.style(filled=False) | marks),
+            ("without the input: the best constant", {"color": "0.35", "linestyle": ":"}),
+        ),
+        3,
+    )
     return figure
 
 

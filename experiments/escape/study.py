@@ -17,13 +17,19 @@ from matplotlib.figure import Figure
 from certvae.certificate.history import read_history
 from certvae.commands.protocol import WITNESSES
 from certvae.commands.tables import Line, Results
+from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 
 __all__ = ["claims", "main"]
 
 EVERY = {"digits": 4, "cifar100": 25}  # steps between looks
 LOW = 0.1  # of the closed-form code, at the low-margin start
-COLORS = {"simplex_collapsed": "#0072B2", "head_collapsed": "#D55E00", "simplex_low": "#009E73"}
+LOOKS = {"simplex_collapsed": FIRST, "head_collapsed": SECOND, "simplex_low": THIRD}
+WORDS = {
+    "simplex_collapsed": "simplex, from collapsed weights",
+    "head_collapsed": "linear head, from collapsed weights",
+    "simplex_low": "simplex, from a low margin",
+}
 COLUMNS = {
     "seed": "{seed}",
     "run": "{run}",
@@ -91,33 +97,53 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
     }
 
 
-def draw(lines: Sequence[Line], study: Study) -> Figure:
-    """Force and margin against steps."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for line in lines:
-        looks = read_history(study.place(line["seed"], line["run"]) / "certificates_val.jsonl")
-        steps = [look.provenance["global_step"] for look in looks]
-        label = line["run"] if line["seed"] == lines[0]["seed"] else None
-        color = COLORS[line["run"]]
-        left.plot(steps, [look.escape_force for look in looks], color=color, label=label)
-        right.plot(steps, [look.margin for look in looks], color=color)
-    right.axhline(0, color="black", linewidth=1)
-    left.set(xlabel="step", ylabel="mean escape force (nats for each unit of the code)")
-    right.set(xlabel="step", ylabel="raw-witness margin (nats)")
-    left.legend(frameon=False)
+def looks(study: Study, seed: int, name: str) -> list[Line]:
+    """Force and margin of each look at a run."""
+    history = read_history(study.place(seed, name) / "certificates_val.jsonl")
+    return [
+        {
+            "seed": seed,
+            "run": name,
+            "step": look.provenance["global_step"],
+            "escape_force": round(float(look.escape_force or 0.0), 5),
+            "margin": round(look.margin, 5),
+        }
+        for look in history
+    ]
+
+
+@styled
+def draw(lines: Sequence[Line]) -> Figure:
+    """Force and margin against steps, from the lines of :func:`looks`."""
+    title = "The simplex witness pulls a collapsed code at once; a trained head must first leave its start"
+    figure, panels = new_figure(title, 9.5, 4.6, 1, 2)
+    names = [name for name in LOOKS if any(line["run"] == name for line in lines)]
+    for axes, value in zip(panels, ("escape_force", "margin"), strict=True):
+        for name in names:
+            for seed in sorted({line["seed"] for line in lines}):
+                chosen = [line for line in lines if (line["run"], line["seed"]) == (name, seed)]
+                every = max(1, len(chosen) // 12)
+                values = [line[value] for line in chosen]
+                axes.plot([line["step"] for line in chosen], values, **LOOKS[name].style(), markevery=every)
+        axes.set(xlabel="step", ylim=(min(-0.05, *axes.get_ylim()), None))
+        axes.axhline(0, color="black", linewidth=1)
+    panels[0].set(title="mean escape force, nats for each unit of the code")
+    panels[1].set(title="raw-witness margin, nats")
+    legend_below(figure, ((WORDS[name], LOOKS[name].style()) for name in names), 2)
     return figure
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run what is not done yet, write table and figure, and return the table's lines."""
     given = study_parser("escape", __doc__).parse_args(args)
-    study, lines = Study("escape", given), []
+    study, lines, seen = Study("escape", given), [], []
     for seed in study.seeds:
         collapse(study, seed)
         for name, (base, changes) in settings(study, seed).items():
             lines.append(measure(study, seed, name, base, changes))
-    study.report(Results(lines, COLUMNS, claims(lines), {"escape": draw(lines, study)}))
+            seen += looks(study, seed, name)
+    study.keep("escape_looks", seen)
+    study.report(Results(lines, COLUMNS, claims(lines), {"escape": draw(seen)}))
     return lines
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from certvae.certificate.history import read_history
 from certvae.commands.tables import Line, Results
+from experiments.drawing import FIRST, SECOND, THIRD, Look, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 
 __all__ = ["claims", "main"]
@@ -34,6 +35,7 @@ NUMBERS = (
     "first_at_target",
     "stays",
 )
+FIXED = Look("0.45", "D", "")
 SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
 COLUMNS = {
     "seed": "{seed}",
@@ -101,35 +103,52 @@ def logged(rows: Sequence[Mapping[str, str]], key: str) -> list[float]:
     return [float(row[key]) for row in rows if row.get(key)]
 
 
-def draw(lines: Sequence[Line], study: Study) -> Figure:
-    """Left: the bound against epochs; right: reconstruction error against the bound."""
-    drawn = Figure(figsize=(10, 4.2), layout="constrained")
-    left, right = drawn.subplots(1, 2)
-    colors = {"guard": "#0072B2", "guard_rescue": "#009E73", "no_align": "#D55E00"}
+@styled
+def draw(lines: Sequence[Line]) -> Figure:
+    """Lower bound against the alignment weight, and reconstruction error against the lower bound."""
+    guarded = [line for line in lines if line["run"].startswith("guard")]
+    held = sum(line["margin_lower"] >= TARGET for line in guarded)
+    title = f"The guard finds a weight that holds {TARGET:g} nats in {held} of {len(guarded)} runs"
+    figure, (left, right) = new_figure(title, 9.5, 4.6, 1, 2)
     for line in lines:
-        name, path = line["run"], study.place(line["seed"], line["run"]) / "certificates_val.jsonl"
-        bounds = [certificate.margin_lower for certificate in read_history(path)]
-        color = colors.get(name, "0.7")
-        label = name if line["seed"] == lines[0]["seed"] and name in colors else None
-        left.plot(range(1, len(bounds) + 1), bounds, color=color, marker="o", markersize=3, label=label)
-        right.plot(line["margin_lower"], line["mean_squared_error"], "o", color=color, label=label)
-        if name.startswith("fixed") and line["seed"] == lines[0]["seed"]:
+        (look, filled), weight = _look(line["run"]), _weight(line)
+        marks = look.style(filled) | {"linestyle": ""}
+        left.plot(weight, line["margin_lower"], **marks)
+        right.plot(line["margin_lower"], line["mean_squared_error"], **marks)
+        if line["run"].startswith("fixed"):
             place = (line["margin_lower"], line["mean_squared_error"])
-            right.annotate(name.removeprefix("fixed_"), place, textcoords="offset points", xytext=(4, 4), fontsize=8)
-    left.axhline(TARGET, color="black", linewidth=1, linestyle="--")
-    right.axvline(TARGET, color="black", linewidth=1, linestyle="--")
-    left.set(
-        xlabel="epoch",
-        ylabel="lower bound of the margin (nats)",
-        title="dashed: the guard's target; gray: fixed weights",
-    )
-    right.set(
-        xlabel="lower bound of the margin (nats)",
-        ylabel="mean squared error of a pixel",
-        title=f"means of the last {SETTLED} epochs",
-    )
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 0.07), ncols=3, frameon=False)
-    return drawn
+            right.annotate(f"{weight:g}", place, textcoords="offset points", xytext=(-8, -4), ha="right", fontsize=10)
+    left.axhline(TARGET, color="0.35", linestyle=":")
+    right.axvline(TARGET, color="0.35", linestyle=":")
+    left.set(title="lower bound of the margin, nats", xlabel="alignment weight at the end", xlim=(-8, 900))
+    left.set_xscale("symlog", linthresh=40)
+    weights = sorted({_weight(line) for line in lines if not line["run"].startswith("guard")})
+    left.set_xticks(weights, [f"{weight:g}" for weight in weights])
+    left.minorticks_off()
+    right.set(title="squared error of a pixel (number: fixed weight)", xlabel="lower bound of the margin, nats")
+    right.margins(0.08)
+    shown = {_word(line["run"]): _look(line["run"]) for line in lines}
+    entries = [(word, look.style(filled) | {"linestyle": ""}) for word, (look, filled) in shown.items()]
+    legend_below(figure, (*entries, ("the guard's target", {"color": "0.35", "linestyle": ":"})), 3)
+    return figure
+
+
+def _look(run: str) -> tuple[Look, bool]:
+    """How a run is marked, and whether its mark is filled."""
+    if run.startswith("fixed"):
+        return FIXED, True
+    return {"guard": (FIRST, True), "guard_rescue": (THIRD, True), "no_align": (SECOND, False)}[run]
+
+
+def _word(run: str) -> str:
+    words = {"guard": "guard", "guard_rescue": "guard, from collapsed weights", "no_align": "no alignment"}
+    return words.get(run, "fixed weight")
+
+
+def _weight(line: Line) -> float:
+    if line["run"].startswith("fixed"):
+        return float(line["run"].removeprefix("fixed_"))
+    return float(line["last_weight"] or 0)
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
@@ -162,7 +181,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     if not lines:
         names = ", ".join(name for name, *_ in settings(study, study.seeds[0]))
         parser.error(f"--only must name one of {names}; got {' '.join(given.only)}")
-    study.report(Results(lines, COLUMNS, claims(lines), {"guard": draw(lines, study)}))
+    study.report(Results(lines, COLUMNS, claims(lines), {"guard": draw(lines)}))
     return lines
 
 

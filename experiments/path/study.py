@@ -23,7 +23,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from certvae.commands.tables import Line, Results
-from experiments.path.theory import Point, frontier, most_margin, path
+from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
+from experiments.path.theory import frontier, most_margin, path
 from experiments.study import Study, study_parser
 
 __all__ = ["main"]
@@ -31,8 +32,13 @@ __all__ = ["main"]
 SCALES = (1.0, 2.0, 4.0, 8.0)
 FRACTIONS = [number / 20 for number in range(31)]
 PRICES = [10 ** (-number / 4) for number in range(-4, 17)]
-COLORS = {"mean": "#D55E00", "sample": "#0072B2"}
-MARKERS = {"with": "o", "without": "s"}
+LOOKS = {"mean": SECOND, "sample": FIRST}
+WORDS = {"mean": "mean", "sample": "draw"}
+SERIES = {
+    "margin": ("on the mean, raw", FIRST),
+    "calibrated_channel_margin": ("on draws, calibrated", SECOND),
+    "channel_margin": ("on draws, raw", THIRD),
+}
 COLUMNS = {
     "seed": "{seed}",
     "scale": "{scale:g}",
@@ -99,55 +105,53 @@ def measure(study: Study, seed: int, theory: Theory, setting: dict[str, Any]) ->
     return {"seed": seed, **setting, **line, **{key: round(value, 5) for key, value in found.items()}}
 
 
-def draw(lines: Sequence[Line], theory: Theory) -> Figure:
-    """Left: margin against energy, of the first seed, whose teacher the curves belong to; right: against the scale."""
-    figure = Figure(figsize=(12, 6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_energy(left, [line for line in lines if line["seed"] == lines[0]["seed"]], theory)
-    _draw_scales(right, lines)
+@styled
+def draw(lines: Sequence[Line]) -> Figure:
+    """Above: margin below the frontier against energy, with and without prior. Below: margins over scales."""
+    title = "Raw margins stay below what their energy allows, and little is left on draws"
+    figure, panels = new_figure(title, 9.5, 8, 2, 2, sharey="row")
+    for axes, prior in zip(panels[:2], ("with", "without"), strict=True):
+        _draw_energy(axes, [line for line in lines if line["prior"] == prior])
+        axes.set(title=f"{prior} prior (number: scale of the witness)", xlabel="energy of the code x scale², nats")
+    for axes, aligned_on in zip(panels[2:], LOOKS, strict=True):
+        chosen = [line for line in lines if (line["prior"], line["alignment_path"]) == ("with", aligned_on)]
+        _draw_scales(axes, chosen)
+        axes.set(title=f"aligned on the {WORDS[aligned_on]}, with prior", xlabel="scale of the witness")
+    panels[0].set_ylabel("raw-witness margin, nats")
+    panels[2].set_ylabel("margin, nats")
     top = max(line["teacher_information"] for line in lines)
-    for axes in (left, right):
-        axes.axhline(0, color="black", linewidth=1)
-        axes.set_ylim(-0.5 * top, 1.1 * top)  # raw channel margins may fall far below
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
+    panels[2].set_ylim(-0.25 * top, 0.8 * top)  # raw margins on draws fall far below
+    above = (
+        *((f"aligned on the {word}", LOOKS[name].style() | {"linestyle": ""}) for name, word in WORDS.items()),
+        ("the most of any code", {"color": "0.35", "marker": "_", "linestyle": "-", "linewidth": 0.8}),
+    )
+    legend_below(figure, (*above, *((label, look.style(look is FIRST)) for label, look in SERIES.values())), 3)
     return figure
 
 
-def _draw_energy(axes: Axes, lines: Sequence[Line], theory: Theory) -> None:
-    for prior, style in (("with", "-"), ("without", "--")):
-        _curve(axes, theory.paths[prior][1:], "black", style, f"closed-form code, t to 1.5, {prior} prior")
-        _curve(axes, theory.frontiers[prior], "#009E73", style, f"the most of any code, {prior} prior")
+def _draw_energy(axes: Axes, lines: Sequence[Line]) -> None:
+    """A mark for each model; above it a dash for the most that any code of its energy can have."""
     for line in lines:
-        color, marker = COLORS[line["alignment_path"]], MARKERS[line["prior"]]
-        axes.plot(line["scaled_energy"], line["margin"], marker, color=color, markersize=5)
-        place = (line["scaled_energy"], line["margin"])
-        axes.annotate(f"{line['scale']:g}", place, textcoords="offset points", xytext=(4, -8), fontsize=7)
-    for alignment_path, color in COLORS.items():
-        axes.plot([], [], "o", color=color, label=f"aligned on the {alignment_path} (number: scale)")
-    axes.plot([], [], "s", color="0.5", label="squares: without prior")
-    axes.set(xscale="log", xlabel="energy of the code x scale^2 (nats)", ylabel="raw-witness margin (nats)")
-    axes.set_xlim(left=0.05)
-
-
-def _curve(axes: Axes, points: Sequence[Point], color: str, style: str, label: str) -> None:
-    energies, margins = zip(*points, strict=True)
-    axes.plot(energies, margins, color=color, linestyle=style, linewidth=1.2, label=label)
+        x, most = line["scaled_energy"], line["margin"] + line["headroom"]
+        axes.plot([x, x], [line["margin"], most], color="0.35", linewidth=0.8, zorder=1)
+        axes.plot(x, most, "_", color="0.35", markersize=10)
+        axes.plot(x, line["margin"], **LOOKS[line["alignment_path"]].style())
+        right = line["alignment_path"] == "sample"
+        offset: dict[str, Any] = {"xytext": (8 if right else -8, -4), "ha": "left" if right else "right"}
+        axes.annotate(f"{line['scale']:g}", (x, line["margin"]), textcoords="offset points", fontsize=10, **offset)
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set(xscale="log", xlim=(1, 120), ylim=(-0.05, None))
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def _draw_scales(axes: Axes, lines: Sequence[Line]) -> None:
-    """Of the runs with a prior; those without stand in the table."""
-    shown = {"margin": "-", "channel_margin": ":", "calibrated_channel_margin": "--"}
-    chosen = [line for line in lines if line["prior"] == "with"]
-    for alignment_path, color in COLORS.items():
-        for number, seed in enumerate(sorted({line["seed"] for line in chosen})):
-            mine = [line for line in chosen if line["alignment_path"] == alignment_path and line["seed"] == seed]
-            for name, style in shown.items():
-                label = f"{name.replace('_', ' ')}, aligned on the {alignment_path}" if number == 0 else None
-                values = [line[name] for line in mine]
-                axes.plot([line["scale"] for line in mine], values, style, color=color, marker=".", label=label)
-    axes.set(xscale="log", xlabel="scale of the witness", ylabel="margin (nats), with prior")
-    scales = sorted({line["scale"] for line in chosen})
+    for seed in sorted({line["seed"] for line in lines}):
+        mine = [line for line in lines if line["seed"] == seed]
+        for name, (_, look) in SERIES.items():
+            axes.plot([line["scale"] for line in mine], [line[name] for line in mine], **look.style(look is FIRST))
+    scales = sorted({line["scale"] for line in lines})
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set(xscale="log")
     axes.set_xticks(scales, [f"{scale:g}" for scale in scales])
     axes.minorticks_off()
 
@@ -187,12 +191,12 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         {"scale": scale, "prior": prior, "alignment_path": alignment_path}
         for prior in given.priors or ("with", "without")
         for scale in given.scales or SCALES
-        for alignment_path in COLORS
+        for alignment_path in LOOKS
     ]
     for seed in study.seeds:
         theories[seed] = Theory(study, seed)
         lines += [measure(study, seed, theories[seed], setting) for setting in settings]
-    study.report(Results(lines, COLUMNS, claims(lines), {"path": draw(lines, theories[study.seeds[0]])}))
+    study.report(Results(lines, COLUMNS, claims(lines), {"path": draw(lines)}))
     return lines
 
 

@@ -10,16 +10,19 @@ Every run has the settings of ``experiments/<data set>/prefit.yaml``, but for th
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from certvae.certificate.history import read_history
 from certvae.commands.tables import Line, Results
+from experiments.drawing import FIRST, SECOND, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 
 __all__ = ["KL_WEIGHTS", "claims", "main"]
 
 KL_WEIGHTS = (2.0, 4.0, 8.0)
+LOOKS = {True: FIRST, False: SECOND}
+STEPS = {"margin_before": "before the fit", "margin_after": "after the fit", "margin": "after training"}
 COLUMNS = {
     "seed": "{seed}",
     "KL weight": "{kl_weight:g}",
@@ -65,18 +68,24 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
     }
 
 
-def draw(lines: Sequence[Line], study: Study) -> Figure:
-    """Margin against epoch from the fit on."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for number, line in enumerate(item for item in lines if item["seed"] == lines[0]["seed"]):
-        history = read_history(study.place(line["seed"], line["run"]) / "certificates_val.jsonl")
-        margins = [line["margin_after"], *(certificate.margin for certificate in history)]
-        style = "-" if line["aligned"] else "--"
-        axes.plot(range(len(margins)), margins, style, color=f"C{number // 2}", label=line["run"])
+@styled
+def draw(lines: Sequence[Line]) -> Figure:
+    """Margin before the fit, after it, and after training, means over seeds."""
+    title = "A code that was fitted first keeps its margin with alignment, and loses part of it without"
+    figure, (axes,) = new_figure(title, 9, 4.8)
+    for number, kl_weight in enumerate(sorted({line["kl_weight"] for line in lines})):
+        for aligned, look in LOOKS.items():
+            chosen = [line for line in lines if (line["kl_weight"], line["aligned"]) == (kl_weight, aligned)]
+            margins = [fmean(line[name] for line in chosen) for name in STEPS]
+            axes.plot(range(len(STEPS)), margins, **look.style(aligned))
+            place = (len(STEPS) - 1, margins[-1])
+            offset = (10, 9 - 13 * number if aligned else -4)
+            axes.annotate(f"KL weight {kl_weight:g}", place, textcoords="offset points", xytext=offset, fontsize=10)
     axes.axhline(0, color="black", linewidth=1)
-    axes.set(xlabel="epoch after the fit", ylabel="raw-witness margin (nats)", title="solid: aligned; dashed: not")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set(ylabel="raw-witness margin, nats", xlim=(-0.15, len(STEPS) - 0.6))
+    axes.set_xticks(range(len(STEPS)), STEPS.values())
+    looks = ((f"{'with' if aligned else 'without'} alignment", look.style(aligned)) for aligned, look in LOOKS.items())
+    legend_below(figure, looks, 2)
     return figure
 
 
@@ -92,7 +101,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         for kl_weight in given.kl_weights
         for aligned in (True, False)
     ]
-    study.report(Results(lines, COLUMNS, claims(lines), {"prefit": draw(lines, study)}))
+    study.report(Results(lines, COLUMNS, claims(lines), {"prefit": draw(lines)}))
     return lines
 
 

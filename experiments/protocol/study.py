@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from certvae.callbacks.images import as_grid
 from certvae.certificate.certificate import Certificate
 from certvae.commands.certify import EncodedCheckpoint, build
 from certvae.commands.protocol import Protocol, run_protocol
-from certvae.commands.summary import margin_figure
 from certvae.commands.tables import Line, Results
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, write_atomic
+from experiments.drawing import FIRST, SECOND, legend_below, new_figure, styled
 from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, numbers, study_parser
 
 __all__ = ["main"]
@@ -122,6 +123,60 @@ def measure(protocol: Protocol, seed: int, phase: str) -> Line:
     return {"seed": seed, "phase": phase, **numbers(normal, betting), **rounded, **more}
 
 
+@styled
+def draw(lines: Sequence[Line], dataset: str) -> Figure:
+    """Each seed's margin down to its proven bound by phase, and the phases near 0 enlarged a thousand times."""
+    phases = list(dict.fromkeys(line["phase"] for line in lines))
+    bound = "proven" if "proven_status" in lines[0] else "bernstein"  # tables of version 0.1 lack betting
+    certified = {
+        phase: sum(line["phase"] == phase and line[f"{bound}_status"] == "CERTIFIED" for line in lines)
+        for phase in phases
+    }
+    near = [phase for phase in phases if certified[phase] == 0]
+    seeds = len({line["seed"] for line in lines})
+    counts = ", ".join(f"{phase} {count}" for phase, count in certified.items())
+    title = f"{dataset}, certified of {seeds} seeds: {counts}"
+    figure, panels = new_figure(title, 9.5, 4.8, 1, 1 + bool(near), width_ratios=[1.6, 1][: 1 + bool(near)])
+    _draw_phases(panels[0], phases, [(line, line[f"{bound}_lower"], None) for line in lines], bound)
+    panels[0].set(title="margin down to its lower bound, nats")
+    panels[0].axhline(lines[0].get("safety_margin", 0.05), color="0.35", linestyle=":")
+    for place, phase in enumerate(phases):
+        most = max(line["teacher_information"] for line in lines if line["phase"] == phase)
+        panels[0].plot([place - 0.35, place + 0.35], [most, most], color="0.35", linestyle="-.")
+    panels[0].set_ylim(bottom=-0.12)
+    if near:
+        ends = [(line, line["margin_lower"], line["margin_upper"]) for line in lines if line["phase"] in near]
+        _draw_phases(panels[1], near, ends, bound, scale=1000)
+        panels[1].set(title="enlarged: thousandths of a nat")
+    marks = {"linestyle": ""}
+    legend_below(
+        figure,
+        (
+            ("certified", FIRST.style() | marks),
+            ("not certified", SECOND.style(filled=False) | marks),
+            ("safety margin", {"color": "0.35", "linestyle": ":"}),
+            ("teacher information: the most", {"color": "0.35", "linestyle": "-."}),
+        ),
+        4,
+    )
+    return figure
+
+
+def _draw_phases(
+    axes: Axes, phases: Sequence[str], ends: Sequence[tuple[Line, float, float | None]], bound: str, scale: float = 1
+) -> None:
+    """A mark for each seed on its interval; without an upper end it reaches from the lower one to the margin."""
+    seeds = sorted({line["seed"] for line, _, _ in ends})
+    for line, low, high in ends:
+        x = phases.index(line["phase"]) + 0.6 * ((seeds.index(line["seed"]) + 0.5) / len(seeds) - 0.5)
+        certified = line[f"{bound}_status"] == "CERTIFIED"
+        look, margin = FIRST if certified else SECOND, scale * line["margin"]
+        axes.plot([x, x], [scale * low, margin if high is None else scale * high], color=look.color)
+        axes.plot(x, margin, **look.style(certified))
+    axes.axhline(0, color="black", linewidth=1)
+    axes.set_xticks(range(len(phases)), phases)
+
+
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
     """What the study is to show."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
@@ -168,9 +223,8 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     )
     run_protocol(protocol)
     lines = [measure(protocol, seed, phase) for seed in study.seeds for phase in protocol.names]
-    folders = {seed: protocol.seed_dir(seed) for seed in study.seeds}
     figures = {
-        dataset: margin_figure(dataset, folders, protocol.names),
+        dataset: draw(lines, dataset),
         "samples": draw_samples(protocol, study.seeds[0]),
     }
     study.count(protocol.run(phase, seed) for seed in study.seeds for phase in ("search", *protocol.names))

@@ -26,8 +26,10 @@ from verdict import summarize
 
 from certvae.certificate.figures import save_figure
 from certvae.io.files import csv_text, write_atomic
+from experiments.drawing import read_table
 
 Rows = list[dict[str, Any]]
+DRAWN = ("coverage", "permutation", "looks")
 _RESULTS = Path(__file__).parents[1] / "results" / "statistics"
 
 
@@ -37,6 +39,9 @@ def main() -> None:
     started = perf_counter()
     torch.set_num_threads(1)  # threads that wait for each other crawl beside another busy process
     threadpool_limits(1)
+    if arguments.redraw:
+        save_figure(draw({name: read_table(arguments.output / f"{name}.csv") for name in DRAWN}), _figure(arguments))
+        return
     repetitions, tests, models = (200, 40, 200) if arguments.quick else (4000, 2000, 10_000)
     seed = arguments.seed
     tables = {
@@ -48,13 +53,18 @@ def main() -> None:
     tables["summary"] = _summary(tables)
     for name, rows in tables.items():
         write_atomic(arguments.output / f"{name}.csv", csv_text(rows[0], rows))
-    save_figure(draw(tables), arguments.output / "coverage.png")
+    save_figure(draw(tables), _figure(arguments))
     _print(tables["summary"], perf_counter() - started)
+
+
+def _figure(arguments: argparse.Namespace) -> Path:
+    return Path(arguments.output) / "coverage.png"
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
+    parser.add_argument("--redraw", action="store_true", help="only draw the figure again, from the tables there")
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     parser.add_argument("--output", type=Path, default=_RESULTS, help="folder of the tables and the figure")
     return parser.parse_args()

@@ -36,11 +36,13 @@ from torch import Tensor
 from certvae import information_bracket
 from certvae.commands.tables import Line, Results, commit, origin
 from certvae.io.files import csv_text, write_atomic
+from experiments.drawing import FIRST, SECOND, THIRD, Look, legend_below, new_figure, styled
 
 RESULTS = Path(__file__).parents[1] / "results" / "statistics"
 NATS, SEEDS, BRACKET_SEEDS, DIM, ROWS = (0.05, 1.0, 5.0, 20.0), range(3), range(20), 16, 4000
 LEARNED = {"infonce": "InfoNCE", "smile": "SMILE", "club": "CLUB"}
 METHODS = ("bracket", *LEARNED)
+LOOKS = {"bracket": FIRST, "infonce": SECOND, "smile": THIRD, "club": Look("0.35", "D", "-.")}
 CAP = math.log(1000)  # 4,000 rows in blocks of at most 1,024
 TRAINING: dict[str, Any] = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
 COLUMNS = {
@@ -155,29 +157,27 @@ def summary(lines: Sequence[Line]) -> Iterator[Line]:
         yield cells
 
 
+@styled
 def draw(lines: Sequence[Line]) -> Figure:
     """Every run's value over the truth; the bracket as an interval."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained", facecolor="white")
-    axes = figure.subplots()
+    title = "The bracket encloses the truth; learned estimators fall on either side of it"
+    figure, (axes,) = new_figure(title, 9, 5)
     amounts = sorted({line["nats"] for line in lines})
     for place, nats in enumerate(amounts):
-        axes.plot(
-            [place - 0.42, place + 0.42], [nats] * 2, color="black", linewidth=1, label=None if place else "truth"
-        )
-        for number, (method, color) in enumerate(
-            zip(METHODS, ("#009E73", "#0072B2", "#D55E00", "#CC79A7"), strict=True)
-        ):
+        axes.plot([place - 0.42, place + 0.42], [nats] * 2, color="black", linewidth=1)
+        for number, (method, look) in enumerate(LOOKS.items()):
             chosen = [line for line in of_method(lines, method, nats) if line["seed"] in SEEDS]
-            x = [place - 0.3 + 0.2 * number + 0.03 * line["seed"] for line in chosen]
-            label = None if place else LEARNED.get(method, "bracket: lower side, L_B, upper side")
+            x = [place - 0.3 + 0.2 * number + 0.04 * line["seed"] for line in chosen]
             if method == "bracket":
-                axes.vlines(x, [line["lower"] for line in chosen], [line["upper"] for line in chosen], color=color)
-            axes.scatter(x, [line["value"] for line in chosen], s=14, color=color, label=label)
+                axes.vlines(x, [line["lower"] for line in chosen], [line["upper"] for line in chosen], color=look.color)
+            axes.plot(x, [line["value"] for line in chosen], **look.style() | {"linestyle": ""})
     axes.set_yscale("symlog", linthresh=0.1)
     axes.set_xticks(range(len(amounts)), [f"{nats:g} nats" for nats in amounts])
     axes.set_ylabel("estimate, nats")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    axes.yaxis.set_major_formatter("{x:g}")
+    words = {"bracket": "bracket: lower side, L_B, upper side", **LEARNED}
+    looks = [(words[method], look.style() | {"linestyle": ""}) for method, look in LOOKS.items()]
+    legend_below(figure, (*looks, ("truth", {"color": "black", "linewidth": 1})), 3)
     return figure
 
 

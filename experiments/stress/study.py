@@ -14,10 +14,12 @@ then at 1/16 to 1/2 of that point, and 32 is at twice of it. The alignment weigh
 import math
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from certvae.commands.tables import Line, Results
 from certvae.teachers import TeacherCard
+from experiments.drawing import FIRST, SECOND, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 
 __all__ = ["main", "observation_std"]
@@ -25,7 +27,8 @@ __all__ = ["main", "observation_std"]
 KL_WEIGHTS = (1.0, 2.0, 4.0, 8.0, 32.0)
 COLLAPSE_AT = 16.0  # the KL weight at which the linear theory's plain VAE loses its last component
 ALIGNMENT_WEIGHT = 320.0
-COLORS = {True: "#0072B2", False: "#D55E00"}
+LOOKS = {True: FIRST, False: SECOND}
+WORDS = {True: "aligned", False: "plain, weight 0"}
 COLUMNS = {
     "seed": "{seed}",
     "KL weight": "{kl_weight:g}",
@@ -69,43 +72,61 @@ def measure(study: Study, seed: int, kl_weight: float, aligned: bool) -> Line:
 
 
 PANELS = {
-    "margin": "raw-witness margin (nats)",
-    "rate": "rate (nats)",
-    "witness_information": "witness information (nats)",
+    "margin": "raw-witness margin, nats",
+    "rate": "rate, nats",
+    "witness_information": "witness information, nats",
     "mean_squared_error": "squared error of a pixel",
 }
 
 
+@styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Four panels against the KL weight; filled marks are certified."""
-    figure = Figure(figsize=(10, 7), layout="constrained")
-    for axes, (name, label) in zip(figure.subplots(2, 2).ravel(), PANELS.items(), strict=True):
-        for aligned, color in COLORS.items():
-            for seed in sorted({line["seed"] for line in lines}):
-                chosen = [line for line in lines if line["aligned"] is aligned and line["seed"] == seed]
-                weights, values = [line["kl_weight"] for line in chosen], [line[name] for line in chosen]
-                axes.plot(weights, values, color=color, linewidth=1)
-                faces = [color if line["status"] == "CERTIFIED" else "white" for line in chosen]
-                axes.scatter(weights, values, s=28, color=faces, edgecolors=color, zorder=3)
-                if name == "margin":
-                    low, high = ([line[f"margin_{end}"] for line in chosen] for end in ("lower", "upper"))
-                    axes.fill_between(weights, low, high, color=color, alpha=0.2, linewidth=0)
-            axes.plot([], [], "o-", color=color, label="aligned" if aligned else "plain: weight 0")
-        axes.axvline(COLLAPSE_AT, color="black", linestyle=":", linewidth=1)
-        axes.set(xscale="log", xlabel="KL weight", ylabel=label)
-        axes.set_xticks(KL_WEIGHTS, [f"{weight:g}" for weight in KL_WEIGHTS], minor=False)
-        axes.minorticks_off()
-        axes.spines[["top", "right"]].set_visible(False)
-        if name == "margin":
-            axes.axhline(0, color="black", linewidth=1)
-            top = max(line["teacher_information"] for line in lines)
-            axes.set_ylim(-1.1 * top, 1.1 * top)  # an unaligned code may answer far below
-        elif name != "mean_squared_error":
-            axes.set_yscale("symlog", linthresh=1e-2)
-            axes.set_ylim(-2e-3, 2 * max(line[name] for line in lines))
-    title = "filled: certified; dotted: predicted collapse"
-    figure.axes[0].legend(frameon=False, title=title, fontsize=9, loc="lower right")
+    """Four panels against the KL weight: a thin line for each seed, filled marks where it is certified."""
+    counts = {aligned: [line for line in lines if line["aligned"] is aligned] for aligned in LOOKS}
+    certified = {aligned: sum(line["status"] == "CERTIFIED" for line in chosen) for aligned, chosen in counts.items()}
+    title = (
+        f"Growing KL weight: {certified[True]} of {len(counts[True])} runs certified with alignment, "
+        f"{certified[False]} of {len(counts[False])} without"
+    )
+    figure, panels = new_figure(title, 9.5, 7, 2, 2)
+    for axes, (name, label) in zip(panels, PANELS.items(), strict=True):
+        for aligned in LOOKS:
+            _draw_runs(axes, name, [line for line in lines if line["aligned"] is aligned])
+        _draw_axes(axes, name, label, lines)
+    legend_below(
+        figure,
+        (
+            *((f"{word} (filled: certified)", LOOKS[aligned].style(aligned)) for aligned, word in WORDS.items()),
+            ("full collapse predicted right of it", {"color": "0.35", "linestyle": ":"}),
+        ),
+        3,
+    )
     return figure
+
+
+def _draw_runs(axes: Axes, name: str, lines: Sequence[Line]) -> None:
+    for seed in sorted({line["seed"] for line in lines}):
+        chosen = [line for line in lines if line["seed"] == seed]
+        weights, values = [line["kl_weight"] for line in chosen], [line[name] for line in chosen]
+        look = LOOKS[chosen[0]["aligned"]]
+        axes.plot(weights, values, color=look.color, linestyle=look.line, linewidth=1)
+        for line in chosen:
+            marks = look.style(line["status"] == "CERTIFIED") | {"linestyle": ""}
+            axes.plot(line["kl_weight"], line[name], zorder=3, **marks)
+
+
+def _draw_axes(axes: Axes, name: str, label: str, lines: Sequence[Line]) -> None:
+    axes.axvline(COLLAPSE_AT, color="0.35", linestyle=":")
+    weights = sorted({line["kl_weight"] for line in lines})
+    axes.set(xscale="log", xlabel="KL weight", title=label)
+    axes.set_xticks(weights, [f"{weight:g}" for weight in weights])
+    axes.minorticks_off()
+    if name == "margin":
+        axes.axhline(0, color="black", linewidth=1)
+    elif name != "mean_squared_error":
+        axes.set_yscale("symlog", linthresh=1e-2)
+        axes.set_ylim(-2e-3, 2 * max(line[name] for line in lines))
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:

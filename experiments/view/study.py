@@ -23,6 +23,7 @@ from certvae import certify
 from certvae.certificate.certificate import Certificate
 from certvae.commands.tables import Line, Results
 from certvae.theory.calibration import fit_calibration
+from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
 from experiments.view.bounds import covariance_of, noise_information
 from experiments.view.views import Views
@@ -105,39 +106,39 @@ def measure(study: Study, seed: int, kind: str | None, strength: float, covarian
     return {**setting, **run.line(), **{key: round(value, 5) for key, value in found.items()}}
 
 
+@styled
 def draw(lines: Sequence[Line]) -> Figure:
     """For each kind of view, margins against its strength."""
     kinds = list(dict.fromkeys(line["view"] for line in lines if line["view"] != "clean"))
-    figure = Figure(figsize=(4.2 * len(kinds), 4.4), layout="constrained")
-    for axes, kind in zip(figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0], kinds, strict=True):
+    title = "The stronger the view, the less margin the encoder keeps"
+    figure, panels = new_figure(title, 9.5, 5, 1, len(kinds), sharey=True)
+    for axes, kind in zip(panels, kinds, strict=True):
         _draw_kind(axes, kind, lines)
-    figure.axes[0].set_ylabel("margin (nats)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    panels[0].set_ylabel("margin, nats")
+    legend_below(figure, ((style["label"], style) for style in map(dict, SERIES.values())), 2)
     return figure
 
 
 SERIES: Mapping[str, Mapping[str, Any]] = {
-    "at_most": {"color": "0.5", "linestyle": "-.", "label": "at most (data processing)"},
-    "calibrated_margin": {"color": "#009E73", "linestyle": "--", "label": "attainable: teacher on views, calibrated"},
-    "own_margin": {"color": "#E69F00", "linestyle": "--", "label": "attainable: teacher on views"},
-    "margin": {"color": "#0072B2", "marker": "o", "label": "trained encoder of views"},
+    "margin": {**FIRST.style(), "label": "trained encoder of views"},
+    "at_most": {"color": "0.35", "linestyle": "-.", "label": "at most (data processing)"},
+    "calibrated_margin": {**SECOND.style(filled=False), "label": "attainable: teacher on views, calibrated"},
+    "own_margin": {**THIRD.style(), "label": "attainable: teacher on views"},
 }
 
 
 def _draw_kind(axes: Axes, kind: str, lines: Sequence[Line]) -> None:
-    for number, seed in enumerate(sorted({line["seed"] for line in lines})):
+    for seed in sorted({line["seed"] for line in lines}):
         chosen = [line for line in lines if line["seed"] == seed and line["view"] in ("clean", kind)]
         strengths = [line["strength"] for line in chosen]
         for name, style in SERIES.items():
-            label = style["label"] if number == 0 else None
-            axes.plot(strengths, [line[name] for line in chosen], **{**style, "label": label})
+            axes.plot(strengths, [line[name] for line in chosen], **style)
         low, high = ([line[f"margin_{end}"] for line in chosen] for end in ("lower", "upper"))
         axes.fill_between(strengths, low, high, color=SERIES["margin"]["color"], alpha=0.2, linewidth=0)
     axes.axhline(0, color="black", linewidth=1)
     top = max(line["teacher_information"] for line in lines)
     axes.set_ylim(-0.5 * top, 1.08 * top)  # the teacher's own answers may fall far below
     axes.set(title=kind, xlabel="strength of the view")
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:

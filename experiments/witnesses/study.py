@@ -17,12 +17,13 @@ from matplotlib.figure import Figure
 from certvae.commands.protocol import WITNESSES, Protocol, run_protocol
 from certvae.commands.summary import CERTIFIED, OPTIONAL_PHASES, PHASES
 from certvae.commands.tables import Line, Results
+from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.protocol.study import certified, measure
 from experiments.study import EXPERIMENTS, Study, study_parser
 
 __all__ = ["claims", "main"]
 
-COLORS = {"simplex": "#0072B2", "head": "#D55E00", "perceptron": "#009E73"}
+LOOKS = {"simplex": FIRST, "head": SECOND, "perceptron": THIRD}
 COLUMNS = {
     "seed": "{seed}",
     "witness": "{witness}",
@@ -80,23 +81,25 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
     return shown
 
 
+@styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Margin with its proven bound, for each phase and witness, means over seeds."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes, phases = figure.subplots(), list(dict.fromkeys(item["phase"] for item in lines))
-    witnesses = list(dict.fromkeys(item["witness"] for item in lines))
+    """Margin down to its proven bound, for each phase and witness, means over seeds; filled where all are certified."""
+    phases, witnesses = (list(dict.fromkeys(item[key] for item in lines)) for key in ("phase", "witness"))
+    title = "Margin by phase and witness, down to its proven lower bound"
+    figure, (axes,) = new_figure(title, 8.5, 4.6)
     for number, witness in enumerate(witnesses):
         for place, phase in enumerate(phases):
             chosen = [item for item in lines if (item["witness"], item["phase"]) == (witness, phase)]
-            margin = fmean(item["proven_margin"] for item in chosen)
+            margin, lower = fmean(item["proven_margin"] for item in chosen), min(i["proven_lower"] for i in chosen)
             at = place + 0.25 * (number - (len(witnesses) - 1) / 2)
-            lower = min(item["proven_lower"] for item in chosen)
-            label = witness if place == 0 else None
-            axes.errorbar(at, margin, [[max(margin - lower, 0.0)], [0]], fmt="o", color=COLORS[witness], label=label)
+            certified = all(item["proven_status"] == "CERTIFIED" for item in chosen)
+            axes.plot([at, at], [lower, margin], color=LOOKS[witness].color)
+            axes.plot(at, margin, **LOOKS[witness].style(certified))
     axes.axhline(0, color="black", linewidth=1)
-    axes.set(ylabel="raw-witness margin (nats)", title="margin and its proven lower bound, by witness and phase")
+    axes.set(ylabel="raw-witness margin, nats")
     axes.set_xticks(range(len(phases)), phases)
-    axes.legend(frameon=False)
+    looks = ((f"{name} (filled: certified)", LOOKS[name].style() | {"linestyle": ""}) for name in witnesses)
+    legend_below(figure, looks, 3)
     return figure
 
 

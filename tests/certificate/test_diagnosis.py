@@ -124,6 +124,14 @@ def test_each_cause_is_found_with_its_cure(cause: str, certificate: Certificate)
     assert str(diagnosis).startswith(f"{certificate.reading}: {diagnosis.finding}")
 
 
+def test_where_only_the_mean_was_given_the_cure_says_how_to_name_the_log_variance() -> None:
+    certificate = judge(replace(numbers(), rate=None, fitted=FittedMargin(0.8, None, 0.6, 2000, 0.95, "normal")))
+    assert certificate.reading is Reading.UNDECIDED
+    assert "('fc_mu', 'fc_var') for two heads" in certificate.diagnose().cure
+    noiseless = judge(replace(certificate, provenance={"deterministic": True}))
+    assert "fc_mu" not in noiseless.diagnose().cure + judge(replace(numbers(), fitted=READER)).diagnose().cure
+
+
 PAGE = Path(__file__).parents[2] / "docs" / "not-certified.md"
 
 

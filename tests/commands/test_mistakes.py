@@ -1,5 +1,6 @@
 """Mistakes that anybody makes once: each is told early, in one message that says what to do."""
 
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from certvae import Certificate, Reading, Status
 from certvae.callbacks import CertificateCallback
 from certvae.cli import main
 from certvae.commands.protocol import Protocol, _progress
@@ -168,6 +170,44 @@ def test_classes_in_the_working_directory_are_found(tmp_path: Path, monkeypatch:
     with pytest.raises(SystemExit):
         main(["certify", "--help"])
     assert str(tmp_path) in sys.path
+
+
+MY_VAE = """
+import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+
+
+class VAE(LightningModule):
+    def __init__(self, latent_dim: int = 10):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 2 * latent_dim))
+
+    def forward(self, images):
+        return self.encoder(images).chunk(2, dim=1)
+"""
+MY_RUN = """
+model:
+  class_path: my_vae.VAE
+data:
+  class_path: certvae.datamodules.DigitsDataModule
+"""
+
+
+@pytest.mark.slow
+def test_certify_reads_a_class_that_a_user_wrote_in_the_working_directory(tmp_path: Path) -> None:
+    """As the installed command does it: -P keeps Python itself from putting the directory on its path."""
+    (tmp_path / "my_vae.py").write_text(MY_VAE)
+    (tmp_path / "run.yaml").write_text(MY_RUN)
+    digits_teacher().save(tmp_path / "teacher.safetensors")
+    weights = {"encoder.1.weight": torch.zeros(20, 64), "encoder.1.bias": torch.zeros(20)}
+    torch.save({"state_dict": weights}, tmp_path / "my.ckpt")
+    files = ["--config=run.yaml", "--ckpt=my.ckpt", "--teacher=teacher.safetensors", "--permutations=0"]
+    command = [sys.executable, "-P", "-m", "certvae.cli", "certify", *files]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    certificate = Certificate.load(tmp_path / "certificate.json")
+    assert (certificate.status, certificate.reading) == (Status.NOT_CERTIFIED, Reading.COLLAPSED)
 
 
 def test_a_protocol_says_which_run_begins_and_how_long_all_take() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import math
 import re
 import runpy
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 import certvae
@@ -18,6 +20,7 @@ from certvae.callbacks import CertificateCallback, CertificateGuard, CollapseDia
 from certvae.callbacks.certificate import LOGGED
 from certvae.commands.lightning import run_lightning
 from certvae.datamodules import DigitsDataModule
+from tests.report.browser import browser
 from tests.runs import digits_teacher, small_vae, trainer
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +64,10 @@ def test_a_wrong_number_or_word_on_a_page_is_noticed(tmp_path: Path) -> None:
         run_page(page, tmp_path)
 
 
-def test_every_test_that_the_mathematics_names_is_there() -> None:
-    pages = "".join((DOCS / page).read_text() for page in ("mathematics.md", "information.md", "codebooks.md"))
-    names = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", pages))
+def test_every_test_of_a_statement_is_there_and_the_proofs_name_none() -> None:
+    proofs = "".join((DOCS / page).read_text() for page in ("mathematics.md", "information.md", "codebooks.md"))
+    assert "`tests/" not in proofs
+    names = set(re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (DOCS / "claims.md").read_text()))
     assert len(names) > 30
     for path, name in names:
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
@@ -189,14 +193,84 @@ def test_the_plugin_margin_is_below_the_margin_by_what_the_page_says() -> None:
     assert price == pytest.approx(most / 2, rel=0.1)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="sphinx is not installed: pip install .[docs]")
-def test_the_documentation_is_built_without_a_warning_and_needs_no_script_for_formulas(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(tmp_path / "trees")]
-    result = subprocess.run([*command, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documentation's pages, built without a warning."""
+    if importlib.util.find_spec("sphinx") is None:
+        pytest.skip("sphinx is not installed: pip install .[docs]")
+    folder = tmp_path_factory.mktemp("docs")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-d", str(folder / "trees")]
+    result = subprocess.run([*command, str(DOCS), str(folder / "html")], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    page = (tmp_path / "html" / "mathematics.html").read_text()
+    return folder / "html"
+
+
+@pytest.mark.slow
+def test_the_documentation_is_built_without_a_warning_and_needs_no_script_for_formulas(built: Path) -> None:
+    page = (built / "mathematics.html").read_text()
     assert page.count("<math") > 100
-    reference = (tmp_path / "html" / "api" / "certvae.html").read_text()
+    reference = (built / "api" / "certvae.html").read_text()
     assert [name for name in certvae.__all__ if f'id="certvae.{name}"' not in reference] == []
     assert not re.findall(r'<(?:script|link)[^>]+(?:src|href)="https?://[^"]+', page)
+
+
+CUT = """
+[...document.querySelectorAll("pre")].filter(block => {
+  return block.scrollWidth > block.clientWidth || block.getBoundingClientRect().right > innerWidth
+}).map(block => block.textContent.slice(0, 60))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (390, "dark")])
+def test_no_code_is_cut_off_and_no_page_is_wider_than_its_window(
+    built: Path, tmp_path: Path, width: int, scheme: str
+) -> None:
+    blocks = 0
+    with browser(tmp_path / "profile") as tab:
+        for path in sorted(built.glob("*.html")):
+            tab.open(path, width, scheme)
+            assert tab.evaluate(CUT) == [], path.name
+            assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), path.name
+            blocks += tab.evaluate("document.querySelectorAll('pre').length")
+    assert blocks > 100
+
+
+@pytest.mark.slow
+def test_code_has_a_copy_button_and_printed_text_has_none(built: Path, tmp_path: Path) -> None:
+    with browser(tmp_path / "profile") as tab:
+        tab.open(built / "tutorial.html", 1400)
+        assert tab.evaluate("document.querySelectorAll('.highlight-python button.copybtn').length") > 5
+        assert tab.evaluate("document.querySelectorAll('.highlight-text button.copybtn').length") == 0
+
+
+def test_versions_are_published_beside_one_another(tmp_path: Path) -> None:
+    publish = runpy.run_path(str(DOCS / "publish.py"))["publish"]
+    build, site = tmp_path / "build", tmp_path / "site"
+    build.mkdir()
+    (build / "index.html").write_text("first")
+    assert publish(build, site, "main") == ["main"]
+    assert "url=main/" in (site / "index.html").read_text()
+    for version in ("v0.9.0", "v0.10.0"):
+        publish(build, site, version)
+    (build / "index.html").write_text("second")
+    assert publish(build, site, "main") == ["main", "v0.10.0", "v0.9.0"]
+    assert json.loads((site / "versions.json").read_text()) == ["main", "v0.10.0", "v0.9.0"]
+    assert "url=v0.10.0/" in (site / "index.html").read_text()
+    assert (site / "main" / "index.html").read_text() == "second"
+    assert (site / "v0.9.0" / "index.html").read_text() == "first"
+
+
+def test_only_a_build_of_a_release_or_of_main_is_published(tmp_path: Path) -> None:
+    publish = runpy.run_path(str(DOCS / "publish.py"))["publish"]
+    with pytest.raises(ValueError, match="`version` must be 'main' or a tag like 'v1.2.3', got '../up'"):
+        publish(tmp_path, tmp_path / "site", "../up")
+    with pytest.raises(ValueError, match="`build` must hold index.html"):
+        publish(tmp_path, tmp_path / "site", "main")
+
+
+def test_the_workflow_publishes_main_and_every_release() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "docs.yml").read_text())
+    assert workflow[True] == {"push": {"branches": ["main"], "tags": ["v*"]}}  # YAML reads `on` as True
+    commands = [step.get("run", "") for step in workflow["jobs"]["publish"]["steps"]]
+    assert 'python docs/publish.py build/docs site "$GITHUB_REF_NAME"' in commands
