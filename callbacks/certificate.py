@@ -56,7 +56,8 @@ class CertificateCallback(CheckedLatents):
     that does not give its gradient in closed form has none.
 
     Args:
-        teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
+            ``"cifar100"``; default: the module's attribute ``teacher``.
         latents: where the code is; default: ``outputs["posterior"]`` of the module's step. A dotted submodule path
             (its output is caught by a hook: a mean, a ``(mean, log_variance)`` pair or a distribution), with
             ``":chunk"`` or the name of a part behind it; a :class:`certvae.callbacks.Latents`, which also says what
@@ -176,7 +177,7 @@ class CertificateCallback(CheckedLatents):
 
     @property
     def best_margin(self) -> float | None:
-        """Highest margin of a complete validation set in a fit, nats."""
+        """Margin of the validation with the highest lower bound, of a complete set in a fit; nats."""
         best = self._run_log.curve.best
         return None if best is None else best.margin
 
@@ -200,7 +201,8 @@ class CertificateCallback(CheckedLatents):
         self._check(self.reader.capture.source)
         chosen = asdict(self.settings())
         names = ("channel_samples", "spending", "seed")
-        self._run_log.start(trainer, self.reader.teacher, chosen | {key: getattr(self, key) for key in names})
+        settings = chosen | {key: getattr(self, key) for key in names}
+        self._run_log.start(trainer, pl_module, self.reader.teacher, settings)
 
     def settings(self) -> CertificateSettings:
         """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""
