@@ -328,7 +328,7 @@ def main(args: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(args))
     files = {name: given.pop(name) for name in ("ckpt", "teacher", "config")}
     output, run = given.pop("output"), given.pop("wandb")
-    certificate = certify_checkpoint(*files.values(), CertifyOptions(**given))
+    certificate = certify_checkpoint(files["ckpt"], files["teacher"], files["config"], CertifyOptions(**given))
     print(f"{certificate}\nSaved to {certificate.save(output)}.")
     if run is not None:
         publish(run, certificate, {**files, "certificate": output})

@@ -84,7 +84,8 @@ class _CommandLine(LightningCLI):
         """Keep ``WANDB_DIR``, which Lightning's logger would replace by its default, the current folder."""
         folder = os.environ.get("WANDB_DIR")
         given = self._get(self.config, "trainer").logger if folder else None
-        for logger in given if isinstance(given, list) else [given]:
+        loggers: list[Any] = given if isinstance(given, list) else [given]
+        for logger in loggers:
             named = str(getattr(logger, "class_path", "")).endswith("WandbLogger")
             if named and logger.init_args.get("save_dir") == ".":
                 logger.init_args.save_dir = folder

@@ -9,7 +9,8 @@ from certvae.monitoring.artifacts import log_certificate, log_checkpoint, log_co
 __all__ = ["NoSuchRunError", "fetch", "publish"]
 
 RUN = "[ENTITY/]PROJECT/RUN"
-KINDS = {"certificate": "certificate", "teacher": "teacher", "model": "ckpt", "config": "config"}  # type: our option
+# The type of an artifact, and the option that its file stands for.
+KINDS = {"certificate": "certificate", "teacher": "teacher", "model": "ckpt", "config": "config"}
 
 
 class NoSuchRunError(ValueError):

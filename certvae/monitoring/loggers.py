@@ -238,7 +238,7 @@ def _component_rows(certificate: Certificate) -> list[list[Any]]:
 def _log_threshold(trainer: Trainer, curve: Curve, key: str) -> None:
     """The alignment loss, its upper bound and the threshold as a chart of Weights & Biases that answers the mouse."""
     points = curve.points
-    lines = {
+    lines: dict[str, list[float | None]] = {
         "alignment loss": [point.alignment_loss for point in points],
         "its upper bound": [_finite(point.teacher_information - point.margin_lower) for point in points],
         "certified below": [point.teacher_information - curve.safety_margin for point in points],

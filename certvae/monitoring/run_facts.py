@@ -41,12 +41,16 @@ def run_facts(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 def _kl_weight(pl_module: LightningModule) -> float | str | None:
     """The number, or a schedule's name and numbers."""
-    found = (reduce(lambda part, name: getattr(part, name, None), path.split("."), pl_module) for path in KL_WEIGHTS)
-    value: Any = next((weight for weight in found if weight is not None), None)
+    found = (_attribute(pl_module, path) for path in KL_WEIGHTS)
+    value = next((weight for weight in found if weight is not None), None)
     if value is None or isinstance(value, int | float):
         return value
     numbers = ", ".join(f"{key}={item:g}" for key, item in getattr(value, "__dict__", {}).items() if _plain(item))
     return f"{type(value).__name__}({numbers})"
+
+
+def _attribute(part: Any, path: str) -> Any:
+    return reduce(lambda one, name: getattr(one, name, None), path.split("."), part)
 
 
 def _plain(value: object) -> bool:

@@ -14,6 +14,7 @@ from certvae.certificate.figures import GOES_ON_FROM
 from certvae.certificate.history import read_history
 from certvae.commands.certify import CONFIG_LIMIT
 from certvae.io.untrusted import own_path, parse_json, parse_yaml, read_limited
+from certvae.teachers import teacher_file
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
 
@@ -89,7 +90,7 @@ class Phase:
             return own_path(beside, self.folder.parent)
         if _is_file(self.folder / name):
             return self.own(self.folder / name)
-        return Path(named) if named and _is_file(Path(named)) else None
+        return teacher_file(named) if named and _is_file(teacher_file(named)) else None
 
 
 @dataclass(frozen=True)
