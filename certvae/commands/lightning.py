@@ -81,13 +81,12 @@ class _CommandLine(LightningCLI):
             raise SystemExit(2) from None
 
     def before_instantiate_classes(self) -> None:
-        """Keep ``WANDB_DIR``, which Lightning's logger would replace by its default, the current folder."""
+        """Keep ``WANDB_DIR``, which Lightning's logger would replace by its ``save_dir``, or that of another logger."""
         folder = os.environ.get("WANDB_DIR")
         given = self._get(self.config, "trainer").logger if folder else None
         loggers: list[Any] = given if isinstance(given, list) else [given]
         for logger in loggers:
-            named = str(getattr(logger, "class_path", "")).endswith("WandbLogger")
-            if named and logger.init_args.get("save_dir") == ".":
+            if str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
                 logger.init_args.save_dir = folder
 
     def before_fit(self) -> None:
