@@ -2,6 +2,7 @@
 # make test   installs into .venv and runs the tests, on two cores (JOBS=8 on eight)
 # make quick  the same without the tests marked slow: under a minute
 # make docs   installs into .venv and builds the documentation: build/docs/index.html
+# make notebook  installs Jupyter too and executes the notebook of the documentation
 # make lint   formatting, types, and which module may import which; make coverage: of the tests
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
@@ -10,7 +11,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick coverage lint docs install clean
+.PHONY: demo test quick coverage lint docs notebook install clean
 
 install: $(VENV)/.installed
 
@@ -43,6 +44,10 @@ lint: install
 docs: install
 	$(BIN)/python -m sphinx -W --keep-going -q -d build/doctrees docs build/docs
 	@echo "The documentation: build/docs/index.html"
+
+notebook: install
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/jupyter-execute docs/notebooks/five_minutes.ipynb
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,5 +1,6 @@
 """How Sphinx builds the documentation: `make docs`. Nothing is fetched; formulas need no script."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -30,7 +31,11 @@ html_copy_source = False
 html_show_sphinx = False
 exclude_patterns = ["_ext", "_static"]
 
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "substitution"]
+repository = os.environ.get("GITHUB_REPOSITORY")  # GitHub sets it where it builds the documentation
+notebook = f"{repository}/blob/main/docs/notebooks/five_minutes.ipynb"
+colab = f"[Open in Colab](https://colab.research.google.com/github/{notebook})."
+myst_substitutions = {"colab": colab if repository else "Colab opens it from the repository's address."}
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 

@@ -211,7 +211,7 @@ def bounds_figure(certificate: Certificate, axes: Axes | None = None) -> tuple[F
             [lower, upper], [place, place], color=blue, linestyle="", marker="|", markersize=14, markeredgewidth=2
         )
     axes.axvline(c.safety_margin, color="black", linewidth=0.8, linestyle="--", label="certified right of this")
-    axes.axvline(c.teacher_information, color="black", linewidth=1.2, label="teacher information: the most")
+    axes.axvline(c.teacher_information, color="black", linewidth=1.2, label="teacher information: the most of a margin")
     axes.set(title=f"{c.reading}, {c.status}".replace("_", " "), xlabel="nats", xlim=(low - room, high + room))
     axes.set_yticks(range(len(known)), list(known))
     axes.set_ylim(len(known) - 0.5, -0.5)
