@@ -19,6 +19,7 @@ from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
+from certvae.monitoring.kept_run import keep_run
 from certvae.monitoring.loggers import LOGGED, CertificateLog
 from certvae.monitoring.own_rows import (
     evaluate_rows,
@@ -28,6 +29,7 @@ from certvae.monitoring.own_rows import (
     validates_now,
     warn_if_never_validated,
 )
+from certvae.monitoring.run_facts import flat, hyper_parameters, run_facts
 from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
@@ -203,6 +205,9 @@ class CertificateCallback(CheckedLatents):
         names = ("channel_samples", "spending", "seed")
         settings = chosen | {key: getattr(self, key) for key in names}
         self._run_log.start(trainer, pl_module, self.reader.teacher, settings)
+        if self.save_dir is not None and trainer.is_global_zero:
+            made = {**hyper_parameters(pl_module), "run": run_facts(trainer, pl_module), self.name: settings}
+            keep_run(Path(self.save_dir), self.name, self.reader.teacher, flat(made))
 
     def settings(self) -> CertificateSettings:
         """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""

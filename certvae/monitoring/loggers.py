@@ -23,7 +23,7 @@ from certvae.certificate.curve import Curve
 from certvae.certificate.figures import certificate_figure, components_figure, pixels
 from certvae.io.files import sha256_file
 from certvae.monitoring.artifacts import log_certificate, log_config, use_teacher
-from certvae.monitoring.run_facts import flat, run_facts
+from certvae.monitoring.run_facts import flat, hyper_parameters, run_facts
 from certvae.teachers import Teacher
 
 __all__ = [
@@ -104,8 +104,7 @@ class CertificateLog:
         for kind, logger in loggers:
             if kind == TENSORBOARD:
                 logger.experiment.add_text(f"{self.name}/settings", f"    {json.dumps(values)}")
-                own = dict(getattr(pl_module, "hparams_initial", None) or {})
-                all_values = {**own, "run": run_facts(trainer, pl_module), **values}
+                all_values = {**hyper_parameters(pl_module), "run": run_facts(trainer, pl_module), **values}
                 _log_hparams(logger, all_values, f"{self.name}/margin_lower")
             else:
                 logger.log_hyperparams(values)

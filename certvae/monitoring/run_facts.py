@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["flat", "run_facts"]
+__all__ = ["flat", "hyper_parameters", "run_facts"]
 
 KL_WEIGHTS = ("objective.beta", "beta", "kl_weight")  # where a module keeps it
 PACKAGES = ("certvae", "torch", "pytorch-lightning")
@@ -55,6 +55,11 @@ def _attribute(part: Any, path: str) -> Any:
 
 def _plain(value: object) -> bool:
     return isinstance(value, int | float)
+
+
+def hyper_parameters(pl_module: LightningModule) -> dict[str, Any]:
+    """What the module saved by ``save_hyperparameters``, as it was at the start."""
+    return dict(getattr(pl_module, "hparams_initial", None) or {})
 
 
 def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -38,6 +38,7 @@ class Phase:
         history: certificates of the validation rows during training.
         start: validations of the fit that this one went on from.
         root: the run's folder, which no link may lead out of; default: ``folder``.
+        callback: name of the callback that wrote the certificate.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Phase:
     history: tuple[Certificate, ...]
     start: int = 0
     root: Path | None = None
+    callback: str = "certificate"
 
     def own(self, path: Path) -> Path:
         """The path of one of its files.
@@ -88,8 +90,9 @@ class Phase:
         beside = self.folder.parent / "search" / name
         if _is_file(beside):
             return own_path(beside, self.folder.parent)
-        if _is_file(self.folder / name):
-            return self.own(self.folder / name)
+        for own in (self.folder / name, self.folder / f"{self.callback}_teacher.safetensors"):
+            if _is_file(own):
+                return self.own(own)
         return teacher_file(named) if named and _is_file(teacher_file(named)) else None
 
 
@@ -178,7 +181,9 @@ def _phases_of(folder: Path, seed: str, root: Path) -> Iterator[Phase]:
             continue
         certificate = Certificate.load(own_path(found, root)) if found else history[-1]
         check_claims(certificate)
-        yield Phase(readable(name), seed, folder, found or path, certificate, _split(certificate), history, root=root)
+        yield Phase(
+            readable(name), seed, folder, found or path, certificate, _split(certificate), history, 0, root, callback
+        )
 
 
 def _split(certificate: Certificate) -> str:

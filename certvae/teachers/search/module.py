@@ -301,7 +301,7 @@ class TeacherSearch(LightningModule):
             row.information_held_out,
             row.energy * self.witness_scale**2,
             float(pca.eigenvalues[0]),
-            explain(row, self.rows, self.criteria),
+            explain(row, self.rows, self.criteria, self.witness_scale),
         )
         average = sums[1 : candidate.components + 1] / sums[0]
         tensors = (pca.mean, pca.projection, mixture.log_weights, mixture.means, mixture.variances, average.cpu())
