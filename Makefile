@@ -3,6 +3,7 @@
 # make quick  the same without the tests marked slow: under a minute
 # make docs   installs into .venv and builds the documentation: build/docs/index.html
 # make linkcheck  asks every page that the documentation links to whether it is there; needs the network
+# make notebook  installs Jupyter too and executes the notebook of the documentation
 # make lint   formatting, types, and which module may import which; make coverage: of the tests
 PYTHON ?= python3
 # Threads that wait without spinning: many times faster for small networks on a machine that is shared.
@@ -11,7 +12,7 @@ JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick coverage lint docs linkcheck install clean
+.PHONY: demo test quick coverage lint docs linkcheck notebook install clean
 
 install: $(VENV)/.installed
 
@@ -47,6 +48,10 @@ docs: install
 
 linkcheck: install
 	$(BIN)/python -m sphinx -b linkcheck -q -d build/doctrees docs build/linkcheck
+
+notebook: install
+	$(BIN)/python -m pip install --quiet nbclient ipykernel
+	$(BIN)/jupyter-execute docs/notebooks/five_minutes.ipynb
 
 clean:
 	rm -rf $(VENV) runs

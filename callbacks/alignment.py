@@ -54,7 +54,8 @@ class AlignmentCallback(Callback):
     Logs ``certificate/alignment_train``: the alignment loss of training rows in nats, lower is better.
 
     Args:
-        teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
+            ``"cifar100"``; default: the module's attribute ``teacher``.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`. Without it
             the step must return a dict with ``"posterior"``.
         images: where the teacher's input stands in the batch.

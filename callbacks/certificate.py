@@ -19,6 +19,7 @@ from certvae.certificate.settings import CertificateSettings
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
+from certvae.monitoring.kept_run import keep_run
 from certvae.monitoring.loggers import LOGGED, CertificateLog
 from certvae.monitoring.own_rows import (
     evaluate_rows,
@@ -28,6 +29,7 @@ from certvae.monitoring.own_rows import (
     validates_now,
     warn_if_never_validated,
 )
+from certvae.monitoring.run_facts import flat, hyper_parameters, run_facts
 from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
@@ -56,7 +58,8 @@ class CertificateCallback(CheckedLatents):
     that does not give its gradient in closed form has none.
 
     Args:
-        teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
+            ``"cifar100"``; default: the module's attribute ``teacher``.
         latents: where the code is; default: ``outputs["posterior"]`` of the module's step. A dotted submodule path
             (its output is caught by a hook: a mean, a ``(mean, log_variance)`` pair or a distribution), with
             ``":chunk"`` or the name of a part behind it; a :class:`certvae.callbacks.Latents`, which also says what
@@ -184,7 +187,7 @@ class CertificateCallback(CheckedLatents):
 
     @property
     def best_margin(self) -> float | None:
-        """Highest margin of a complete validation set in a fit, nats."""
+        """Margin of the validation with the highest lower bound, of a complete set in a fit; nats."""
         best = self._run_log.curve.best
         return None if best is None else best.margin
 
@@ -208,7 +211,11 @@ class CertificateCallback(CheckedLatents):
         self._check(self.reader.capture.source)
         chosen = asdict(self.settings())
         names = ("channel_samples", "spending", "seed")
-        self._run_log.start(trainer, self.reader.teacher, chosen | {key: getattr(self, key) for key in names})
+        settings = chosen | {key: getattr(self, key) for key in names}
+        self._run_log.start(trainer, pl_module, self.reader.teacher, settings)
+        if self.save_dir is not None and trainer.is_global_zero:
+            made = {**hyper_parameters(pl_module), "run": run_facts(trainer, pl_module), self.name: settings}
+            keep_run(Path(self.save_dir), self.name, self.reader.teacher, flat(made))
 
     def settings(self) -> CertificateSettings:
         """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""

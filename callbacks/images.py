@@ -1,6 +1,7 @@
 """Pictures of what a VAE makes of some validation rows, and of its prior, in loggers that take images."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.distributions import Distribution
+from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
+from certvae.io.files import write_atomic
 from certvae.monitoring.divergence import find_fault
 from certvae.monitoring.loggers import log_image, plot_against_epoch, takes_images
 from certvae.reading.inputs import InputSource, as_floats, select_inputs
@@ -42,6 +45,8 @@ class ReconstructionImages(Callback):
             ``(pl_module, codes) -> images``. Samples decode draws of ``pl_module.prior``, of a standard normal if
             there is none.
         seed: of these draws, which are the same in each epoch.
+        save_dir: folder for the last pictures, ``images_reconstructions.png`` and ``images_samples.png``, which
+            ``certvae report`` shows: give it the ``save_dir`` of the certificate's callback. Then no logger is needed.
 
     Raises:
         ValueError: if ``every_n_epochs`` is negative, or ``rows`` is below 1.
@@ -59,6 +64,7 @@ class ReconstructionImages(Callback):
         images: InputSource = 0,
         decoder: str | Callable[[Any, Tensor], Any] = "decoder",
         seed: int = 0,
+        save_dir: str | Path | None = None,
     ) -> None:
         super().__init__()
         if every_n_epochs < 0:
@@ -66,20 +72,23 @@ class ReconstructionImages(Callback):
         if rows < 1:
             raise ValueError(f"`rows` must be at least 1, got {rows}.")
         self.every_n_epochs, self.rows, self.images = every_n_epochs, rows, images
-        self.decoder, self.seed = decoder, seed
+        self.decoder, self.seed, self.save_dir = decoder, seed, save_dir
         self._capture = LatentCapture(latents)
         self._due = False
         self._shown: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage in ("fit", "validate") and self.every_n_epochs and takes_images(trainer):
+        if stage in ("fit", "validate") and self.every_n_epochs and self._wanted(trainer):
             self._shown = None
             self._capture.attach(pl_module)
             plot_against_epoch(trainer, (RECONSTRUCTIONS, SAMPLES))
 
+    def _wanted(self, trainer: Trainer) -> bool:
+        return self.save_dir is not None or takes_images(trainer)
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         every, epoch = self.every_n_epochs, trainer.current_epoch
-        self._due = bool(every) and not trainer.sanity_checking and takes_images(trainer)
+        self._due = bool(every) and not trainer.sanity_checking and self._wanted(trainer)
         if trainer.state.fn == "fit" and self._due:
             self._due = (epoch % every == 0 or epoch + 1 == trainer.max_epochs) and epoch != self._shown
             self._shown = epoch
@@ -124,7 +133,11 @@ class ReconstructionImages(Callback):
         # On every process: a decoder whose parameters are sharded is a collective.
         reconstructions, samples = (self._decode(pl_module, z).reshape_as(inputs) for z in (codes, draws))
         for key, shown in ((RECONSTRUCTIONS, torch.cat([inputs, reconstructions])), (SAMPLES, samples)):
-            log_image(trainer, key, as_grid(shown, len(inputs)), trainer.current_epoch)
+            picture = as_grid(shown, len(inputs))
+            log_image(trainer, key, picture, trainer.current_epoch)
+            if self.save_dir is not None and trainer.is_global_zero:
+                content = encode_png(torch.from_numpy(picture).permute(2, 0, 1)).numpy().tobytes()
+                write_atomic(Path(self.save_dir) / f"{key.replace('/', '_')}.png", content)
 
     def _decode(self, pl_module: LightningModule, codes: Tensor) -> Tensor:
         if callable(self.decoder):

@@ -51,7 +51,8 @@ class PrefitCallback(Callback):
     ``prefit/epochs``.
 
     Args:
-        teacher: a teacher or the path of its file; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
+            ``"cifar100"``; default: the module's attribute ``teacher``.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`.
         images: where the teacher's input stands in the batch.
         alpha: point of the path, above 0 and at most 1.

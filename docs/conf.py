@@ -1,5 +1,6 @@
 """How Sphinx builds the documentation: `make docs`. Nothing is fetched; formulas need no script."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -49,7 +50,11 @@ linkcheck_timeout = 20
 linkcheck_retries = 2
 linkcheck_workers = 4
 
-myst_enable_extensions = ["dollarmath", "deflist", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "deflist", "colon_fence", "substitution"]
+repository = os.environ.get("GITHUB_REPOSITORY")  # GitHub sets it where it builds the documentation
+notebook = f"{repository}/blob/main/docs/notebooks/five_minutes.ipynb"
+colab = f"[Open in Colab](https://colab.research.google.com/github/{notebook})."
+myst_substitutions = {"colab": colab if repository else "Colab opens it from the repository's address."}
 myst_heading_anchors = 3
 suppress_warnings = ["config.cache"]
 

@@ -72,6 +72,10 @@ class RunFile:
         elif kind in ("artifact", "alert"):
             getattr(self, f"{kind}s").append(getattr(record, kind))
 
+    def of_type(self, kind: str) -> list[Any]:
+        """Artifacts of a type, in their order."""
+        return [artifact for artifact in self.artifacts if artifact.type == kind]
+
     def column(self, key: str) -> list[tuple[int, Any]]:
         """Epoch and value of each row that has the key."""
         return [(row["epoch"], row[key]) for row in self.history if key in row]

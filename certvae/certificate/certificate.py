@@ -7,16 +7,21 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from certvae.certificate.components import component_names, components_line
 from certvae.certificate.diagnosis import Diagnosis, diagnose, read
 from certvae.certificate.fitted_margin import FittedMargin
+from certvae.certificate.html import certificate_html
 from certvae.certificate.status import Reading, Status
 from certvae.io.files import write_atomic
 from certvae.io.untrusted import parse_json, read_limited
 from certvae.theory.bracket import InformationBracket
 from certvae.theory.sums import ComponentMargin
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["Certificate", "Reading", "Status", "check_fields", "digest"]
 
@@ -187,36 +192,50 @@ class Certificate:
         return certificate
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.status}: {self.status.meaning}.",
-            f"{self.reading}: {self.reading.meaning}.",
-            f"  margin               {self.margin:8.4f} nats   "
-            f"({self._bound_text()}; must exceed {self.safety_margin:g})",
-            f"  teacher information  {self.teacher_information:8.4f} nats   (the threshold: best constant student)",
-            f"  alignment loss       {self.alignment_loss:8.4f} nats",
-            f"  witness information  {self.witness_information:8.4f} nats",
-        ]
-        if self.channel_margin is not None:
-            lines.append(f"  channel margin       {self.channel_margin:8.4f} nats   (on draws of the latent)")
-        if self.calibrated_channel_margin is not None:
-            lines.append(
-                f"  ... calibrated       {self.calibrated_channel_margin:8.4f} nats   (scale fitted on other rows)"
-            )
-        if self.rate is not None:
-            lines.append(f"  rate                 {self.rate:8.4f} nats")
-        if self.information is not None:
-            lines.append(f"  information          {self.information.span()}")
-        if self.fitted is not None:
-            lines.append(f"  fitted reader        {self.fitted.line()}")
-        if self.escape_force is not None:
-            lines.append(f"  escape force         {self.escape_force:8.4f} nats   (for each unit of the code)")
-        if self.components:
-            lines.append(f"  components           {components_line(self)}")
-        if self.p_value is not None:
-            lines.append(f"  permutation p-value  {self.p_value:8.2g}")
+        lines = [f"{self.status}: {self.status.meaning}.", f"{self.reading}: {self.reading.meaning}."]
+        lines += [f"  {name:<20} {said}" for name, said in self.lines()]
         lines += [f"  leak: {finding}" for finding in self.leaks]
         lines.append(f"  {self.num_samples} rows, {self.num_components} components")
         return "\n".join(lines)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Name and value of each number that is known, in words."""
+        bound = f"{self._bound_text()}; must exceed {self.safety_margin:g}"
+        numbers = [
+            ("margin", self.margin, f"   ({bound})"),
+            ("teacher information", self.teacher_information, "   (the threshold: best constant student)"),
+            ("alignment loss", self.alignment_loss, ""),
+            ("witness information", self.witness_information, ""),
+            ("channel margin", self.channel_margin, "   (on draws of the latent)"),
+            ("... calibrated", self.calibrated_channel_margin, "   (scale fitted on other rows)"),
+            ("rate", self.rate, ""),
+        ]
+        said = [(name, f"{value:8.4f} nats{note}") for name, value, note in numbers if value is not None]
+        if self.information is not None:
+            said.append(("information", self.information.span()))
+        if self.fitted is not None:
+            said.append(("fitted reader", self.fitted.line()))
+        if self.escape_force is not None:
+            said.append(("escape force", f"{self.escape_force:8.4f} nats   (for each unit of the code)"))
+        if self.components:
+            said.append(("components", components_line(self)))
+        if self.p_value is not None:
+            said.append(("permutation p-value", f"{self.p_value:8.2g}"))
+        return said
+
+    def _repr_html_(self) -> str:
+        """The certificate and its diagnosis in a notebook."""
+        return certificate_html(self)
+
+    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+        """Draw the margins with their lower bounds, and what the code carries, beside the teacher information.
+
+        Args:
+            ax: axes to draw in; default: of a new figure.
+        """
+        from certvae.certificate.figures import bounds_figure, shown_axes
+
+        return bounds_figure(self, shown_axes() if ax is None else ax)
 
     @property
     def component_names(self) -> list[str]:

@@ -59,9 +59,9 @@ class Curve:
 
     @property
     def best(self) -> CurvePoint | None:
-        """The first with the highest margin among those of a complete set and a sound witness."""
+        """The first with the highest lower bound among those of a complete set and a sound witness."""
         sound = [point for point in self.points if point.status not in (Status.PARTIAL, Status.LEAKING)]
-        return max(sound, key=lambda point: point.margin, default=None)
+        return max(sound, key=lambda point: (point.margin_lower, point.margin), default=None)
 
     @property
     def first_certified_epoch(self) -> int | None:

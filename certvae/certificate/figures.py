@@ -18,6 +18,7 @@ from certvae.io.files import write_atomic
 __all__ = [
     "GOES_ON_FROM",
     "PHASE_COLORS",
+    "bounds_figure",
     "certificate_figure",
     "certificates_figure",
     "components_figure",
@@ -25,6 +26,7 @@ __all__ = [
     "pixels",
     "protocol_figure",
     "save_figure",
+    "shown_axes",
 ]
 
 # Okabe and Ito's palette, which color-blind readers can tell apart.
@@ -121,7 +123,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     return write_atomic(path, content.getvalue())
 
 
-def certificate_figure(curve: Curve, title: str) -> Figure:
+def certificate_figure(curve: Curve, title: str, axes: Axes | None = None) -> Figure:
     """Alignment loss against epoch, and the region below the teacher information where it is certified.
 
     A loss is certified once its upper bound, the top of the band, is in that region. Filled marks are certified, hollow
@@ -130,9 +132,10 @@ def certificate_figure(curve: Curve, title: str) -> Figure:
     Args:
         curve: at least one validation.
         title: drawn above.
+        axes: to draw in; default: of a new figure.
     """
-    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
-    axes, looks, epochs = figure.subplots(), curve.points, curve.positions()
+    figure, axes = _canvas(axes)
+    looks, epochs = curve.points, curve.positions()
     threshold, loss = [point.teacher_information for point in looks], [point.alignment_loss for point in looks]
     top = 1.1 * max(*threshold, *loss, 0.1)
     upper = [min(point.teacher_information - point.margin_lower, top) for point in looks]
@@ -164,9 +167,7 @@ def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None =
     Returns:
         The figure and its axes.
     """
-    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained") if axes is None else axes.get_figure(root=True)
-    assert figure is not None
-    axes = figure.subplots() if axes is None else axes
+    figure, axes = _canvas(axes)
     color, places = PHASE_COLORS["full"], range(len(certificates))
     margins = [c.margin for c in certificates]
     low = min(0.0, *margins, *(c.margin_lower for c in certificates if c.margin_lower > -math.inf))
@@ -183,6 +184,63 @@ def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None =
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def bounds_figure(certificate: Certificate, axes: Axes | None = None) -> tuple[Figure, Axes]:
+    """What a certificate shows, in nats: each margin from its lower bound, what the code carries from side to side.
+
+    A bound of minus infinity is drawn down to the axes' end, and so is a side that nothing limits.
+
+    Args:
+        certificate: whatever its status.
+        axes: to draw in; default: of a new figure.
+
+    Returns:
+        The figure and its axes.
+    """
+    figure, axes = _canvas(axes)
+    c = certificate
+    spans = {
+        "margin,\non the mean": (c.margin_lower, c.margin),
+        "margin,\non draws": (c.channel_margin_lower, c.channel_margin),
+        "a draw carries": (c.information_lower, math.inf if c.information_upper is None else c.information_upper),
+    }
+    known = {name: (low, high) for name, (low, high) in spans.items() if low is not None and high is not None}
+    finite = [value for span in known.values() for value in span if math.isfinite(value)]
+    low, high = min(0.0, *finite), max(c.teacher_information, *finite)
+    room = 0.06 * (high - low) or 0.1
+    blue = PHASE_COLORS["full"]
+    for place, (lower, upper) in enumerate(known.values()):
+        drawn = [max(lower, low - room), min(upper, high + room)]
+        axes.plot(drawn, [place, place], color=blue, linewidth=4, alpha=0.4)
+        axes.plot(
+            [lower, upper], [place, place], color=blue, linestyle="", marker="|", markersize=14, markeredgewidth=2
+        )
+    axes.axvline(c.safety_margin, color="black", linewidth=0.8, linestyle="--", label="certified right of this")
+    axes.axvline(c.teacher_information, color="black", linewidth=1.2, label="teacher information: the most of a margin")
+    axes.set(title=f"{c.reading}, {c.status}".replace("_", " "), xlabel="nats", xlim=(low - room, high + room))
+    axes.set_yticks(range(len(known)), list(known))
+    axes.set_ylim(len(known) - 0.5, -0.5)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def shown_axes() -> Axes:
+    """Axes of a figure that a notebook shows by itself: one of pyplot, which the other figures are not."""
+    from matplotlib import pyplot
+
+    return pyplot.subplots(figsize=(6.4, 4), dpi=100, layout="constrained")[1]
+
+
+def _canvas(axes: Axes | None) -> tuple[Figure, Axes]:
+    """The axes with their figure, or those of a new one."""
+    if axes is None:
+        figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
+        return figure, figure.subplots()
+    found = axes.get_figure(root=True)
+    assert found is not None
+    return found, axes
 
 
 def components_figure(certificate: Certificate, title: str = "") -> Figure:

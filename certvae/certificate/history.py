@@ -2,13 +2,42 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from certvae.certificate.certificate import Certificate, check_fields
+from certvae.certificate.curve import Curve
 from certvae.io.untrusted import parse_json, read_limited
 
-__all__ = ["append_history", "read_history"]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["History", "append_history", "read_history"]
 
 HISTORY_LIMIT = 2**28  # bytes; 100,000 validations
+
+
+class History(list[Certificate]):
+    """The certificates of a run's validations, in their order."""
+
+    def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
+        """Draw the alignment loss over the epochs, and the region below the teacher information that is certified.
+
+        Args:
+            ax: axes to draw in; default: of a new figure.
+
+        Raises:
+            ValueError: if there is no certificate.
+        """
+        from certvae.certificate.figures import certificate_figure, shown_axes
+
+        if not self:
+            raise ValueError("a history must hold at least one certificate to be drawn, got none.")
+        curve = Curve(self[-1].safety_margin)
+        for number, certificate in enumerate(self):
+            curve.add(certificate, certificate.provenance.get("epoch", number))
+        axes = shown_axes() if ax is None else ax
+        return certificate_figure(curve, "alignment loss against the threshold", axes), axes
 
 
 def append_history(path: Path, certificate: Certificate) -> None:
@@ -19,7 +48,7 @@ def append_history(path: Path, certificate: Certificate) -> None:
         file.write("\n" + json.dumps(certificate.to_dict(), allow_nan=False))
 
 
-def read_history(path: Path) -> list[Certificate]:
+def read_history(path: str | Path) -> History:
     """Certificates by look, the number of a run's validation: an epoch may have several, and several be at one step.
 
     A run that goes back, by a restart or from the start, replaces the looks that it takes again and all later ones; a
@@ -47,4 +76,4 @@ def read_history(path: Path) -> list[Certificate]:
         while history and history[-1][0] >= look:
             history.pop()
         history.append((look, certificate))
-    return [certificate for _, certificate in history]
+    return History(certificate for _, certificate in history)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.figures import certificates_figure
+from certvae.certificate.figures import certificates_figure, shown_axes
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import certificate_from_sums
 from certvae.theory.arguments import MAX_COMPONENTS, as_whole_number
@@ -186,7 +186,8 @@ class CertificateMetric(Metric):
             ax: axes to draw in; default: of a new figure.
         """
         given = self.compute() if val is None else val
-        return certificates_figure([given] if isinstance(given, Certificate) else list(given), ax)
+        certificates = [given] if isinstance(given, Certificate) else list(given)
+        return certificates_figure(certificates, shown_axes() if ax is None else ax)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the rows of another metric, or of its ``metric_state``.

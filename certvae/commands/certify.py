@@ -22,12 +22,13 @@ from certvae.certificate.leaks import WitnessAudit, shuffled_margin_leaks
 from certvae.certificate.settings import CertificateSettings
 from certvae.certificate.verdict import LEAK_LEVEL, certificate_from_rows, judge
 from certvae.commands.lightning import run_lightning
+from certvae.commands.wandb_run import RUN, publish
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, sha256_tensors
 from certvae.io.untrusted import parse_yaml, read_limited
 from certvae.monitoring.code_sample import SampledCodes
 from certvae.monitoring.encoded_rows import EncodedRows, encode_rows, evenly_spaced
-from certvae.teachers import Teacher, load_teacher
+from certvae.teachers import Teacher, load_teacher, teacher_file
 from certvae.theory.arguments import as_number, as_whole_number
 from certvae.theory.bounds import BOUNDS
 from certvae.theory.calibration import Calibration, fit_calibration
@@ -331,7 +332,7 @@ def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[st
 def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """The three files that a certificate is made from."""
     parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
-    parser.add_argument("--teacher", type=Path, required=required, help="teacher file")
+    parser.add_argument("--teacher", type=teacher_file, required=required, help="teacher file, or a shipped one's name")
     parser.add_argument("--config", type=Path, required=required, help="the run's YAML: code, give only your own")
 
 
@@ -354,8 +355,13 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=float, default=getattr(CertifyOptions, name))
     for name in ("permutations", "channel_samples", "calibration_rows", "seed"):
         parser.add_argument(f"--{name}", type=int, default=getattr(CertifyOptions, name))
+    parser.add_argument("--wandb", metavar=RUN, help="put the certificate and all three files into this run of W&B too")
     given = vars(parser.parse_args(args))
-    checkpoint, teacher, config, output = (given.pop(name) for name in ("ckpt", "teacher", "config", "output"))
-    certificate = certify_checkpoint(checkpoint, teacher, config, CertifyOptions(**given))
+    files = {name: given.pop(name) for name in ("ckpt", "teacher", "config")}
+    output, run = given.pop("output"), given.pop("wandb")
+    certificate = certify_checkpoint(files["ckpt"], files["teacher"], files["config"], CertifyOptions(**given))
     print(f"{certificate}\nSaved to {certificate.save(output)}.")
+    if run is not None:
+        publish(run, certificate, {**files, "certificate": output})
+        print(f"Published. Anybody with access can check it: certvae verify --wandb {run}")
     return 0

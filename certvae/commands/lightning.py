@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from certvae.commands.mistakes import one_line
 from certvae.commands.precision import AutoPrecisionTrainer
 from certvae.io.files import write_atomic
+from certvae.monitoring.loggers import log_facts, log_yaml
 from certvae.terminal import chain
 
 __all__ = ["main", "run_lightning"]
@@ -48,7 +49,10 @@ class _SaveConfig(SaveConfigCallback):
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        write_atomic(Path(self._folder) / self.config_filename, self.parser.dump(self.config, skip_none=False))
+        path = Path(self._folder) / self.config_filename
+        write_atomic(path, self.parser.dump(self.config, skip_none=False))
+        log_yaml(trainer, path)
+        log_facts(trainer, pl_module)
 
 
 class _CommandLine(LightningCLI):
@@ -75,6 +79,15 @@ class _CommandLine(LightningCLI):
             names = [name for one in self.parsers for action in one._actions for name in action.option_strings]
             print(f"certvae: {one_line(str(error), names)}", file=sys.stderr)
             raise SystemExit(2) from None
+
+    def before_instantiate_classes(self) -> None:
+        """Keep ``WANDB_DIR``, which Lightning's logger would replace by its ``save_dir``, or that of another logger."""
+        folder = os.environ.get("WANDB_DIR")
+        given = self._get(self.config, "trainer").logger if folder else None
+        loggers: list[Any] = given if isinstance(given, list) else [given]
+        for logger in loggers:
+            if str(getattr(logger, "class_path", "")).endswith("WandbLogger"):
+                logger.init_args.save_dir = folder
 
     def before_fit(self) -> None:
         if not (self.config["fit"].get("ckpt_path") and self.trainer.is_global_zero):

@@ -6,6 +6,7 @@ be run again by itself with ``certvae fit --config``.
 
 import argparse
 import hashlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from certvae.commands.runs import Run, certify_held_out_rows, execute, interrupt
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
 from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
-from certvae.teachers import TargetTable, load_teacher
+from certvae.teachers import TargetTable, load_teacher, teacher_file
 
 __all__ = ["PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
 
@@ -134,21 +135,30 @@ class Protocol:
             changes["data.data_dir"] = self.data_dir
         if self.download:
             changes["data.download"] = True
+        if self.wandb:
+            changes["trainer.logger"] = [values["trainer"]["logger"], self._wandb_logger(phase, seed)]
         if phase == "search":
             return changes
         if WITNESSES[self.witness] is not None:
             changes["model.witness"] = WITNESSES[self.witness]
         if self.max_epochs is not None:
             changes["trainer.max_epochs"] = self.max_epochs
-        if self.wandb:
-            changes["trainer.logger"] = [values["trainer"]["logger"], self._wandb_logger(phase, seed)]
         return {**changes, "model.teacher": str(self.teacher_path(seed))}
 
     def _wandb_logger(self, phase: str, seed: int) -> dict[str, Any]:
         folder = self.seed_dir(seed) / phase
         run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the phase goes on
         name = f"{self.dataset}-seed{seed}-{phase}"
-        arguments = {"project": self.wandb, "name": name, "group": self.dataset, "id": run, "save_dir": str(folder)}
+        arguments = {
+            "project": self.wandb,
+            "name": name,
+            "group": self.dataset,
+            "job_type": phase,
+            "tags": [self.dataset, phase, f"seed{seed}"],
+            "id": run,
+            "save_dir": os.environ.get("WANDB_DIR", str(folder)),
+            "log_model": phase != "search",
+        }
         return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": arguments}
 
     def searched_path(self, seed: int) -> Path:
@@ -235,7 +245,10 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("file", type=Path, help="the protocol's YAML, such as experiments/digits.yaml")
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the file's seeds")
     parser.add_argument(
-        "--teachers", type=Path, nargs="+", help="teacher files, one for each seed, instead of a search"
+        "--teachers",
+        type=teacher_file,
+        nargs="+",
+        help="teacher files, one for each seed, instead of a search",
     )
     parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")

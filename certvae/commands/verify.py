@@ -13,11 +13,13 @@ from dataclasses import asdict, fields
 from enum import IntEnum
 from pathlib import Path
 from reprlib import repr as short
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.claims import ClaimsError, check_claims
 from certvae.commands.certify import CertifyOptions, add_inputs, certify_checkpoint
+from certvae.commands.wandb_run import RUN, fetch
 from certvae.io.checkpoints import CHECKPOINT_LIMIT, CheckpointFileError
 from certvae.io.files import sha256_file
 from certvae.io.untrusted import regular_file
@@ -162,20 +164,25 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="certvae verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("certificate", type=Path)
+    parser.add_argument("certificate", type=Path, nargs="?", help="its file; left out with --wandb")
     add_inputs(parser, required=False)
+    parser.add_argument("--wandb", metavar=RUN, help="fetch all four files from this run of W&B; its YAML is code")
     parser.add_argument("--claims-only", action="store_true", help="check the file by itself, without the model")
     given = parser.parse_args(args)
-    if not given.claims_only and None in (given.ckpt, given.teacher, given.config):
-        parser.error("give --ckpt, --teacher and --config, or --claims-only")
-    try:
-        certificate = read(given.certificate)
-        _refuse_contradictions(certificate)
-        if not given.claims_only:
-            verify(certificate, given.ckpt, given.teacher, given.config)
-    except VerificationError as error:
-        print(f"REFUSED ({error.refusal.name.lower()}): {error}")
-        return int(error.refusal)
+    if (given.certificate is None) is (given.wandb is None):
+        parser.error("give the certificate's file, or --wandb")
+    with TemporaryDirectory() as folder:
+        files = vars(given) if given.wandb is None else vars(given) | fetch(given.wandb, Path(folder))
+        if not given.claims_only and None in (files["ckpt"], files["teacher"], files["config"]):
+            parser.error("give --ckpt, --teacher and --config, or --claims-only")
+        try:
+            certificate = read(files["certificate"])
+            _refuse_contradictions(certificate)
+            if not given.claims_only:
+                verify(certificate, files["ckpt"], files["teacher"], files["config"])
+        except VerificationError as error:
+            print(f"REFUSED ({error.refusal.name.lower()}): {error}")
+            return int(error.refusal)
     how = "its claims agree with each other" if given.claims_only else "recomputed from scratch, everything agrees"
     print(f"{certificate}\nHOLDS: {how}.")
     return 0

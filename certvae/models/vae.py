@@ -46,7 +46,7 @@ class VAE(LightningModule):
     Args:
         encoder: module from images to a :class:`certvae.theory.posterior.Posterior`, with an attribute ``latent_dim``.
         decoder: module from latents ``(B, latent_dim)`` to the mean of the images.
-        teacher: a teacher or the path of its file; needed for alignment.
+        teacher: a teacher, the path of its file, or the name of one that comes with the package; needed for alignment.
         witness: default: the teacher's simplex witness with ``witness_scale`` and ``witness_prior``. A
             :class:`certvae.RawHead` is trained by the alignment term and saved with the weights.
         witness_scale: factor of the code in the default witness.

@@ -6,22 +6,36 @@ collectives. What a logger raises ends the run, as it does when Lightning logs a
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from certvae.certificate.certificate import Certificate
 from certvae.certificate.curve import Curve
 from certvae.certificate.figures import certificate_figure, components_figure, pixels
 from certvae.io.files import sha256_file
+from certvae.monitoring.artifacts import log_certificate, log_config, use_teacher
+from certvae.monitoring.run_facts import flat, hyper_parameters, run_facts
 from certvae.teachers import Teacher
 
-__all__ = ["LOGGED", "CertificateLog", "end_runs", "log_image", "plot_against_epoch", "takes_images"]
+__all__ = [
+    "LOGGED",
+    "CertificateLog",
+    "end_runs",
+    "log_facts",
+    "log_image",
+    "log_yaml",
+    "plot_against_epoch",
+    "takes_images",
+]
 
 LOGGED = (
     "teacher_information",
@@ -38,6 +52,7 @@ LOGGED = (
     "informative",
     "collapsed",
 )
+SHOWN = ("status", "reading", "margin", "margin_lower", "num_samples")  # beside a certificate
 IDENTITY = (
     "num_components",
     "temperature",
@@ -47,6 +62,7 @@ IDENTITY = (
     "information_held_out",
     "fingerprint",
 )
+CHARTED = 64  # validations, each with a chart of its own: its table grows by a row each
 WANDB, TENSORBOARD, MLFLOW = "WandbLogger", "TensorBoardLogger", "MLFlowLogger"
 
 
@@ -64,28 +80,37 @@ class CertificateLog:
     def __init__(self, name: str, safety_margin: float) -> None:
         self.name, self.curve = name, Curve(safety_margin)
 
-    def start(self, trainer: Trainer, teacher: Teacher, settings: dict[str, Any]) -> None:
-        """Before anything is logged: plot against epochs, and record whose certificate it is.
+    def start(self, trainer: Trainer, pl_module: LightningModule, teacher: Teacher, settings: dict[str, Any]) -> None:
+        """Before anything is logged: plot against epochs, and record what the run is made with and its teacher.
 
         Args:
             trainer: whose loggers are told.
+            pl_module: the module.
             teacher: the teacher.
             settings: of the certificate, plain values.
         """
         plot_against_epoch(trainer, [f"{stage}{self.name}/{key}" for stage in ("", "test_") for key in LOGGED], "last")
         plot_against_epoch(trainer, [f"{name}/components" for name in (self.name, f"test_{self.name}")])
-        plot_against_epoch(trainer, [f"{self.name}/curve"])
+        plot_against_epoch(trainer, [f"{self.name}/curve", f"{self.name}/threshold_table"])
         loggers = _loggers(trainer, WANDB, TENSORBOARD, MLFLOW)
-        values = {self.name: {**settings, "teacher": _identity(teacher)}} if loggers else {}
+        if not loggers:
+            return
+        with TemporaryDirectory() as folder:
+            path = teacher.save(Path(folder) / "teacher.safetensors")
+            values = {self.name: {**settings, "teacher": _identity(teacher, path)}}
+            for _, logger in _loggers(trainer, WANDB):
+                use_teacher(logger.experiment, path)
+        log_facts(trainer, pl_module)
         for kind, logger in loggers:
             if kind == TENSORBOARD:
-                # Its hyper-parameters can be written once, and the module's own are.
                 logger.experiment.add_text(f"{self.name}/settings", f"    {json.dumps(values)}")
+                all_values = {**hyper_parameters(pl_module), "run": run_facts(trainer, pl_module), **values}
+                _log_hparams(logger, all_values, f"{self.name}/margin_lower")
             else:
                 logger.log_hyperparams(values)
 
     def add(self, trainer: Trainer, certificate: Certificate) -> None:
-        """After a validation of a fit: summaries, an alert if a certificate was lost, and now and then the picture."""
+        """After a validation of a fit: summaries, an alert if a certificate was lost, and now and then the pictures."""
         self.curve.add(certificate, trainer.current_epoch)
         for _, logger in _loggers(trainer, WANDB):
             logger.experiment.summary.update(self._summary())
@@ -94,13 +119,15 @@ class CertificateLog:
         count = len(self.curve.points)
         if count & (count - 1) == 0:  # drawing takes longer than an epoch of a small model
             self._draw(trainer)
+        elif count <= CHARTED:
+            _log_threshold(trainer, self.curve, f"{self.name}/threshold")
 
     def _summary(self) -> dict[str, Any]:
         best, first = self.curve.best, self.curve.first_certified_epoch
         last = self.curve.points[-1]
         values: dict[str, Any] = {"status": last.status, "reading": last.reading}
         if best is not None:
-            values |= {"best_margin": best.margin, "best_epoch": best.epoch}
+            values |= {"best_margin_lower": best.margin_lower, "best_epoch": best.epoch}
         if first is not None:
             values["first_certified_epoch"] = first
         return {f"{self.name}/{key}": value for key, value in values.items()}
@@ -109,6 +136,7 @@ class CertificateLog:
         if self.curve.points and trainer.is_global_zero and takes_images(trainer):
             image = pixels(certificate_figure(self.curve, self.name))
             log_image(trainer, f"{self.name}/curve", image, self.curve.points[-1].epoch)
+            _log_threshold(trainer, self.curve, f"{self.name}/threshold")
 
     def finish(self, trainer: Trainer, certificate: Certificate, stage: str) -> None:
         """At the end of a fit, a validation or a test: the certificate as a file, its components, a fit's last picture.
@@ -128,7 +156,8 @@ class CertificateLog:
                 if kind == MLFLOW:
                     logger.experiment.log_artifact(logger.run_id, str(path))
                 else:
-                    _log_artifact(logger.experiment, certificate, path)
+                    values = certificate.to_dict()
+                    log_certificate(logger.experiment, path, {key: values[key] for key in SHOWN})
 
 
 def takes_images(trainer: Trainer) -> bool:
@@ -205,19 +234,52 @@ def _component_rows(certificate: Certificate) -> list[list[Any]]:
     return [[k, name, part.share, part.margin, part.information] for k, (name, part) in enumerate(named)]
 
 
-def _log_artifact(run: Any, certificate: Certificate, path: Path) -> None:
-    import wandb
+def _log_threshold(trainer: Trainer, curve: Curve, key: str) -> None:
+    """The alignment loss, its upper bound and the threshold as a chart of Weights & Biases that answers the mouse."""
+    points = curve.points
+    lines: dict[str, list[float | None]] = {
+        "alignment loss": [point.alignment_loss for point in points],
+        "its upper bound": [_finite(point.teacher_information - point.margin_lower) for point in points],
+        "certified below": [point.teacher_information - curve.safety_margin for point in points],
+        "teacher information": [point.teacher_information for point in points],
+    }
+    for _, logger in _loggers(trainer, WANDB):
+        import wandb
 
-    values = certificate.to_dict()
-    metadata = {key: values[key] for key in ("status", "reading", "margin", "margin_lower", "num_samples")}
-    artifact = wandb.Artifact(f"{path.stem}-{run.id}", "certificate", metadata=metadata)
-    artifact.add_file(str(path))
-    run.log_artifact(artifact)
+        title = "alignment loss against the threshold (nats)"
+        chart = wandb.plot.line_series(curve.positions(), list(lines.values()), list(lines), title, "epoch")
+        logger.log_metrics({key: chart, "epoch": points[-1].epoch}, trainer.global_step)
 
 
-def _identity(teacher: Teacher) -> dict[str, Any]:
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _log_hparams(logger: Any, values: dict[str, Any], metric: str) -> None:
+    """Hyper-parameters of TensorBoard with a metric, which shows the last scalar of that name.
+
+    TensorBoard keeps the first that a run writes. Lightning writes the module's after the callbacks' ``setup``, with no
+    metric of ours.
+    """
+    package = "torch.utils.tensorboard" if find_spec("tensorboard") else "tensorboardX"
+    for summary in import_module(f"{package}.summary").hparams(flat(values), {metric: 0.0}):
+        logger.experiment._get_file_writer().add_summary(summary)
+
+
+def log_facts(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Put what a run is made with under ``run`` of the settings in Weights & Biases and MLflow."""
+    for kind, logger in _loggers(trainer, WANDB, MLFLOW):
+        phase = logger.experiment.job_type if kind == WANDB else None
+        logger.log_hyperparams({"run": run_facts(trainer, pl_module) | ({"phase": phase} if phase else {})})
+
+
+def log_yaml(trainer: Trainer, path: Path) -> None:
+    """Log the YAML of a run to Weights & Biases."""
+    for _, logger in _loggers(trainer, WANDB):
+        log_config(logger.experiment, path)
+
+
+def _identity(teacher: Teacher, path: Path) -> dict[str, Any]:
     """What tells a teacher from others; ``sha256`` is that of the file that it is saved as."""
-    with TemporaryDirectory() as folder:
-        digest = sha256_file(teacher.save(Path(folder) / "teacher.safetensors"))
     card = asdict(teacher.card)
-    return {"kind": teacher.kind, **{key: card[key] for key in IDENTITY}, "sha256": digest}
+    return {"kind": teacher.kind, **{key: card[key] for key in IDENTITY}, "sha256": sha256_file(path)}

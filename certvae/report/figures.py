@@ -28,11 +28,14 @@ __all__ = [
     "FORMATS",
     "Chart",
     "alignment_chart",
+    "blank",
     "channel_chart",
     "components_charts",
+    "finished",
     "information_chart",
     "margin_chart",
     "path_chart",
+    "series",
     "use_chart",
 ]
 
@@ -319,6 +322,29 @@ def _bracket(axes: Axes, run: Run, phase: Phase) -> None:
 def _span(c: Certificate) -> str:
     known = "unknown" if c.information is None else c.information.span().replace("-", MINUS)
     return f"{known}, margin {number(c.margin)}"
+
+
+def blank() -> tuple[Figure, Axes]:
+    """A figure in the report's style, with its axes."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
+        return figure, figure.subplots()
+
+
+def series(axes: Axes, run: Run, phase: Phase, points: Sequence[tuple[float, float]]) -> None:
+    """Draw a curve of a phase in its color, with its marker where the points are few."""
+    step = math.ceil(len(points) / POINTS) or 1
+    x, y = zip(*points[(len(points) - 1) % step :: step], strict=True)
+    style = _style(run, phase) | ({} if len(x) <= MARKED else {"marker": "none"})
+    with rc_context(STYLE):
+        axes.plot(x, y, label=_short(phase.name) if _first_of_name(run, phase) else None, **style)
+
+
+def finished(figure: Figure, axes: Axes, run: Run) -> None:
+    """Mark where fits go on from others, and add the legend."""
+    with rc_context(STYLE):
+        _starts(axes, run)
+        _legend(figure, axes)
 
 
 def components_charts(run: Run) -> list[tuple[Phase, Chart]]:

@@ -49,6 +49,8 @@ class Gallery:
         if with_images:
             for phase in run.shown:
                 self._add_model(phase, data_dir, teacher)
+                if not any(shown is phase for shown, _ in self.models):
+                    self._add_kept(phase)
         else:
             self.without_images.append("Images are left out: they were not asked for.")
 
@@ -74,8 +76,24 @@ class Gallery:
         self.card = [("shown is the teacher of seed", self.run.phases[0].seed)] if len(seeds) > 1 else []
         self.card += [("kind", teacher.kind.replace("_", " "))]
         self.card += [(title, _plain(card[name])) for name, title in CARD.items() if card[name] is not None]
+        self.card += self._energy(card["energy"])
         if teacher.average is not None:
             self.use = use_chart(teacher.average.tolist())
+
+    def _add_kept(self, phase: Phase) -> None:
+        """The pictures that a run has kept itself, in place of the reason why none were made."""
+        unmade: list[str] = []
+        pictures = self._try(unmade, f"The images of {phase.label}", images.kept_pictures, phase)
+        if pictures:
+            self.without_images = [reason for reason in self.without_images if f" of {phase.label} " not in reason]
+            self.models.append((phase, pictures))
+
+    def _energy(self, energy: float | None) -> list[tuple[str, str]]:
+        """At the scale of the run's witness, as the criteria of a search have it."""
+        scale = self.run.phases[0].certificate.provenance.get("witness_scale")
+        if energy is None or isinstance(scale, bool) or not isinstance(scale, int | float) or not 1e-6 < scale < 1e6:
+            return []
+        return [(f"energy at witness scale {scale:g} (nats)", _plain(energy / scale**2))]
 
     def _add_model(self, phase: Phase, data_dir: str | None, teacher: Teacher | None) -> None:
         what = f"The images of {phase.label}"
@@ -94,13 +112,16 @@ class Gallery:
         )
         if pictures is not None:
             self.models.append((phase, pictures))
+            if len(pictures) < images.ALL_PICTURES:
+                self.without_images.append(
+                    f"Latent traversals of {phase.label} are left out: no coordinate changes the image visibly."
+                )
 
 
 CARD = {
     "num_components": "components K",
     "information_train": "information on training rows (nats)",
     "information_held_out": "information on held-out rows (nats)",
-    "energy": "energy at witness scale 1 (nats)",
     "temperature": "temperature",
     "floor": "probability floor",
     "largest_eigenvalue": "largest eigenvalue of the data's covariance",

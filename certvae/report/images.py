@@ -21,19 +21,29 @@ from torch.nn.functional import interpolate, one_hot
 from certvae.commands.certify import build
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import write_atomic
+from certvae.io.untrusted import read_limited
 from certvae.models.vae import VAE
 from certvae.reading.inputs import inputs_and_index
 from certvae.report.runs import Phase, plain_config
 from certvae.teachers import Teacher
 
-__all__ = ["Component", "Picture", "components", "first_inputs", "load_run", "model_pictures"]
+__all__ = ["Component", "Picture", "components", "first_inputs", "kept_pictures", "load_run", "model_pictures"]
 
 SHOWN = 40  # components with examples
 EXAMPLES = 8
 COLUMNS = 8
 TRAVERSED = 6
 STEPS = 7
+ALL_PICTURES = 3  # of a model, with traversals
+LEAST_CHANGE = 0.2  # of the range of values, of the pixel that changes most: less is not seen
+PICTURE_LIMIT = 2**24  # bytes of a PNG
 MAX_SIDE = 64  # pixels of a side; larger images are made smaller
+MOST_PIXELS = 4096  # of a side of a picture that a run has kept
+KEPT = {"Reconstructions": "images_reconstructions.png", "Samples": "images_samples.png"}
+KEPT_ALT = {
+    "Reconstructions": "First row: the first validation inputs. Second row: decoded from the mean of their codes.",
+    "Samples": "Images decoded from draws of the prior, not chosen.",
+}
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,8 @@ def first_inputs(data: LightningDataModule, split: str) -> Tensor:
 def model_pictures(model: LightningModule, images: Tensor) -> list[Picture]:
     """Reconstructions, samples and traversals of a :class:`certvae.VAE`; the same for the same weights.
 
+    A coordinate whose traversal changes no pixel visibly is left out, and the picture where all are.
+
     Raises:
         TypeError: if the model is another, of which it is not known how it decodes.
     """
@@ -211,7 +223,9 @@ def model_pictures(model: LightningModule, images: Tensor) -> list[Picture]:
     samples = _decode(model, drawn).unflatten(0, (2, COLUMNS))
     spread = posterior.mean.var(dim=0, correction=0)
     order = spread.argsort(descending=True, stable=True)[:TRAVERSED]
-    return [
+    moved = _traversals(model, codes[0], order)
+    seen = _change(moved, model.teacher) >= LEAST_CHANGE
+    pictures = [
         _picture(
             "Reconstructions",
             f"First row: the first {len(few)} inputs. Second row: decoded from the mean of their codes. Third row: "
@@ -222,14 +236,50 @@ def model_pictures(model: LightningModule, images: Tensor) -> list[Picture]:
         _picture(
             "Samples", f"{2 * COLUMNS} images decoded from draws of the prior, not chosen.", samples, model.teacher
         ),
-        _picture(
-            "Latent traversals",
-            "Each row moves one coordinate from -3 to 3, starting from the code of the first input: those that differ "
-            f"most between inputs, numbers {', '.join(str(place + 1) for place in order.tolist())}.",
-            _traversals(model, codes[0], order),
-            model.teacher,
-        ),
     ]
+    if not bool(seen.any()):
+        return pictures
+    alt = (
+        "Each row moves one coordinate from -3 to 3, starting from the code of the first input: of those that differ "
+        f"most between inputs, the ones that change the image, numbers "
+        f"{', '.join(str(place + 1) for place in order[seen].tolist())}."
+    )
+    return [*pictures, _picture("Latent traversals", alt, moved[seen], model.teacher)]
+
+
+def _change(moved: Tensor, teacher: Teacher | None) -> Tensor:
+    """How far the pixel that changes most goes in each row, as a share of the range of values; shape ``(rows,)``."""
+    low, high = (teacher.card.value_range if teacher is not None else None) or (0.0, 1.0)
+    pixels = moved.flatten(start_dim=2)
+    return (pixels.amax(dim=1) - pixels.amin(dim=1)).amax(dim=1) / (high - low)
+
+
+def kept_pictures(phase: Phase) -> list[Picture]:
+    """What ``ReconstructionImages`` with ``save_dir`` left in the fit's folder: the last it showed.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if one is no PNG, or a link out of the run's folder.
+    """
+    found = [(title, phase.own(path)) for title, name in KEPT.items() if (path := phase.folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{phase.folder} has no pictures: give the run ReconstructionImages(save_dir=...) with this folder."
+        )
+    return [Picture(title, KEPT_ALT[title], _uri(path), COLUMNS) for title, path in found]
+
+
+def _uri(path: Path) -> str:
+    """A picture of a folder, written anew, so that nothing but its pixels reaches the page."""
+    content = io.BytesIO(read_limited(path, PICTURE_LIMIT, "picture"))
+    try:
+        with Image.open(content, formats=["PNG"]) as image:
+            if max(image.size) > MOST_PIXELS:
+                raise ValueError(f"it has {image.size[0]} x {image.size[1]} pixels, more than {MOST_PIXELS} a side")
+            pixels = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be shown as a picture: {error}.") from None
+    return _png(pixels)
 
 
 def _decode(model: VAE, codes: Tensor) -> Tensor:
@@ -275,7 +325,11 @@ def _picture(title: str, alt: str, images: Tensor, teacher: Teacher | None = Non
         for column in range(columns):
             top, left = row * (height + 1), column * (width + 1)
             sheet[:, top : top + height, left : left + width] = cells[row, column]
-    content = io.BytesIO()
     pixels = sheet.permute(1, 2, 0).numpy()
-    Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels).save(content, format="png", optimize=True)
-    return Picture(title, alt, f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}", columns)
+    return Picture(title, alt, _png(Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)), columns)
+
+
+def _png(image: Image.Image) -> str:
+    content = io.BytesIO()
+    image.save(content, format="png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -25,8 +25,21 @@ from certvae.report.figures import (
     path_chart,
 )
 from certvae.report.gallery import Gallery
+from certvae.report.losses import loss_chart
 from certvae.report.runs import Phase, Run, readable
-from certvae.report.wording import DASH, MINUS, headline, limits, number, read_as, sentence, status_name
+from certvae.report.settings import settings_table
+from certvae.report.wording import (
+    DASH,
+    MINUS,
+    headline,
+    limits,
+    number,
+    read_as,
+    sentence,
+    status_name,
+    unknown_confidence,
+    what_it_is,
+)
 
 __all__ = ["Report", "make_report"]
 
@@ -97,6 +110,22 @@ SECTIONS = (
         information_chart,
     ),
     _Section(
+        "channel",
+        "Rate and channel margin",
+        "The rate is the most that the noisy code can carry; the channel margin is what the same witness shows on "
+        "noisy draws, which are what the decoder receives. It is often below 0 although the mean is certified, because "
+        "the witness is overconfident on noise.",
+        "No curve: there is no history, or the model's code has no known noise.",
+        channel_chart,
+    ),
+    _Section(
+        "loss",
+        "Validation loss",
+        "What the model itself minimizes. It may fall to a low value although the code has collapsed.",
+        "",
+        loss_chart,
+    ),
+    _Section(
         "alignment",
         "Alignment against information",
         "Each mark is a final certificate: what the witness costs, against what the teacher knows. On the line it does "
@@ -111,15 +140,6 @@ SECTIONS = (
         "answers vary. A code that tells nothing ends at the left, on the line.",
         "No curve: the folder holds no history of validations.",
         path_chart,
-    ),
-    _Section(
-        "channel",
-        "Rate and channel margin",
-        "The rate is the most that the noisy code can carry; the channel margin is what the same witness shows on "
-        "noisy draws, which are what the decoder receives. It is often below 0 although the mean is certified, because "
-        "the witness is overconfident on noise.",
-        "No curve: there is no history, or the model's code has no known noise.",
-        channel_chart,
     ),
 )
 
@@ -156,6 +176,7 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
         headline=report.headline,
         verdicts=[_verdict(run, phase, len(runs) > 1) for run in runs for phase in run.phases],
         limits=limits(phases),
+        settings=settings_table(*_compared(runs)),
         sections=sections,
         components=components if any(item["figures"] for item in components) else [],
         galleries=galleries,
@@ -169,6 +190,14 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
         version=version("certvae"),
     )
     return report
+
+
+def _compared(runs: Sequence[Run]) -> tuple[list[Phase], list[str]]:
+    """The fits whose settings stand side by side, those of each run's first seed, and their labels."""
+    named = [
+        (phase, f"{run.name}: {phase.name}" if len(runs) > 1 else phase.name) for run in runs for phase in run.shown
+    ]
+    return [phase for phase, _ in named], [label for _, label in named]
 
 
 def _figure(report: Report, section: _Section, run: Run, runs: Sequence[Run]) -> dict[str, Any]:
@@ -191,6 +220,9 @@ def _components(report: Report, run: Run, number: int) -> dict[str, Any]:
 def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
     kind, symbol = LOOK[phase.certificate.status]
     return {
+        "first": phase in run.shown,
+        "what": what_it_is(phase),
+        "short": _short(phase.certificate),
         "label": f"{run.name}: {phase.label}" if several else phase.label,
         "status": status_name(phase.certificate.status),
         "kind": kind,
@@ -199,6 +231,15 @@ def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
         "channel": _channel(phase.certificate),
         "reading": _reading(phase.certificate),
     }
+
+
+def _short(c: Certificate) -> str:
+    """Margin and what a draw carries, in a line."""
+    carried = "" if c.information is None else f"; a draw of the code carries {c.information.span()}"
+    said = (
+        f"margin {number(c.margin)} of {number(c.teacher_information)} nats, at least {number(c.margin_lower)}{carried}"
+    )
+    return said.replace("-", MINUS)
 
 
 def _reading(c: Certificate) -> dict[str, Any] | None:
@@ -247,7 +288,7 @@ COLUMNS: tuple[tuple[str, str, Callable[[Certificate], str]], ...] = (
     ("I_S", "witness information: near 0 where the code tells nothing", lambda c: number(c.witness_information)),
     ("p", "of the permutation test", lambda c: DASH if c.p_value is None else f"{c.p_value:.2g}"),
     ("rows", "inputs measured", lambda c: f"{c.num_samples:,}"),
-    ("method", "of the lower bounds", lambda c: f"{c.method}, {100 * c.confidence:.10g} %"),
+    ("method", "of the lower bounds", lambda c: _method(c)),
 )
 
 
@@ -255,6 +296,10 @@ READING_COLUMNS: tuple[tuple[str, str, Callable[[Certificate], str]], ...] = (
     ("reading", "whether the code carries anything at all", lambda c: read_as(c) or DASH),
     ("code", "nats that a draw of the code carries, from at least to at most", lambda c: _sides(c)),
 )
+
+
+def _method(c: Certificate) -> str:
+    return f"{c.method}, few rows" if unknown_confidence(c) else f"{c.method}, {100 * c.confidence:.10g} %"
 
 
 def _sides(c: Certificate) -> str:

@@ -14,6 +14,7 @@ from certvae.certificate.figures import GOES_ON_FROM
 from certvae.certificate.history import read_history
 from certvae.commands.certify import CONFIG_LIMIT
 from certvae.io.untrusted import own_path, parse_json, parse_yaml, read_limited
+from certvae.teachers import teacher_file
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
 
@@ -37,6 +38,7 @@ class Phase:
         history: certificates of the validation rows during training.
         start: validations of the fit that this one went on from.
         root: the run's folder, which no link may lead out of; default: ``folder``.
+        callback: name of the callback that wrote the certificate.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Phase:
     history: tuple[Certificate, ...]
     start: int = 0
     root: Path | None = None
+    callback: str = "certificate"
 
     def own(self, path: Path) -> Path:
         """The path of one of its files.
@@ -87,9 +90,10 @@ class Phase:
         beside = self.folder.parent / "search" / name
         if _is_file(beside):
             return own_path(beside, self.folder.parent)
-        if _is_file(self.folder / name):
-            return self.own(self.folder / name)
-        return Path(named) if named and _is_file(Path(named)) else None
+        for own in (self.folder / name, self.folder / f"{self.callback}_teacher.safetensors"):
+            if _is_file(own):
+                return self.own(own)
+        return teacher_file(named) if named and _is_file(teacher_file(named)) else None
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,9 @@ def _phases_of(folder: Path, seed: str, root: Path) -> Iterator[Phase]:
             continue
         certificate = Certificate.load(own_path(found, root)) if found else history[-1]
         check_claims(certificate)
-        yield Phase(readable(name), seed, folder, found or path, certificate, _split(certificate), history, root=root)
+        yield Phase(
+            readable(name), seed, folder, found or path, certificate, _split(certificate), history, 0, root, callback
+        )
 
 
 def _split(certificate: Certificate) -> str:

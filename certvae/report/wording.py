@@ -7,7 +7,19 @@ from certvae.certificate.certificate import Certificate, Reading, Status
 from certvae.report.runs import Phase
 from certvae.theory.bounds import find_bound
 
-__all__ = ["DASH", "MINUS", "at_least", "headline", "limits", "number", "read_as", "sentence", "status_name"]
+__all__ = [
+    "DASH",
+    "MINUS",
+    "at_least",
+    "headline",
+    "limits",
+    "number",
+    "read_as",
+    "sentence",
+    "status_name",
+    "unknown_confidence",
+    "what_it_is",
+]
 
 FEW_ROWS = 1000
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -59,8 +71,30 @@ def _confidence(certificate: Certificate, split: str) -> str:
     c = certificate
     looks = ", over all looks that the run's ledger has recorded," if c.look is not None else ""
     single = ", for a single look," if split == "val" and c.look is None else ""
+    if unknown_confidence(c):
+        return f"by the bound '{c.method}', whose confidence is not known for fewer than {FEW_ROWS:,} rows,"
     text = find_bound(c.method).confidence_text.format(_percent(c.confidence))
     return text if c.method == "plugin" else f"{text}{looks}{single}"
+
+
+def unknown_confidence(c: Certificate) -> bool:
+    """Whether its bound is an approximation for many rows, made from few: then no percentage is stated."""
+    return c.method != "plugin" and not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS
+
+
+WHAT = {
+    "full": "trained with alignment from the first epoch",
+    "no_align": "the same without alignment",
+    "rescue": "goes on from no_align, with alignment",
+    "ablate": "goes on from full, without alignment",
+    "guarded": "goes on from no_align; a guard finds the weight",
+    "prefit": "trained with alignment, from a code that was fitted first",
+}
+
+
+def what_it_is(phase: Phase) -> str:
+    """What a phase of a protocol is; empty for other fits."""
+    return WHAT.get(phase.name, "") if phase.seed else ""
 
 
 def _uncertified(c: Certificate) -> str:

@@ -7,6 +7,7 @@ from certvae.teachers.labels import LabelTeacher
 from certvae.teachers.loading import load_teacher
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.network import NetworkTeacher
+from certvae.teachers.shipped import shipped_teachers, teacher_file
 from certvae.teachers.table import TargetTable
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "TeacherFileError",
     "TeacherMismatchError",
     "load_teacher",
+    "shipped_teachers",
+    "teacher_file",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 from certvae.io.files import sha256_tensors, write_atomic
 from certvae.io.untrusted import parse_json, regular_file
 from certvae.teachers.card import TeacherCard
+from certvae.teachers.shipped import shipped_teachers
 
 __all__ = ["TeacherFile", "TeacherFileError", "read_teacher_file", "write_teacher_file"]
 
@@ -75,7 +76,8 @@ def read_teacher_file(path: str | Path) -> TeacherFile:
         raise FileNotFoundError(
             f"{error} Run a search first (certvae fit --config .../search.yaml), or make one: "
             "`LabelTeacher(K).measure(train_loader, images=1).save(path)`, or "
-            "`TeacherSearch().search(train_loader, val_loader).save(path)`."
+            "`TeacherSearch().search(train_loader, val_loader).save(path)`, or name one that comes with certvae: "
+            f"{', '.join(shipped_teachers())}."
         ) from None
     except ValueError as error:
         raise TeacherFileError(str(error)) from None

@@ -6,6 +6,7 @@ from typing import Any
 
 from certvae.teachers.base import Teacher, kind_named
 from certvae.teachers.files import TeacherFileError, one_line, read_teacher_file
+from certvae.teachers.shipped import teacher_file
 
 __all__ = ["load_teacher"]
 
@@ -14,7 +15,8 @@ def load_teacher(path: str | Path, **parts: Any) -> Teacher:
     """Read a teacher file. No code in the file is run.
 
     Args:
-        path: a safetensors file written by :meth:`certvae.teachers.Teacher.save`.
+        path: a safetensors file written by :meth:`certvae.teachers.Teacher.save`, or the name of a teacher that comes
+            with the package: ``"cifar100"`` or ``"tiny_imagenet"``.
         parts: what the file does not hold and the teacher's kind needs: of a :class:`certvae.teachers.NetworkTeacher`
             ``network``, the module that takes the weights.
 
@@ -27,7 +29,7 @@ def load_teacher(path: str | Path, **parts: Any) -> Teacher:
             imported module defines its kind, or if ``parts`` are not those of its kind.
         OSError: if it may not be read.
     """
-    found = read_teacher_file(path)
+    found = read_teacher_file(teacher_file(path))
     try:
         teacher_class = kind_named(found.kind)
         _check_parts(teacher_class, parts)

@@ -12,6 +12,7 @@ from certvae.theory.arguments import float64_device
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 
 MAX_VALUE = 1e30  # of a value, and of 1 / a variance: the products of five of them are finite in float64
+LARGE = ("center", "projection")  # as an input and as many inputs
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -99,13 +100,19 @@ class GaussianMixtureTeacher(Teacher):
             return soften(log_joint, self.card.temperature, self.card.floor)
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.named_buffers())
+        """As float64, except what is large: in the smallest type that holds the same numbers."""
+        return {name: _narrowed(value) if name in LARGE else value for name, value in self.named_buffers()}
 
 
 def soften(log_joint: Tensor, temperature: float, floor: float) -> Tensor:
     """Probabilities at a temperature, mixed with the uniform distribution; shape as given."""
     probs = (log_joint / temperature).softmax(dim=-1)
     return (1 - floor) * probs + floor / log_joint.shape[-1]
+
+
+def _narrowed(value: Tensor) -> Tensor:
+    narrow = (value.to(kind) for kind in (torch.float16, torch.float32))
+    return next((other for other in narrow if torch.equal(other.to(value.dtype), value)), value)
 
 
 def _check_shapes(tensors: dict[str, Tensor], card: TeacherCard) -> None:

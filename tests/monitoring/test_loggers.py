@@ -38,6 +38,20 @@ def tensorboard(folder: Path) -> Any:
     return board
 
 
+def hparams_of(board: Any) -> list[str]:
+    """The metrics of the hyper-parameters' tab; the parameters are checked here."""
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    tags = ("_hparams_/experiment", "_hparams_/session_start_info")
+    content = [HParamsPluginData.FromString(board.SummaryMetadata(tag).plugin_data.content) for tag in tags]
+    values = content[1].session_start_info.hparams
+    assert values["run/batch_size"].number_value == 64
+    assert values["run/objective"].string_value == "ELBO"
+    assert values["certificate/safety_margin"].number_value == 0.05
+    assert values["alignment_weight"].number_value == 200.0  # of the module
+    return [metric.name.tag for metric in content[0].experiment.metric_infos]
+
+
 def test_tensorboard_shows_pictures_and_the_teacher(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     logger = TensorBoardLogger(tmp_path, "tb")
@@ -51,6 +65,8 @@ def test_tensorboard_shows_pictures_and_the_teacher(tmp_path: Path) -> None:
     }
     curve = board.Images("certificate/curve")[-1]
     assert (curve.width, curve.height) == (640, 400)
+    assert hparams_of(board) == ["certificate/margin_lower"]
+    assert board.Scalars("certificate/margin_lower")
     (text,) = board.Tensors("certificate/settings/text_summary")
     assert '"kind": "gaussian_mixture"' in text.tensor_proto.string_val[0].decode()
 

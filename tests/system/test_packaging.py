@@ -56,6 +56,7 @@ def test_the_wheel_of_the_source_distribution_holds_every_module(clone: Path, tm
         names = set(wheel.namelist())
     assert {name for name in names if name.endswith(".py")} == modules_in_the_folders()
     assert {"certvae/py.typed", "certvae/report/page.html", "certvae/report/style.css"} <= names
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "certvae").rglob("*.safetensors")} <= names
 
 
 def editable_install(source: Path, folder: Path) -> Path:

@@ -18,6 +18,7 @@ from certvae.teachers.base import flat_float64
 from certvae.teachers.card import TeacherCard
 from certvae.teachers.mixture import GaussianMixtureTeacher
 from certvae.teachers.search.candidates import Candidate, measured_row
+from certvae.teachers.search.logged import log_candidates, log_teacher
 from certvae.teachers.search.passes import STATE, Phase, SearchPasses, saved_within_pass
 from certvae.teachers.search.selection import CandidateRow, SelectionCriteria, choose, explain, rich_table, write_table
 from certvae.teachers.search.settings import SearchSettings, TeacherSearchError
@@ -286,6 +287,7 @@ class TeacherSearch(LightningModule):
         directory = Path(self.output_dir or self.trainer.log_dir or self.trainer.default_root_dir)
         if self.trainer.is_global_zero:
             write_table(self.rows, directory / "candidates.csv")
+            log_candidates(self.trainer.loggers, self.rows)
             Console().print(rich_table(self.rows))
         if best is None:
             raise TeacherSearchError(
@@ -296,6 +298,7 @@ class TeacherSearch(LightningModule):
         self._chosen = [teacher]
         if self.trainer.is_global_zero:
             self._save(teacher, directory / "teacher.safetensors")
+            log_teacher(self.trainer.loggers, directory / "teacher.safetensors")
 
     def _teacher(
         self, candidate: Candidate, temperature: float, row: CandidateRow, sums: Tensor
@@ -314,7 +317,7 @@ class TeacherSearch(LightningModule):
             row.information_held_out,
             row.energy * self.witness_scale**2,
             float(pca.eigenvalues[0]),
-            explain(row, self.rows, self.criteria),
+            explain(row, self.rows, self.criteria, self.witness_scale),
         )
         average = sums[1 : candidate.components + 1] / sums[0]
         tensors = (pca.mean, pca.projection, mixture.log_weights, mixture.means, mixture.variances, average.cpu())

@@ -93,14 +93,14 @@ def _on_front(row: CandidateRow, rows: Sequence[CandidateRow]) -> bool:
     )
 
 
-def explain(row: CandidateRow, rows: Sequence[CandidateRow], criteria: SelectionCriteria) -> str:
-    """One sentence on why this candidate was chosen."""
+def explain(row: CandidateRow, rows: Sequence[CandidateRow], criteria: SelectionCriteria, scale: float) -> str:
+    """One sentence on why this candidate was chosen; ``scale`` is that of the witness for which energies are given."""
     eligible = sum(other.within_bounds for other in rows)
     return (
         f"Chosen: {row.components} {row.covariance} components at temperature {row.temperature:g}, with the most "
         f"held-out information ({row.information_held_out:.3f} nats) of the {eligible} of {len(rows)} candidates that "
-        f"keep energy <= {criteria.max_energy:g}, smallest use >= {criteria.min_use:g}/K, largest use <= "
-        f"{criteria.max_use:g} and drift <= {criteria.max_drift:g}."
+        f"keep energy <= {criteria.max_energy:g} nats at witness scale {scale:g}, smallest use >= "
+        f"{criteria.min_use:g}/K, largest use <= {criteria.max_use:g} and drift <= {criteria.max_drift:g}."
     )
 
 

@@ -1,0 +1,72 @@
+"""Make the teachers that come with the package, as ``certvae/teachers/shipped_files``; about 5 min on 2 CPU cores.
+
+    python -m experiments.teachers --data_dir data
+    python -m experiments.teachers cifar100 --data_dir data --output_dir runs/teachers
+
+Each is searched with the YAML of its data set's protocol. Its principal components are then rounded to 16 bits, so that
+the file is small, and everything on its card is measured again with the rounded ones.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from pytorch_lightning.cli import LightningCLI
+
+from certvae.commands.lightning import run_lightning
+from certvae.teachers import GaussianMixtureTeacher
+from certvae.teachers.mixture import LARGE
+from certvae.teachers.shipped import FOLDER
+
+__all__ = ["make"]
+
+EXPERIMENTS = Path(__file__).parent
+OPTIONS: dict[str, list[str]] = {"cifar100": [], "tiny_imagenet": ["--model.pca_dim=16"]}
+
+
+def make(name: str, data_dir: str, folder: Path) -> Path:
+    """Search a teacher and write it.
+
+    Args:
+        name: of a folder of ``experiments`` with a ``search.yaml``.
+        data_dir: where the data set is.
+        folder: where ``<name>.safetensors`` goes; the search writes its table below it.
+
+    Returns:
+        The file.
+    """
+    search = folder / f"{name}_search"
+    quiet = ["--trainer.logger=false", "--trainer.callbacks=[]", f"--trainer.default_root_dir={search}"]
+    place = [f"--data.data_dir={data_dir}", f"--model.output_dir={search}"]
+    cli = run_lightning(["fit", "--config", str(EXPERIMENTS / name / "search.yaml"), *OPTIONS[name], *quiet, *place])
+    return rounded(cli.model.teacher, cli).save(folder / f"{name}.safetensors")
+
+
+def rounded(teacher: GaussianMixtureTeacher, cli: LightningCLI) -> GaussianMixtureTeacher:
+    """The teacher with 16 bits for each number of its principal components, measured on the search's rows."""
+    parts = {key: value.half() if key in LARGE else value for key, value in teacher.tensors().items()}
+    data, seen = cli.datamodule, len(cli.datamodule.splits["train"])
+    # The fingerprint is that of all files: of a part of Tiny-ImageNet-200 it would refuse the whole.
+    whole = seen == data.num_classes * 500
+    made_from = f"Searched on {seen:,} training images of {type(data).__name__.removesuffix('DataModule')}"
+    choice = f"{made_from}{'' if whole else ', a part of the set'}. {teacher.card.choice}"
+    card = replace(teacher.card, choice=choice, fingerprint=teacher.card.fingerprint if whole else None)
+    made = GaussianMixtureTeacher(card, **parts).measure(data.loader("train"))
+    held_out = GaussianMixtureTeacher(card, **parts).measure(data.loader("val")).card.information_train
+    made.card = replace(made.card, information_held_out=held_out)
+    return made
+
+
+def main() -> None:
+    """Make the named ones, else all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(OPTIONS)}; default: all")
+    parser.add_argument("--data_dir", default="data", help="where the data sets are")
+    parser.add_argument("--output_dir", type=Path, default=FOLDER)
+    given = parser.parse_args()
+    for name in given.names or OPTIONS:
+        print(make(name, given.data_dir, given.output_dir))
+
+
+if __name__ == "__main__":
+    main()
