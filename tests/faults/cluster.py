@@ -23,7 +23,7 @@ from tests.faults.runs import train
 SLURM = {"JOB_ID": "17", "JOB_NAME": "train", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"} | dict.fromkeys(
     ("PROCID", "LOCALID", "NODEID"), "0"
 )
-QUICK = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1"  # seconds; how a dead agent is noticed
+QUICK = "keep_alive_interval=2,keep_alive_max_attempt=4,last_call_timeout=1"  # seconds: a dead agent is noticed after 8
 
 
 def as_slurm_job(action: Callable[..., Any]) -> Callable[..., Any]:
