@@ -7,9 +7,9 @@
 
 Rows are drawn batch by batch. At each mark (1, 3, 10, 30 and 100 percent of the rows) a line says how far it is, the
 processor seconds since the start, by how many MiB the peak of the memory has risen, and the largest relative difference
-of the sums from sums in extended precision: of the metric, of the weighted first moments of every feature; of the search,
-of the mass and the first moments of all components together, which are the number and the sum of the rows. `paper` prints
-the bytes that each process gives to each collective, which follow from the shapes.
+of the sums from sums in extended precision. Those of the metric are the weighted first moments of every feature; those
+of the search the mass and the first moments of all components together, which are the number and the sum of the rows.
+`paper` prints the bytes that each process gives to each collective, which follow from the shapes.
 """
 
 import argparse

@@ -95,6 +95,8 @@ def on_nodes(timeout: float = 60.0, callbacks: tuple[Callback, ...] = ()) -> Non
 
 def node(number: int, port: int, action: Callable[..., Any], *args: Any, restarts: int = 0, **conf: Any) -> None:
     """A node of two, with one process each."""
+    # Without it the first node does not tell a new one where the processes meet (torch 2.14): that one waits in vain.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     known = f"is_host={int(number == 0)},{QUICK}," + ",".join(f"{name}={value}" for name, value in conf.items())
     as_agent(number, "2", 1, port, action, *args, **{"max-restarts": restarts, "rdzv-conf": known.rstrip(",")})
 
