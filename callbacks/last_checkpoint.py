@@ -81,8 +81,6 @@ class LastCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._check_agreement(trainer)
         if stage == "fit" and trainer.is_global_zero and not _is_dev_run(trainer):
             try:
                 self.last.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +142,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._restore_streams(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._check_agreement(trainer)
         self._restore_streams(trainer)
 
     def _restore_streams(self, trainer: Trainer) -> None:

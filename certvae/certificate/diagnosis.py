@@ -118,6 +118,12 @@ def _rows_needed(c: "Certificate") -> str:
     return f"about {100 * round(c.num_samples * (width / room) ** 2 / 100 + 0.5):,}"
 
 
+def _counted_twice(c: "Certificate") -> tuple[str, str]:
+    """What was found, and the cure."""
+    finding, _, cure = c.leaks[0].removeprefix("rows: ").partition(": ")
+    return finding, cure
+
+
 def _target(c: "Certificate") -> float:
     return round(0.5 * c.teacher_information, 2)
 
@@ -142,8 +148,8 @@ CAUSES = (
     Cause(
         "rows counted twice",
         lambda c: c.status is Status.LEAKING and all(leak.startswith("rows: ") for leak in c.leaks),
-        lambda c: f"{c.leaks[0].removeprefix('rows: ').partition(':')[0]}.",
-        lambda c: f"{c.leaks[0].rpartition(': let')[2].join(('let', '.'))}",
+        lambda c: f"{_counted_twice(c)[0]}.",
+        lambda c: f"{_counted_twice(c)[1]}.",
     ),
     Cause(
         "leaking",

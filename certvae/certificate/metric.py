@@ -63,6 +63,7 @@ class CertificateMetric(Metric):
         super().__init__(compute_with_cache=False, **kwargs)
         self.num_components = as_whole_number(num_components, "num_components", 2, MAX_COMPONENTS)
         self.settings = settings or CertificateSettings()
+        self._too_many = False  # rows to keep
         zeros = torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64)
         self.add_state("packed", default=zeros, dist_reduce_fx="sum")
         # A state too: a MetricCollection lets metrics of equal state share their updates.
@@ -122,7 +123,7 @@ class CertificateMetric(Metric):
             )
         # Not in place: the sums may be an inference tensor, or shared with a state_dict that was loaded.
         self.packed = self.packed + CertificateSums.of(rows).pack().to(self.packed.device)
-        if self.settings.bound.needs_rows:
+        if self.settings.bound.needs_rows and not self._too_many:
             self._keep(rows, positions)
 
     def _keep(self, rows: ScoredRows, positions: Tensor | None) -> None:
@@ -131,7 +132,13 @@ class CertificateMetric(Metric):
             positions = torch.arange(len(rows.teacher)) + kept // (self.num_components + 4)
         packed = rows.pack(positions).flatten().to(self.packed.device)
         # Without some of them the others are of no use, and are left behind.
-        self.rows = [*self.rows, packed] if kept + packed.numel() <= self.settings.max_kept else []
+        self._too_many = kept + packed.numel() > self.settings.max_kept
+        self.rows = [] if self._too_many else [*self.rows, packed]
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        super().reset()
+        self._too_many = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Certificate:
         """Add rows, as :meth:`update` does, and give the certificate of these rows alone.
@@ -148,9 +155,20 @@ class CertificateMetric(Metric):
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Add up the states of all processes; one that saw no row takes part in float64 too."""
-        if self.settings.bound.needs_rows and not len(self.rows):
-            self.rows = [self.packed.new_empty(0)]
+        if self.settings.bound.needs_rows:
+            if kwargs.get("should_sync", True) and self._too_many_together(kwargs.get("process_group")):
+                self.rows = []
+            if not len(self.rows):
+                self.rows = [self.packed.new_empty(0)]
         super().sync(*args, **kwargs)
+
+    def _too_many_together(self, group: Any) -> bool:
+        """Whether all processes have kept more than may be kept: then none gathers what would be thrown away."""
+        if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+            return False
+        kept = torch.tensor([sum(part.numel() for part in self.rows)], device=self.packed.device)
+        torch.distributed.all_reduce(kept, group=group or self.process_group)
+        return int(kept) > self.settings.max_kept
 
     def compute(self) -> Certificate:
         """The certificate of all rows so far.

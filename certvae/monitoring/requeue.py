@@ -21,7 +21,7 @@ def requeue_checkpoint(trainer: Trainer) -> Path | None:
     return numbered[max(numbered)] if numbered else None
 
 
-def belongs_to(path: Path, state_key: str, dirpath: str | None) -> bool:
+def belongs_to(path: Path, state_key: str, dirpath: str | Path | None) -> bool:
     """Whether a run can go on from such a checkpoint.
 
     Runs that share a ``default_root_dir`` would find each other's; and a search cannot go on in the middle of a pass.
@@ -33,4 +33,4 @@ def belongs_to(path: Path, state_key: str, dirpath: str | None) -> bool:
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     own = checkpoint.get("callbacks", {}).get(state_key)
-    return own is not None and own.get("dirpath") == dirpath and not saved_within_pass(checkpoint)
+    return own is not None and own.get("dirpath") == str(dirpath) and not saved_within_pass(checkpoint)

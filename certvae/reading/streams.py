@@ -77,7 +77,7 @@ class CountedRows:
         size: rows kept.
     """
 
-    def __init__(self, size: int = 4096) -> None:
+    def __init__(self, size: int = 1024) -> None:
         self.size = size
         empty = torch.empty(0, dtype=torch.int64)
         self._kept = [(empty, empty), (empty, empty)]  # hashes and counts, of contents, and of contents with index

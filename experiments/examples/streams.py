@@ -27,7 +27,7 @@ PARTS = ("image.npy", "label.cls", "index.cls")  # of a row in a shard of WebDat
 
 def rows_of(data: Dataset[Any]) -> Iterator[tuple[Any, ...]]:
     """Image, label and index of each row. With the index a row is the same row on any number of processes."""
-    for index in range(len(data)):  # type: ignore[arg-type]
+    for index in range(len(data)):
         image, label = data[index]
         yield image.numpy(), int(label), index
 

@@ -1,9 +1,11 @@
 """The last checkpoint: always one that is whole, and a run that goes on from it equals one that was never stopped."""
 
 import errno
+import os
 import random
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -242,3 +244,45 @@ def test_checkpoints_may_be_folders(tmp_path: Path) -> None:
         run.fit(small_vae(), datamodule=DigitsDataModule(), ckpt_path=None if epochs == 3 else "last")
     assert {path.name: epoch_of(path / "part") for path in tmp_path.iterdir()} == {"last.ckpt": 4, "previous.ckpt": 3}
     assert callback.resumed_at == 3
+
+
+def test_processes_that_find_different_checkpoints_are_refused(tmp_path: Path) -> None:
+    """As of nodes whose folder is on disks of their own."""
+    other: Any = SimpleNamespace(
+        ckpt_path=None,
+        default_root_dir=tmp_path,
+        strategy=SimpleNamespace(broadcast=lambda own: "last.ckpt", reduce_boolean_decision=lambda own, all: own),
+    )
+    with pytest.raises(CheckpointError, match="the first from 'last.ckpt', this one from 'none'. Put `dirpath="):
+        LastCheckpoint(tmp_path / "checkpoints")._check_agreement(other)
+
+
+def requeue(folder: Path, number: int, source: Path) -> Path:
+    """The checkpoint of a requeue, newer than all others."""
+    path = folder / f"hpc_ckpt_{number}.ckpt"
+    path.write_bytes(source.read_bytes())
+    later = source.stat().st_mtime + number
+    os.utime(path, (later, later))
+    return path
+
+
+def test_last_is_the_checkpoint_of_a_requeue_where_that_is_newer_and_whole_and_of_this_run(tmp_path: Path) -> None:
+    fit(tmp_path, 1)
+    last, asked = LastCheckpoint(tmp_path), cast(Any, SimpleNamespace(default_root_dir=tmp_path))
+    requeue(tmp_path, 9, last.last)
+    path = requeue(tmp_path, 10, last.last)
+    assert last._find_last_checkpoints(asked) == {str(path)}
+    assert LastCheckpoint(tmp_path / "elsewhere")._find_last_checkpoints(asked) == set()
+    path.write_bytes(path.read_bytes()[:1000])
+    assert last._find_last_checkpoints(asked) == {str(last.last)}
+    os.utime(requeue(tmp_path, 11, last.last), (0, 0))
+    assert last._find_last_checkpoints(asked) == {str(last.last)}
+
+
+def test_a_path_that_hides_the_checkpoint_of_a_requeue_gets_a_warning(tmp_path: Path) -> None:
+    fit(tmp_path, 1)
+    requeue(tmp_path, 1, tmp_path / "last.ckpt")
+    begin = tmp_path / "begin.ckpt"
+    begin.write_bytes((tmp_path / "last.ckpt").read_bytes())
+    with pytest.warns(UserWarning, match="hides .*hpc_ckpt_1.ckpt, which SLURM's requeue left"):
+        fit(tmp_path, 2, str(begin))

@@ -161,3 +161,18 @@ def test_a_metric_draws_its_certificate_and_others_beside_it() -> None:
     assert [tick.get_text() for tick in both.get_xticklabels()] == ["CERTIFIED", "NOT_CERTIFIED"]
     faces = cast(Any, both.collections[-1]).get_facecolor()
     assert tuple(faces[0]) != tuple(faces[1])
+
+
+def test_rows_that_are_too_many_to_keep_are_not_kept_again() -> None:
+    """Else memory would rise to the limit over and over; after a reset they are kept anew."""
+    settings = CertificateSettings(method="betting", teacher_floor=0.01, max_kept=100)
+    metric, teacher = CertificateMetric(3, settings), 0.99 * random_probs(10, 3, seed=1) + 0.01 / 3
+    kept = []
+    for _ in range(4):
+        metric.update(teacher, teacher.log())
+        kept.append(len(metric.rows))
+    assert kept == [1, 0, 0, 0]
+    assert metric.compute().method != "betting"
+    metric.reset()
+    metric.update(teacher, teacher.log())
+    assert metric.compute().method == "betting"

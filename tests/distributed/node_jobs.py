@@ -63,7 +63,7 @@ def decoded(folder: Path, world: int) -> Result:
         calls.append(1)
         return decode(*arguments)
 
-    tiny_imagenet._decode = counted
+    vars(tiny_imagenet)["_decode"] = counted
     model = VAE(MLPEncoder(IMAGES, 2, 4, 1), MLPDecoder(IMAGES, 2, 4, 1)).double()
     spread(folder, world).validate(model, TinyImageNetDataModule(str(disk), batch_size=4), verbose=False)
     tiny_imagenet._decode = decode

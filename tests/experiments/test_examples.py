@@ -1,5 +1,6 @@
 """Every example runs as it stands, and every Python block of the pages for users does."""
 
+import os
 import re
 import runpy
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from certvae import Status
+from certvae import Certificate, Status
 from certvae.certificate.diagnosis import CAUSES
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,26 @@ def test_categorical_and_frame_codes_are_read(monkeypatch: pytest.MonkeyPatch) -
     assert world["codebook"].information.upper > 0
     frames = run("frames.py", monkeypatch, "--max_epochs", "1")
     assert frames["watch"].certificate.num_samples == 1000
+
+
+@pytest.mark.parametrize("library", ["litdata", "webdataset"])
+def test_a_vae_on_a_stream_is_certified(
+    library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip(library, reason=f"the example needs {library}: pip install 'certvae[streams]'")
+    run("streams.py", monkeypatch, "--library", library, "--folder", str(tmp_path), "--max_epochs", "6")
+    out = capsys.readouterr().out
+    assert "CERTIFIED: the latent code" in out
+    assert "500 rows, 10 components" in out
+
+
+@pytest.mark.skipif(not os.environ.get("CERTVAE_TEST_RAY"), reason="Ray starts ten processes: set CERTVAE_TEST_RAY=1")
+def test_two_workers_of_ray_train_write_one_certificate(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the example needs Ray: pip install 'certvae[ray]'")
+    command = [sys.executable, str(EXAMPLES / "ray_train.py"), "--max_epochs", "2", "--folder", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=600)
+    assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
+    assert Certificate.load(tmp_path / "certificate_val.json").num_samples == 500
 
 
 @pytest.mark.parametrize("name", ["lightning_vae.py", "spatial.py", "function_latents.py"])

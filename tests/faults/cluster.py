@@ -23,7 +23,7 @@ from tests.faults.runs import train
 SLURM = {"JOB_ID": "17", "JOB_NAME": "train", "NTASKS": "1", "NTASKS_PER_NODE": "1", "NNODES": "1"} | dict.fromkeys(
     ("PROCID", "LOCALID", "NODEID"), "0"
 )
-QUICK = "keep_alive_interval=1,keep_alive_max_attempt=2,last_call_timeout=1"  # seconds; how a dead agent is noticed
+QUICK = "keep_alive_interval=2,keep_alive_max_attempt=4,last_call_timeout=1"  # seconds: a dead agent is noticed after 8
 
 
 def as_slurm_job(action: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +95,8 @@ def on_nodes(timeout: float = 60.0, callbacks: tuple[Callback, ...] = ()) -> Non
 
 def node(number: int, port: int, action: Callable[..., Any], *args: Any, restarts: int = 0, **conf: Any) -> None:
     """A node of two, with one process each."""
+    # Without it the first node does not tell a new one where the processes meet (torch 2.14): that one waits in vain.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     known = f"is_host={int(number == 0)},{QUICK}," + ",".join(f"{name}={value}" for name, value in conf.items())
     as_agent(number, "2", 1, port, action, *args, **{"max-restarts": restarts, "rdzv-conf": known.rstrip(",")})
 

@@ -11,8 +11,9 @@ import pytest
 pytest.importorskip("litdata", reason="streams need litdata: pip install 'certvae[streams]'")
 pytest.importorskip("webdataset", reason="streams need webdataset: pip install 'certvae[streams]'")
 
+from experiments.examples.streams import LIBRARIES
 from tests.distributed.launch import common, launch_worlds
-from tests.distributed.stream_jobs import LIBRARIES, ROWS
+from tests.distributed.stream_jobs import ROWS
 from tests.system.test_distributed import assert_same
 
 pytestmark = pytest.mark.slow
