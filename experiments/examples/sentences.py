@@ -165,7 +165,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--model", choices=["lstm", "transformer"], default="lstm")
 parser.add_argument("--teacher", choices=["topics", "bag"], default="topics")
 parser.add_argument("--guard", action="store_true", help="hold 0.5 nats of the teacher on draws of the code")
-parser.add_argument("--max_epochs", type=int, default=12)
+parser.add_argument("--max_epochs", type=int, default=20)
 parser.add_argument("--rows", type=int, default=2000, help="sentences for training")
 options = parser.parse_args()
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CodebookCallback
 from certvae.teachers import LabelTeacher
 
-SIZE, STEPS, GROUPS, CLASSES, STATE = 8, 6, 4, 8, 32
+SIZE, STEPS, GROUPS, CLASSES, STATE = 8, 4, 4, 8, 32
 MOVES = torch.tensor([[0, 1], [1, 0], [0, -1], [-1, 0]])
 
 
@@ -89,17 +89,17 @@ def last_code(model: WorldModel, batch: list[Tensor]) -> "Independent[Any]":
 
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--max_epochs", type=int, default=15)
+parser.add_argument("--max_epochs", type=int, default=10)
 options = parser.parse_args()
 
 pl.seed_everything(0, verbose=False)
-train, val = DataLoader(sequences(2000, 0), 50, shuffle=True), DataLoader(sequences(1000, 1), 250)
+train, val = DataLoader(sequences(1500, 0), 50, shuffle=True), DataLoader(sequences(1000, 1), 250)
 teacher = LabelTeacher(4, names=["upper left", "upper right", "lower left", "lower right"]).measure(train, images=2)
 watch = CertificateCallback(teacher, last_code, images=2)
 codebook = CodebookCallback(last_code, size=CLASSES, positions="each")
 trainer = pl.Trainer(
     max_epochs=options.max_epochs,
-    callbacks=[watch, codebook, AlignmentCallback(teacher, last_code, images=2, weight=1.0)],
+    callbacks=[watch, codebook, AlignmentCallback(teacher, last_code, images=2, weight=5.0)],
     accelerator="cpu",
     logger=False,
     enable_checkpointing=False,

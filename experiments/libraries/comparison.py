@@ -361,9 +361,11 @@ def main(script: str, cases: Sequence[Case], arguments: Sequence[str] | None = N
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     chosen = [case for case in cases if options.only is None or case.model in options.only]
-    rows = list(_told(chosen))
-    if options.results is not None:
-        write_rows(rows, options.results / f"{Path(script).stem}{options.suffix}.csv")
+    rows: list[Row] = []
+    for row in _told(chosen):
+        rows.append(row)
+        if options.results is not None:
+            write_rows(rows, options.results / f"{Path(script).stem}{options.suffix}.csv")
     sys.exit(not all(row.holds for row in rows))
 
 
