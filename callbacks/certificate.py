@@ -16,6 +16,7 @@ from certvae.certificate.certificate import Certificate
 from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.status import Status
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
@@ -35,6 +36,8 @@ from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
 __all__ = ["LOGGED", "CertificateCallback"]
+
+FIRST_EPOCH = "train on, this is the first epoch; if it stays so: "
 
 
 class CertificateCallback(CheckedLatents):
@@ -388,13 +391,17 @@ class CertificateCallback(CheckedLatents):
     def _announce(self, trainer: Trainer, pl_module: LightningModule, certificate: Certificate, stage: str) -> None:
         said = self._said
         if said is None or (said.status, said.reading) != (certificate.status, certificate.reading):
-            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage)
+            first = trainer.state.fn == "fit" and trainer.current_epoch == 0 and trainer.max_epochs != 1
+            early = FIRST_EPOCH if first and certificate.status is Status.NOT_CERTIFIED else ""
+            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage, early)
 
-    def _say(self, pl_module: LightningModule, certificate: Certificate, when: str, stage: str) -> None:
+    def _say(
+        self, pl_module: LightningModule, certificate: Certificate, when: str, stage: str, early: str = ""
+    ) -> None:
         name = "" if self.name == "certificate" else f"{self.name}: "
         diagnosis, self._said = certificate.diagnose(), certificate
         pl_module.print(f"{when}: {name}{certificate.line(f'{stage} ')}")
-        pl_module.print(f"  {diagnosis.finding}\n  To do: {diagnosis.cure}")
+        pl_module.print(f"  {diagnosis.finding}\n  To do: {early}{diagnosis.cure}")
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         teacher = self.reader.teacher

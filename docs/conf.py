@@ -23,6 +23,7 @@ extensions = [
     "modules",
 ]
 html_theme = "furo"
+highlight_language = "none"  # a block that names no language is a command
 pygments_dark_style = "github-dark"
 html_title = f"certvae {release}"
 html_static_path = ["_static"]

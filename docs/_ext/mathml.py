@@ -8,6 +8,7 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
+LONG = 25  # characters of TeX, some half of which are seen
 THIN = '<mspace width="0.167em" />'
 WORDS = ("KL", "softmax", "sd", "id", "Var", "tr", "diag", "lower", "channel", "calibrated", "rate")
 BAR = '<mo stretchy="false">&#x0007C;</mo>'
@@ -39,8 +40,10 @@ def _in_one_piece(letters: re.Match[str]) -> str:
 
 
 def inline(translator: Any, node: nodes.math) -> None:
-    """Write a formula in a line of text."""
-    translator.body.append(to_mathml(node.astext(), "inline"))
+    """Write a formula in a line of text; a long one scrolls where the page is narrower."""
+    formula = to_mathml(node.astext(), "inline")
+    wide = len(node.astext()) > LONG
+    translator.body.append(f'<span class="math-wide" tabindex="0">{formula}</span>' if wide else formula)
     raise nodes.SkipNode
 
 

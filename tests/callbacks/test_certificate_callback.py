@@ -142,6 +142,17 @@ def test_one_line_is_printed_when_the_status_changes(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
+def test_after_the_first_epoch_of_several_the_advice_is_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for epochs in (1, 2):
+        runner = trainer(tmp_path, max_epochs=epochs, callbacks=[CertificateCallback()])
+        runner.fit(small_vae(digits_teacher()), datamodule=DigitsDataModule(subset=256))
+        said = capsys.readouterr().out
+        assert said.count("To do: train on, this is the first epoch") == epochs - 1, said
+
+
+@pytest.mark.slow
 def test_state_survives_a_checkpoint_and_goes_on(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path, filename="last", enable_version_counter=False)
     first = CertificateCallback(safety_margin=0.01)
