@@ -51,7 +51,10 @@ def loss_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
     figure, axes = blank()
     for phase, points in drawn:
         series(axes, run, phase, [(phase.start + epoch + 1, loss) for epoch, loss in points])
-    axes.set(xlabel="epochs in training", ylabel="validation loss (as the model has it)")
+    scale = [loss for other in runs for phase in other.phases for _, loss in losses_of(phase)]
+    room = 0.06 * (max(scale) - min(scale)) or 0.1
+    limits = min(scale) - room, max(scale) + room
+    axes.set(xlabel="epochs in training", ylabel="validation loss (as the model has it)", ylim=limits)
     finished(figure, axes, run)
     ends = "; ".join(
         f"{phase.label}: from {number(points[0][1])} to {number(points[-1][1])}" for phase, points in drawn

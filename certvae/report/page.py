@@ -194,10 +194,10 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
 
 def _compared(runs: Sequence[Run]) -> tuple[list[Phase], list[str]]:
     """The fits whose settings stand side by side, those of each run's first seed, and their labels."""
-    named = [
-        (phase, f"{run.name}: {phase.name}" if len(runs) > 1 else phase.name) for run in runs for phase in run.shown
-    ]
-    return [phase for phase, _ in named], [label for _, label in named]
+    shown = [(run, phase) for run in runs for phase in run.shown]
+    several = len(runs) > 1
+    labels = [f"{run.name}: {phase.name}" if several and run.name != phase.name else phase.name for run, phase in shown]
+    return [phase for _, phase in shown], labels
 
 
 def _figure(report: Report, section: _Section, run: Run, runs: Sequence[Run]) -> dict[str, Any]:

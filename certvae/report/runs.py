@@ -84,16 +84,21 @@ class Phase:
 
     @property
     def teacher(self) -> Path | None:
-        """The teacher's file: one beside the run before the one that its YAML names, for folders are moved."""
+        """The teacher's file: one beside the run before the one that its YAML names, for folders are moved.
+
+        Where neither is there, the one that the callback has kept.
+        """
         named = _named_teacher(plain_config(self.config))
         name = Path(named).name if named else "teacher.safetensors"
         beside = self.folder.parent / "search" / name
         if _is_file(beside):
             return own_path(beside, self.folder.parent)
-        for own in (self.folder / name, self.folder / f"{self.callback}_teacher.safetensors"):
-            if _is_file(own):
-                return self.own(own)
-        return teacher_file(named) if named and _is_file(teacher_file(named)) else None
+        if _is_file(self.folder / name):
+            return self.own(self.folder / name)
+        if named and _is_file(teacher_file(named)):
+            return teacher_file(named)
+        kept = self.folder / f"{self.callback}_teacher.safetensors"
+        return self.own(kept) if _is_file(kept) else None
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def _confidence(certificate: Certificate, split: str) -> str:
     looks = ", over all looks that the run's ledger has recorded," if c.look is not None else ""
     single = ", for a single look," if split == "val" and c.look is None else ""
     if unknown_confidence(c):
-        return f"by the bound '{c.method}', whose confidence is not known for fewer than {FEW_ROWS:,} rows,"
+        unknown = f"by the bound '{c.method}', whose confidence is not known for fewer than {FEW_ROWS:,} rows,"
+        return f"{unknown[:-1]}{looks or single or ','}"
     text = find_bound(c.method).confidence_text.format(_percent(c.confidence))
     return text if c.method == "plugin" else f"{text}{looks}{single}"
 

@@ -147,7 +147,8 @@ def test_two_certificates_are_kept_apart_in_logs_files_and_checkpoints(tmp_path:
         assert float(runner.callback_metrics[f"{callback.name}/margin"]) == pytest.approx(margin, abs=1e-5)
         assert callback.best_margin is not None
     assert second[0].best_margin != second[1].best_margin
-    assert sorted(path.name for path in tmp_path.glob("five*")) == ["five_val.json", "fives_val.jsonl"]
+    written = ["five_settings.json", "five_teacher.safetensors", "five_val.json", "fives_val.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("five*")) == written
 
 
 def test_two_certificates_of_one_name_are_refused(tmp_path: Path) -> None:

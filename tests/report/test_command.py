@@ -10,7 +10,7 @@ from certvae.report.runs import read_run
 
 pytestmark = pytest.mark.slow
 
-NAMES = {"margin", "information", "alignment", "path", "channel", "components", "use"}
+NAMES = {"margin", "information", "alignment", "path", "channel", "components", "loss", "use"}
 
 
 def test_it_writes_into_the_run_and_prints_verdict_and_path(demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

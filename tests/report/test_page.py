@@ -108,7 +108,7 @@ def test_the_most_extreme_numbers_that_a_file_may_hold_are_drawn(demo: Path) -> 
     for values in [*extremes, {"rate": 1e308}]:
         changed = replace(certificate, **values, channel_margin=-1e308, provenance={"look": 10**6})
         append_history(place / "certificates_val.jsonl", changed)
-        assert len(made(place, options=("--no_images",)).all("svg")) == 7
+        assert len(made(place, options=("--no_images",)).all("svg")) == 8
 
 
 def test_every_model_has_its_row_with_the_numbers_of_its_file(demo: Path) -> None:
@@ -138,7 +138,7 @@ def test_every_section_is_there(report: Path) -> None:
     )
     for title in (*titles, "The teacher", "Reconstructions, samples", "All seeds and phases", "Provenance"):
         assert title in page.text
-    assert len(page.all("svg")) == 6 + 3  # of components one for each phase
+    assert len(page.all("svg")) == 7 + 3  # of components one for each phase
     assert len(page.all("img")) == 10 + 3 * 3
     assert "Chosen for tests." in page.text
     assert page.text.index("Of 3 trained models") < page.text.index("What this does not say")
@@ -205,7 +205,7 @@ def test_a_report_of_version_0_1_stays_as_it_was(demo: Path) -> None:
     lines = [json.loads(line) | old for line in history.read_text().splitlines() if line]
     history.write_text("".join(f"\n{json.dumps(line)}" for line in lines))
     page = made(place, options=("--no_images",))
-    assert len(page.all("svg")) == 5
+    assert len(page.all("svg")) == 6
     for absent in ("ALIGNED", "To do", "Margin by component", "What the code carries", "whether the code carries"):
         assert absent not in page.text
     compared = made(place, demo / "seed0" / "rescue", options=("--no_images",))
@@ -214,7 +214,7 @@ def test_a_report_of_version_0_1_stays_as_it_was(demo: Path) -> None:
 
 def test_runs_stand_side_by_side(demo: Path) -> None:
     page = made(demo, demo / "seed0" / "full", options=("--no_images",))
-    assert len(page.all("svg")) == 2 * 6 + 3 + 1
+    assert len(page.all("svg")) == 2 * 7 + 3 + 1
     assert "Of 4 trained models" in page.text
     assert "The vertical axes are the same." in page.text
     for name in ("demo: full, seed 0", "full: full"):
@@ -224,6 +224,7 @@ def test_runs_stand_side_by_side(demo: Path) -> None:
 def test_of_a_foreign_model_what_cannot_be_made_is_left_out_with_the_reason(
     foreign: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (foreign / "certificate_teacher.safetensors").unlink()
     page = made(foreign)
     assert len(page.all("svg")) == 3 + 1
     assert not page.all("img")
@@ -237,7 +238,7 @@ def test_missing_data_are_named_and_the_rest_is_made(demo: Path) -> None:
     change_config(demo / "seed0" / "full", "data", **cifar)
     page = made(demo / "seed0" / "full", options=("--data_dir", str(demo / "elsewhere")))
     assert f"{demo}/elsewhere/cifar-100-python/train is missing" in page.text
-    assert len(page.all("svg")) == 7
+    assert len(page.all("svg")) == 8
     assert not page.all("img")
 
 
@@ -245,7 +246,7 @@ def test_a_yaml_that_does_not_fit_is_named_and_the_rest_is_made(demo: Path) -> N
     change_config(demo / "seed0" / "full", "model", class_path="certvae.NoSuchModel")
     page = made(demo / "seed0" / "full")
     assert "The images of full could not be made: the YAML does not fit" in page.text
-    assert len(page.all("svg")) == 7
+    assert len(page.all("svg")) == 8
 
 
 class Trap(DigitsDataModule):

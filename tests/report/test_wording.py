@@ -20,7 +20,8 @@ from tests.conftest import random_probs
 
 def certificate(status: Status = Status.CERTIFIED, **changes: Any) -> Certificate:
     teacher = random_probs(50, 3, seed=0)
-    return replace(certify(teacher, teacher.log()), status=status, **changes)
+    many = {"num_samples": 1000, **changes}  # of fewer rows no percentage is stated, by an approximate bound
+    return replace(certify(teacher, teacher.log()), status=status, **many)
 
 
 def phase(status: Status = Status.CERTIFIED, name: str = "full", split: str = "test", **changes: Any) -> Phase:
