@@ -11,6 +11,7 @@ from certvae.certificate.claims import ClaimsError, check_claims
 from certvae.certificate.diagnosis import CAUSES
 from certvae.certificate.fitted_margin import FittedMargin
 from certvae.certificate.verdict import judge
+from certvae.reading.streams import ADVICE
 from tests.conftest import random_probs
 
 NORMAL = torch.randn(2000, 4, generator=torch.Generator().manual_seed(0))
@@ -101,6 +102,7 @@ READER = FittedMargin(0.8, 0.7, 0.6, 2000, 0.95, "normal")
     ("cause", "certificate"),
     [
         ("partial", judge(numbers(), partial=True)),
+        ("rows counted twice", judge(numbers(), leaks=[f"rows: 10 of 20 {ADVICE}"])),
         ("leaking", judge(numbers(), leaks=["it asks the batch"])),
         ("other inputs", judge(replace(numbers(), provenance={"teacher": {"information_train": 2.5}}))),
         ("vacuous", judge(numbers(teacher_information=0.04))),
@@ -169,5 +171,5 @@ def test_the_table_of_the_page_is_diagnosed_as_it_says() -> None:
 
 
 def test_every_cause_has_a_case() -> None:
-    tested = {mark.args[1][i][0] for mark in test_each_cause_is_found_with_its_cure.pytestmark for i in range(14)}  # type: ignore[attr-defined]
+    tested = {mark.args[1][i][0] for mark in test_each_cause_is_found_with_its_cure.pytestmark for i in range(15)}  # type: ignore[attr-defined]
     assert tested == {cause.name for cause in CAUSES} - {"no noise known"}
