@@ -47,7 +47,7 @@ def test_text_of_a_file_stays_text(certificate: Certificate) -> None:
 
 def test_a_certificate_draws_margins_and_what_is_carried(certificate: Certificate) -> None:
     figure, axes = certificate.plot()
-    assert figure.number in pyplot.get_fignums()  # type: ignore[attr-defined]  # a notebook shows it
+    assert figure.number in pyplot.get_fignums()  # a notebook shows it
     assert [label.get_text().replace("\n", " ") for label in axes.get_yticklabels()] == [
         "margin, on the mean",
         "margin, on draws",
@@ -73,7 +73,7 @@ def test_a_history_draws_its_epochs(certificate: Certificate, tmp_path: Path) ->
         append_history(tmp_path / "history.jsonl", replace(certificate, provenance={"look": look, "epoch": look + 4}))
     history = read_history(str(tmp_path / "history.jsonl"))
     figure, axes = history.plot()
-    assert figure.number in pyplot.get_fignums()  # type: ignore[attr-defined]
+    assert figure.number in pyplot.get_fignums()
     assert list(cast(Any, axes.lines[1].get_xdata())) == [5, 6, 7]
     own = Figure().subplots()
     assert history.plot(own)[1] is own
