@@ -1,17 +1,18 @@
 """Pictures of what a VAE makes of some validation rows, and of its prior, in loggers that take images."""
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
+from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.distributions import Distribution
-from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from certvae.io.files import write_atomic
@@ -136,8 +137,7 @@ class ReconstructionImages(Callback):
             picture = as_grid(shown, len(inputs))
             log_image(trainer, key, picture, trainer.current_epoch)
             if self.save_dir is not None and trainer.is_global_zero:
-                content = encode_png(torch.from_numpy(picture).permute(2, 0, 1)).numpy().tobytes()
-                write_atomic(Path(self.save_dir) / f"{key.replace('/', '_')}.png", content)
+                write_atomic(Path(self.save_dir) / f"{key.replace('/', '_')}.png", _png(picture))
 
     def _decode(self, pl_module: LightningModule, codes: Tensor) -> Tensor:
         if callable(self.decoder):
@@ -151,6 +151,12 @@ class ReconstructionImages(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._capture.detach()
+
+
+def _png(picture: np.ndarray) -> bytes:
+    content = BytesIO()
+    Image.fromarray(picture).save(content, format="png")
+    return content.getvalue()
 
 
 def as_grid(images: Tensor, columns: int) -> np.ndarray:

@@ -25,7 +25,7 @@ def check(page: Page, path: Path, width: int, scheme: str) -> None:
     assert page.complaints() == []
     assert [url for url in page.requests() if not url.startswith("data:")] == [path.as_uri()]
     sizes = page.evaluate(SIZES)
-    assert len(sizes) == 5 + 10 + 3 * 3
+    assert len(sizes) == 7 + 3 + 10 + 3 * 3  # figures, of components one for each phase, examples, pictures
     assert all(wide > 150 and high > 15 and loaded and inside for wide, high, loaded, inside in sizes)
     assert min(page.evaluate(TEXT_SIZES)) > 9
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

@@ -60,9 +60,9 @@ def test_a_comparison_begins_with_the_settings_that_differ(demo: Path) -> None:
     other = Path(shutil.copytree(demo, demo.parent / "other"))
     path = other / "seed0" / "full" / "run.yaml"
     path.write_text(path.read_text().replace("batch_size: ", "batch_size: 9"))
-    page = made(demo, other, options=("--no_images",))
+    page = made(demo / "seed0" / "full", other / "seed0" / "full", options=("--no_images",))
     assert "data.batch_size" in page.text
-    assert page.text.index("data.batch_size") < page.text.index("full, seed 0: ")
+    assert page.text.index("data.batch_size") < page.text.index("CERTIFIED")
 
 
 def test_the_loss_is_that_of_the_table_of_the_run(demo: Path) -> None:
