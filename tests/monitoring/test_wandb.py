@@ -409,7 +409,7 @@ def test_only_rank_0_imports_wandb_and_tells_it(tmp_path: Path) -> None:
         for rank in ("0", "1")
     ]
     try:
-        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+        assert [process.wait(timeout=900) for process in processes] == [0, 0]
     finally:
         for process in processes:
             process.kill()

@@ -18,7 +18,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, st
     file = tmp_path_factory.mktemp("faults") / "verdicts.json"
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.faults.run", "--json", str(file)]
-    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=1800)
     assert file.is_file(), ended.stderr
     return json.loads(file.read_text())
 
