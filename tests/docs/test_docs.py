@@ -121,12 +121,17 @@ def test_the_limits_quote_the_committed_results() -> None:
 
 def test_studies_and_limits_quote_the_committed_widths_on_rows_that_no_search_compared() -> None:
     with open(ROOT / "experiments" / "results" / "statistics" / "width.csv") as file:
-        rows = {row["method"]: row for row in csv.DictReader(file)}
+        rows = {(row["dataset"], row["method"]): row for row in csv.DictReader(file)}
     studies, limits = (DOCS / "studies.md").read_text(), (DOCS / "limits.md").read_text()
-    assert {row["rows"] for row in rows.values()} == {"5000"}
-    for method in ("normal", "bernstein", "hoeffding"):
-        for name in ("margin_lower", "calibrated_channel_margin_lower"):
-            assert f"{float(rows[method][name]):.3f}" in studies, (method, name)
+    for dataset, name in (
+        ("digits", "digits, 300"),
+        ("cifar100", "CIFAR-100, 5,000"),
+        ("tiny_imagenet", "Tiny-ImageNet, 2,000"),
+    ):
+        bounds = [rows[dataset, method]["margin_lower"] for method in ("normal", "betting", "bernstein", "hoeffding")]
+        cells = [f"{float(value):.3f}" for value in (rows[dataset, "betting"]["margin"], *bounds)]
+        assert f"| {name} | {' | '.join(cells)} |" in studies
+        assert int(rows[dataset, "normal"]["rows"]) == int(name.split(", ", 1)[1].replace(",", ""))
     for quoted in ("calibrated_channel_margin_lower", "betting_calibrated_lower", "bernstein_calibrated_lower"):
         assert f"{float(of_full()[quoted]):.3f}" in limits, quoted
 
