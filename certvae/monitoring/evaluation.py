@@ -20,7 +20,6 @@ from certvae.monitoring.batch_reader import BatchReader
 from certvae.monitoring.code_checks import check_log_variance
 from certvae.monitoring.code_sample import CodeSample
 from certvae.monitoring.divergence import find_fault, shared_fault
-from certvae.monitoring.row_buffer import RowBlock, RowBuffer
 from certvae.reading.inputs import index_of
 from certvae.reading.latents import Captured
 from certvae.reading.rows import Attendance, RowPositions
@@ -76,7 +75,6 @@ class Evaluation:
         self._sample = CodeSample(information_rows, seed) if information_rows else None
         self._deterministic = False
         self._force = torch.zeros(2, dtype=torch.float64, device=self.device)  # weighted sum over rows, and weight
-        self._waiting = RowBuffer((1 + channel_samples) * reader.teacher.num_components)
         self.fault = ""
         reader.capture.listen()
 
@@ -89,7 +87,8 @@ class Evaluation:
     @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """Add the rows of a batch."""
-        captured, inputs = self.reader.code(pl_module, batch, outputs), self.reader.inputs(batch)
+        captured = self.reader.code(pl_module, batch, outputs)
+        witness, inputs = self.reader.witness_for(captured.mean), self.reader.inputs(batch)
         first, self._first_batch = self._first_batch, False
         if first:
             self.reader.teacher.check_values(inputs)
@@ -100,38 +99,28 @@ class Evaluation:
         labelled = self.reader.row_weights(batch)
         weights = weights if labelled is None else weights * labelled.to(weights)
         self._attendance.end(inputs.shape[0])
-        rows = RowBlock(captured, self.reader.teacher_probs(batch), positions, weights)
-        if not self._waiting.takes(rows):
-            self._count(self._waiting.take())
-        self._waiting.add(rows)
-        # An error of the first batch is met at once; a sharded witness needs all processes, batch by batch.
-        if first or self._waiting.full or hasattr(self.reader.witness, "unshard"):
-            self._count(self._waiting.take())
-        if first and not self.fault:
-            self._check_first(pl_module, batch, captured)
-
-    def _count(self, rows: RowBlock | None) -> None:
-        """Add rows to the sums, to the sample and to the tests of the witness."""
-        if rows is None or self.fault:
-            return
-        witness = self.reader.witness_for(rows.code.mean)
-        answers, (mean, log_variance, rate) = witness(rows.code.mean), rows.code
-        self.fault = find_fault(rows.positions, mean=mean, log_variance=log_variance, rate=rate, witness=answers)
+        answers, probs = witness(captured.mean), self.reader.teacher_probs(batch)
+        mean, log_variance, rate = captured
+        self.fault = self.fault or find_fault(
+            positions, mean=mean, log_variance=log_variance, rate=rate, witness=answers
+        )
         if self.fault:
             return
+        if first:
+            self._check_first(pl_module, batch, captured)
         self.metric.update(
-            rows.teacher_probs,
+            probs,
             answers,
-            rows.weights,
-            channel_logits=self._channel_logits(witness, rows.code, rows.positions),
-            rate=rate,
-            positions=rows.positions,
+            weights,
+            channel_logits=self._channel_logits(witness, captured, positions),
+            rate=captured.rate,
+            positions=positions,
         )
         if self._sample is not None:
-            self._sample.add([rows.code], rows.positions, rows.weights > 0, rows.teacher_probs)
-        self._deterministic = rows.code.deterministic
-        self._add_force(rows.code.mean, rows.teacher_probs, rows.weights)
-        self._audit.add(witness, rows.code.mean, answers, rows.positions)
+            self._sample.add([captured], positions, weights > 0, probs)
+        self._deterministic = captured.deterministic
+        self._add_force(captured.mean, probs, weights)
+        self._audit.add(witness, captured.mean, answers, positions)
         self._last_witness = witness
 
     def _add_force(self, mean: Tensor, probs: Tensor, weights: Tensor) -> None:
@@ -166,7 +155,6 @@ class Evaluation:
             ValueError: if there was no row.
         """
         self.reader.capture.listen(False)
-        self._count_rest()
         self.fault = shared_fault(trainer, self.fault, self.device)
         if self.fault:
             return None
@@ -214,11 +202,6 @@ class Evaluation:
             rank_zero_warn(f"No information bracket is measured in epoch {trainer.current_epoch}: {error}")
             return replace(certificate, provenance=provenance)
         return replace(certificate, provenance=provenance, information=information, fitted=fitted)
-
-    @torch.no_grad()
-    @isolate_rng()
-    def _count_rest(self) -> None:
-        self._count(self._waiting.take())
 
     @isolate_rng()
     def _finish_audit(self) -> list[str]:

@@ -149,7 +149,7 @@ class Attendance:
 
     @property
     def faults(self) -> list[bool]:
-        """Which of :data:`certvae.reading.streams.FAULTS` the stream has; it is read once more if it says a length."""
+        """Which of ``certvae.reading.streams.FAULTS`` the stream has; it is read once more if it says a length."""
         if self._limited or not is_stream(self._loader):
             return [False] * len(FAULTS)
         short = bool(self._seen[0] < self._planned[0] < math.inf)

@@ -33,11 +33,11 @@ def _looks(found: dict[str, Any]) -> list[Any]:
     return [state["looks"], len(found["result"]["history"]), sorted(state)]
 
 
-@fault("requeue by SLURM in a search", "SIGUSR1 and SIGKILL in an EM pass")
+@fault("requeue by SLURM in a search", "SIGUSR1 and SIGKILL in the last pass")
 def requeued_search(folder: Path) -> Verdict:
     """A search cannot go on within a pass, so that Lightning's checkpoint is left aside."""
     reference = uninterrupted(folder, search)
-    struck = in_child(folder, as_slurm_job(search), None, [TimeOver(4)])
+    struck = in_child(folder, as_slurm_job(search), None, [TimeOver(3)])
     wrote = (folder / "hpc_ckpt_1.ckpt").is_file()
     verdict = compare(folder, reference, [struck], in_child(folder, as_slurm_job(search), "last"), "SIGKILL")
     return Verdict(f"went on from the last whole pass; {verdict.happened}", verdict.lost, verdict.survived and wrote)

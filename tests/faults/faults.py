@@ -132,8 +132,8 @@ def struck_fit(folder: Path, option: str, expected: str) -> Verdict:
 @fault("SIGKILL in every phase, certvae protocol", "os.kill, seven times in all")
 def killed_protocol(folder: Path) -> Verdict:
     strikes = {
-        "search": [{"point": "batch", "epoch": epoch, "name": f"search{epoch}"} for epoch in (1, 2, 4)]
-        + [{"point": "validation", "epoch": 6, "name": "search-held-out"}],
+        "search": [{"point": "batch", "epoch": epoch, "name": f"search{epoch}"} for epoch in (1, 2, 3)]
+        + [{"point": "validation", "epoch": 3, "name": "search-held-out"}],
         "full": [{"point": "batch", "epoch": 2}],
         "no_align": [{"point": "validation", "epoch": 1}],
         "rescue": [{"point": "batch", "epoch": 0}],
@@ -179,7 +179,7 @@ def damaged_checkpoint(folder: Path, how: str) -> Verdict:
 
 @fault("last checkpoint damaged, certvae protocol", "half of the file")
 def damaged_in_protocol(folder: Path) -> Verdict:
-    strikes = {"search": [{"point": "batch", "epoch": 4}], "full": [{"point": "batch", "epoch": 2}]}
+    strikes = {"search": [{"point": "batch", "epoch": 3}], "full": [{"point": "batch", "epoch": 2}]}
     reference, struck = uninterrupted(folder, protocol), []
     for phase in strikes:
         struck.append(in_child(folder, protocol, strikes))
@@ -268,10 +268,10 @@ def dead_rank(folder: Path) -> Verdict:
     return Verdict(happened, *_rest(verdict, bounded and alone.status == 0))
 
 
-@fault("one of two ranks of a search dies", "SIGKILL of rank 1 in an EM pass")
+@fault("one of two ranks of a search dies", "SIGKILL of rank 1 in the last pass")
 def dead_rank_of_a_search(folder: Path) -> Verdict:
     reference = uninterrupted(folder, search, devices=2)
-    struck = in_child(folder, search, callbacks=[Kill("batch", 4, rank=1)], devices=2, limit=60)
+    struck = in_child(folder, search, callbacks=[Kill("batch", 3, rank=1)], devices=2, limit=60)
     other = copy(folder, folder.with_name(f"{folder.name}-alone"))
     alone = in_child(other, search, "last")
     verdict = compare(folder, reference, [struck], in_child(folder, search, "last", devices=2), "status 1")

@@ -67,6 +67,9 @@ def test_images_are_decoded_once_a_node(many: list[Results]) -> None:
 def test_the_first_process_alone_writes_files(many: list[Results]) -> None:
     """Each process was given a folder of its own; a file that two of them wrote would be in two."""
     first, *others = (process["written"]["result"] for process in many)
-    names = ["candidates.csv", "certificate_looks.json", "certificate_test.json", "certificate_val.json"]
-    assert first == [*names, "certificates_val.jsonl", "last.ckpt", "teacher.safetensors"]
+    kept = [
+        f"certificate_{name}"
+        for name in ("looks.json", "settings.json", "teacher.safetensors", "test.json", "val.json")
+    ]
+    assert first == ["candidates.csv", *kept, "certificates_val.jsonl", "last.ckpt", "teacher.safetensors"]
     assert others == [[], [], []]
