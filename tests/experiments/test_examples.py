@@ -107,7 +107,7 @@ def test_two_workers_of_ray_train_write_one_certificate(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the example needs Ray: pip install 'certvae[ray]'")
     command = [sys.executable, str(EXAMPLES / "ray_train.py"), "--max_epochs", "2", "--folder", str(tmp_path)]
     subprocess.run(command, check=True, timeout=600)
-    assert len((tmp_path / "certificates_val.jsonl").read_text().splitlines()) == 2
+    assert len(read_history(tmp_path / "certificates_val.jsonl")) == 2
     assert Certificate.load(tmp_path / "certificate_val.json").num_samples == 500
 
 
