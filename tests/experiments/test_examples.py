@@ -12,6 +12,7 @@ import pytest
 
 from certvae import Certificate, Status
 from certvae.certificate.diagnosis import CAUSES
+from certvae.certificate.history import read_history
 
 pytestmark = pytest.mark.slow
 
