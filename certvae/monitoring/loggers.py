@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -261,8 +260,11 @@ def _log_hparams(logger: Any, values: dict[str, Any], metric: str) -> None:
     TensorBoard keeps the first that a run writes. Lightning writes the module's after the callbacks' ``setup``, with no
     metric of ours.
     """
-    package = "torch.utils.tensorboard" if find_spec("tensorboard") else "tensorboardX"
-    for summary in import_module(f"{package}.summary").hparams(flat(values), {metric: 0.0}):
+    if find_spec("tensorboard"):
+        from torch.utils.tensorboard.summary import hparams
+    else:
+        from tensorboardX.summary import hparams  # type: ignore[no-redef]
+    for summary in hparams(flat(values), {metric: 0.0}):
         logger.experiment._get_file_writer().add_summary(summary)
 
 

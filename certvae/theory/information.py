@@ -133,7 +133,7 @@ def entropy(probs: Tensor) -> Tensor:
 
 
 def x_log_x(probs: Tensor) -> Tensor:
-    r""":math:`p \log p` of each number, 0 at 0; twenty times as fast as ``xlogy``, which uses one number at a time."""
+    r""":math:`p \log p` of each number, 0 at 0; by a logarithm of several numbers at a time, which ``xlogy`` lacks."""
     return probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 

@@ -171,7 +171,7 @@ class CertificateSums:
         A single :math:`M_k` can exceed its :math:`I_k`, where the witness is too sure of the component.
         """
         mean = self.teacher_mean
-        score, most = self.parts / self.total_weight - torch.xlogy(mean, mean)
+        score, most = self.parts / self.total_weight - x_log_x(mean)
         return [ComponentMargin(*values) for values in zip(mean.tolist(), score.tolist(), most.tolist(), strict=True)]
 
     def influence(self, score: str) -> Tensor:

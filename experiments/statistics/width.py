@@ -3,8 +3,8 @@
     python -m experiments.statistics.width --data_dir data
 
 The rows are those kept for the certificate. The other held-out rows are left out: the teacher search compared its
-candidates on them, and every bound needs a teacher that was fixed before its rows were seen. A quarter of an hour on
-two CPU cores; runs that are in ``--output_dir`` already are not made again.
+candidates on them, and every bound needs a teacher that was fixed before its rows were seen. Runs that are in
+``--output_dir`` already are not made again.
 """
 
 import argparse

@@ -9,7 +9,6 @@ import json
 import os
 import socket
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +19,7 @@ from torch.distributed.launcher.api import elastic_launch
 from torch.distributed.run import config_from_args, parse_args
 
 from tests.distributed.sets import rank
-from tests.distributed.worker import STUCK, run_jobs
+from tests.distributed.worker import STUCK, fork, redirect, run_jobs
 
 
 def free_port() -> int:
@@ -50,13 +49,6 @@ def as_agent(
     return elastic_launch(config, action)(*args)
 
 
-def redirect(path: Path) -> None:
-    """Let this process print to a file."""
-    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(output, stream)
-
-
 def work(folder: Path, module: str) -> None:
     """Run all jobs in this process of the group, and write what came of them."""
     cast(Any, rank_zero_only).rank = rank()  # Lightning read it when it was imported
@@ -66,24 +58,6 @@ def work(folder: Path, module: str) -> None:
     results = run_jobs(module, folder, int(os.environ["WORLD_SIZE"]))
     (folder / f"results_{rank()}.json").write_text(json.dumps(results))
     torch.distributed.destroy_process_group()
-
-
-def fork(action: Callable[[], Any], output: Path) -> int:
-    """The id of a new process that does something, with an output of its own."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        redirect(output)
-        action()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
 
 
 def main() -> int:

@@ -10,7 +10,9 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,21 +48,22 @@ def work(folder: Path, module: str, world: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-def fork(number: int, world: int, folder: Path, module: str) -> int:
-    """The id of a new process that does its work, with an output of its own."""
+def redirect(path: Path) -> None:
+    """Let this process print to a file."""
+    output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+
+
+def fork(action: Callable[[], Any], output: Path) -> int:
+    """The id of a new process that does something, with an output of its own."""
     child = os.fork()
     if child:
         return child
     status = 1
     try:
-        output = os.open(folder / f"output_{number}.txt", os.O_WRONLY | os.O_CREAT)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": 0}
-        os.environ |= {name: str(value) for name, value in place.items()}
-        os.environ |= {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1"}
-        cast(Any, rank_zero_only).rank = number  # Lightning read it when it was imported
-        work(folder, module, world)
+        redirect(output)
+        action()
         status = 0
     except BaseException:
         traceback.print_exc()
@@ -68,6 +71,15 @@ def fork(number: int, world: int, folder: Path, module: str) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def as_process(number: int, world: int, folder: Path, module: str) -> None:
+    """Do the work of one process, in torchelastic's environment."""
+    place = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": world, "MASTER_PORT": 0}
+    os.environ |= {name: str(value) for name, value in place.items()}
+    os.environ |= {"TORCHELASTIC_RUN_ID": "tests", "MASTER_ADDR": "127.0.0.1"}
+    cast(Any, rank_zero_only).rank = number  # Lightning read it when it was imported
+    work(folder, module, world)
 
 
 def main() -> int:
@@ -81,7 +93,7 @@ def run_world(folder: Path, module: str, world: int) -> bool:
     """Whether a process of this many failed."""
     folder.mkdir(exist_ok=True)
     for number in range(world):
-        fork(number, world, folder, module)
+        fork(partial(as_process, number, world, folder, module), folder / f"output_{number}.txt")
     return any(os.wait()[1] for _ in range(world))
 
 

@@ -15,8 +15,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 
 from certvae.callbacks import CertificateGuard
-from tests.distributed.nodes import as_agent, redirect
+from tests.distributed.nodes import as_agent
 from tests.distributed.sets import rank
+from tests.distributed.worker import redirect
 from tests.faults.kills import Kill, once
 from tests.faults.runs import train
 

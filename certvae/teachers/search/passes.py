@@ -69,6 +69,7 @@ class SearchPasses:
         self._counts = torch.zeros(2, dtype=torch.float64)
         self._sample = RowSample(settings.sample_size, settings.seed)
         self._kept: list[Tensor] = []
+        self._too_many = False
         self._train: Tensor | None = None
         self._held_out: Tensor | None = None
 
@@ -106,8 +107,9 @@ class SearchPasses:
             self._train = self._measure(features, self._train)
 
     def _keep(self, features: Tensor) -> None:
-        fits = sum(part.numel() for part in self._kept) + features.numel() <= MOST_KEPT
-        self._kept = [*self._kept, features] if fits else []  # some of them are of no use
+        kept = sum(part.numel() for part in self._kept)
+        self._too_many = self._too_many or kept + features.numel() > MOST_KEPT
+        self._kept = [] if self._too_many else [*self._kept, features]  # some of them are of no use
 
     def add_held_out(self, rows: Tensor) -> None:
         """Add held-out rows, float64, shape ``(B, D)``; they count in the evaluation only."""
