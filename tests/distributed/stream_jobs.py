@@ -66,7 +66,7 @@ def litdata_as_it_comes(folder: Path, world: int, rows: int) -> Result:
 
 
 def webdataset_with(folder: Path, world: int, length: int, resampled: bool = False) -> Result:
-    """With a length, in rows; resampled: an epoch of as many rows drawn from shards."""
+    """With a length, in rows; resampled: an epoch of as many rows drawn from shards, some twice if above 101."""
     import webdataset
 
     shards = sorted(map(str, shards_of(folder, "webdataset", 101).glob("*.tar")))
@@ -126,7 +126,7 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "litdata_as_it_comes": partial(litdata_as_it_comes, rows=101),
     "webdataset_length_too_large": of_few(webdataset_with, length=202),
     "webdataset_length_too_small": of_few(webdataset_with, length=16),
-    "webdataset_resampled": of_few(webdataset_with, length=64, resampled=True),
+    "webdataset_resampled": of_few(webdataset_with, length=128, resampled=True),
     "unsplit": of_few(unsplit),
     "searched_memory": of_one(searched, library=""),
     "searched_webdataset": partial(searched, library="webdataset"),
