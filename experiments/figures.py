@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from certvae.certificate.figures import save_figure
 from certvae.commands.tables import Line
 from experiments.baselines import study as baselines
+from experiments.cost import certify as cost
 from experiments.drawing import read_table
 from experiments.escape import study as escape
 from experiments.guard import study as guard
@@ -41,6 +42,7 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "witnesses_digits/witnesses_digits": ("witnesses_digits/witnesses_digits", witnesses.draw),
     "prefit_digits/prefit_digits": ("prefit_digits/prefit_digits", prefit.draw),
     "statistics/estimators": ("statistics/estimators", estimators.draw),
+    "cost/certify": ("cost/certify", cost.draw),
     "escape_quick/escape": ("escape_quick/escape_looks", escape.draw),
 }
 

@@ -29,9 +29,10 @@ def gaussian_log_joint(features: Tensor, log_weights: Tensor, means: Tensor, var
         Shape ``(B, K)``.
     """
     precision = 1 / variances
-    distance = features**2 @ precision.T - 2 * features @ (means * precision).T + (means**2 * precision).sum(dim=1)
-    log_det = variances.log().sum(dim=1) + means.shape[1] * math.log(2 * math.pi)
-    return log_weights - 0.5 * (distance + log_det)
+    linear = means * precision
+    normalizer = (means * linear + variances.log()).sum(dim=1) + means.shape[1] * math.log(2 * math.pi)
+    first_order = torch.addmm(log_weights - normalizer / 2, features, linear.T)
+    return torch.addmm(first_order, features**2, precision.T, alpha=-0.5)
 
 
 class GaussianMixtureTeacher(Teacher):

@@ -1,6 +1,7 @@
 """Checked rows with their scores: what sums and bounds are made from."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -74,6 +75,18 @@ class ScoredRows:
                 scores[name] = _draw_average(logits, teacher, f"{name}_logits", witness_floor)
         rates = None if rate is None else _per_row(rate, teacher, "rate")
         return cls(teacher, log_witness, as_weights(weights, teacher), scores, rates)
+
+    def split(self, size: int) -> list["ScoredRows"]:
+        """Blocks of at most ``size`` rows, in their order; views, not copies."""
+        if len(self.teacher) <= size:
+            return [self]
+        cut = partial(torch.split, split_size_or_sections=size)
+        scores = [
+            dict(zip(self.scores, part, strict=True)) for part in zip(*map(cut, self.scores.values()), strict=True)
+        ]
+        rates = [None] * len(scores) if self.rate is None else cut(self.rate)
+        columns = (cut(self.teacher), cut(self.log_witness), cut(self.weights))
+        return [ScoredRows(*block) for block in zip(*columns, scores, rates, strict=True)]
 
     def counted(self) -> "OrderedRows":
         """The rows of positive weight, in their order."""

@@ -30,6 +30,7 @@ from certvae.theory.scores import SCORES, ScoredRows
 __all__ = ["CertificateSums", "ComponentMargin", "WholeSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
+_BLOCK = 2**16  # numbers of each array that are read at a time
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
 
 
@@ -105,9 +106,8 @@ class CertificateSums:
     @classmethod
     def of(cls, rows: ScoredRows) -> "CertificateSums":
         """Sums over rows that were checked."""
-        negative_entropies = x_log_x(rows.teacher)
-        features = _features(rows, negative_entropies)
-        return cls((features * rows.weights[:, None]).T @ features, *_vectors(rows, negative_entropies))
+        features, vectors = _in_blocks(rows)
+        return cls((features * rows.weights[:, None]).T @ features, *vectors)
 
     @property
     def num_components(self) -> int:
@@ -235,14 +235,23 @@ class WholeSums(CertificateSums):
     @classmethod
     def of(cls, rows: ScoredRows) -> "WholeSums":
         """See :meth:`CertificateSums.of`."""
-        negative_entropies = x_log_x(rows.teacher)
-        features = _features(rows, negative_entropies)
-        moments = (rows.weights @ features)[None]
-        return cls(moments, *_vectors(rows, negative_entropies), features, rows.weights)
+        features, vectors = _in_blocks(rows)
+        return cls((rows.weights @ features)[None], *vectors, features, rows.weights)
 
     def _squares(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
         sizes = self.features.abs() @ coefficients.abs()
         return self.weights @ (self.features @ coefficients).square(), self.weights @ sizes.square()
+
+
+def _in_blocks(rows: ScoredRows) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+    """``f_i``, shape ``(N, K + 6)``, and what :func:`_vectors` adds up; by blocks that fit into a processor's cache."""
+    features, vectors = [], []
+    for block in rows.split(max(1, _BLOCK // rows.teacher.shape[1])):
+        negative_entropies = x_log_x(block.teacher)
+        features.append(_features(block, negative_entropies))
+        vectors.append(_vectors(block, negative_entropies))
+    witness, counts, parts = (torch.stack(found).sum(dim=0) for found in zip(*vectors, strict=True))
+    return torch.cat(features), (witness, counts, parts)
 
 
 def _features(rows: ScoredRows, negative_entropies: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ __all__ = ["COVARIANCES", "MixtureEM"]
 COVARIANCES = ("diagonal", "spherical")
 _PARAMETERS = ("log_weights", "means", "variances", "covariance", "variance_floor")
 _RESULTS = ("log_likelihood", "gain", "restarted")
+_NEGLIGIBLE = (
+    -500.0
+)  # nats below the largest; processors are many times slower with numbers near the smallest of float64
 
 
 class MixtureEM:
@@ -103,7 +106,7 @@ class MixtureEM:
         """E step: add rows of features, float64, shape ``(B, d)``."""
         log_joint = self.log_joint(features)
         largest = log_joint.amax(dim=1, keepdim=True)
-        shares = log_joint.sub_(largest).exp_()
+        shares = log_joint.sub_(largest).clamp_(min=_NEGLIGIBLE).exp_()
         total = shares.sum(dim=1, keepdim=True)
         self.sums += _sufficient(shares.div_(total), features, (largest + total.log()).sum())
 
