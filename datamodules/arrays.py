@@ -79,7 +79,9 @@ class ImageDataModule(LightningDataModule):
     ``class Data(DigitsDataModule, lightning.pytorch.LightningDataModule): ...``.
 
     Args:
-        batch_size: rows a batch.
+        batch_size: rows of a training batch, at least 1.
+        eval_batch_size: rows of a batch of ``val`` or ``test``, at least 1. Few large batches cost less than many
+            small ones, and keep no gradient.
         test_fraction: share of the held-out rows that goes to ``test``, at least 0 and below 1. The rest is ``val``.
         subset: for quick runs, at most this many rows of each split, at least 1, drawn with ``split_seed``.
         split_seed: of the division into ``val`` and ``test``, at least 0.
@@ -93,10 +95,12 @@ class ImageDataModule(LightningDataModule):
         subset: int | None = None,
         split_seed: int = 0,
         num_workers: int = 0,
+        eval_batch_size: int = 512,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {batch_size}.")
+        for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
+            if size < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {size}.")
         if not 0 <= test_fraction < 1:
             raise ValueError(f"`test_fraction` must be at least 0 and below 1, got {test_fraction}.")
         if subset is not None and subset < 1:
@@ -105,7 +109,7 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"`split_seed` must be at least 0, got {split_seed}.")
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0, got {num_workers}.")
-        self.batch_size, self.test_fraction = batch_size, test_fraction
+        self.batch_size, self.eval_batch_size, self.test_fraction = batch_size, eval_batch_size, test_fraction
         self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
 
     @abstractmethod
@@ -184,7 +188,7 @@ class ImageDataModule(LightningDataModule):
         # By keyword, because Lightning passes `shuffle` again when it rebuilds a loader (predict, several processes).
         return DataLoader(
             self.dataset(split),
-            batch_size=self.batch_size,
+            batch_size=self.batch_size if split == "train" else self.eval_batch_size,
             shuffle=shuffle,
             num_workers=self.num_workers,
             collate_fn=_as_is,

@@ -127,10 +127,16 @@ def test_images_and_labels_of_a_batch_belong_to_its_index(split: str, shuffle: b
 @pytest.mark.slow
 @given(st.integers(1, 40), st.booleans(), st.none() | st.integers(1, 40))
 def test_an_epoch_gives_every_row_of_the_split_once(batch_size: int, shuffle: bool, subset: int | None) -> None:
-    data = MadeUpDataModule(batch_size=batch_size, subset=subset)
+    data = MadeUpDataModule(eval_batch_size=batch_size, subset=subset)
     batches = [index for _, _, index in data.loader("val", shuffle)]
     assert all(len(index) == batch_size for index in batches[:-1])
     assert sorted(torch.cat(batches).tolist()) == rows_of(data)["val"]
+
+
+def test_training_and_evaluation_have_batch_sizes_of_their_own() -> None:
+    data = MadeUpDataModule(batch_size=3, eval_batch_size=5)
+    loaders = (data.train_dataloader(), data.val_dataloader(), data.test_dataloader(), data.predict_dataloader())
+    assert [len(next(iter(loader))[2]) for loader in loaders] == [3, 5, 5, 5]
 
 
 def test_only_the_training_loader_shuffles() -> None:
@@ -157,7 +163,7 @@ def test_loader_gives_uint8_images_with_integer_labels_and_index() -> None:
 
 
 def test_worker_processes_give_the_same_batches() -> None:
-    alone, workers = (MadeUpDataModule(batch_size=25, num_workers=number).val_dataloader() for number in (0, 1))
+    alone, workers = (MadeUpDataModule(eval_batch_size=25, num_workers=number).val_dataloader() for number in (0, 1))
     for expected, got in zip(alone, workers, strict=True):
         assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
 
@@ -241,6 +247,7 @@ def test_shape_and_classes_are_those_of_the_arrays() -> None:
     [
         ("batch_size", 0),
         ("batch_size", -1),
+        ("eval_batch_size", 0),
         ("test_fraction", -0.01),
         ("test_fraction", 1),
         ("test_fraction", float("nan")),
