@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from certvae import VAE
+from certvae import VAE, RawHead
 from certvae.callbacks import (
     AlignmentCallback,
     CertificateCallback,
@@ -19,6 +19,7 @@ from certvae.callbacks import (
     CertificateLostError,
     DecoderCheck,
     InformationCallback,
+    PrefitCallback,
 )
 from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.models.vae import TrainingDivergedError
@@ -30,6 +31,25 @@ from tests.runs import SHAPE
 
 def aligned(folder: Path, world: int, **arguments: Any) -> Result:
     return trained(folder, world, [AlignmentCallback(teacher(), "encoder", weight=3.0)], **arguments)
+
+
+def headed(folder: Path, world: int) -> Result:
+    """A head that an alignment trains beside the module, and its certificate."""
+    torch.manual_seed(0)
+    head = RawHead(teacher().num_components, 6, hidden=8).double()
+    certificate = CertificateCallback(teacher(), "encoder", witness=head)
+    alignment = AlignmentCallback(teacher(), "encoder", weight=3.0, witness=head, witness_learning_rate=0.05)
+    result = trained(folder, world, [alignment, certificate])
+    assert certificate.certificate is not None
+    weights = {f"head.{name}": value.flatten().tolist() for name, value in head.state_dict().items()}
+    return {"weights": result["weights"] | weights, "margin": certificate.certificate.margin}
+
+
+def prefitted(folder: Path, world: int) -> Result:
+    """Weights and margins after the code was fitted, and an epoch of the run."""
+    prefit = PrefitCallback(teacher(), "encoder", epochs=3, learning_rate=0.01)
+    result = trained(folder, world, [prefit], max_epochs=1)
+    return {"weights": result["weights"], "margins": [prefit.margin_before, prefit.margin_after]}
 
 
 class WeightPath(Callback):
@@ -128,6 +148,8 @@ JOBS: dict[str, Callable[[Path, int], Any]] = {
     "guarded_accumulated": partial(guarded, accumulate=2),
     "guarded_bf16": partial(guarded, precision="bf16-mixed"),
     "bracketed": bracketed,
+    "headed": headed,
+    "prefitted": prefitted,
     "lost_stop": partial(lost, answer="stop"),
     "lost_raise": partial(lost, answer="raise"),
     "diverged": partial(own_vae, diverges=True),

@@ -44,6 +44,20 @@ def test_aligned_weights_and_loss_are_those_of_one_process(one: Results, two: li
     assert seen["alignment"] == pytest.approx(one["aligned"]["alignment"], abs=TOLERANCE)
 
 
+def test_a_trained_head_and_its_margin_are_those_of_one_process(one: Results, two: list[Results]) -> None:
+    seen, expected = common(two, "headed"), one["headed"]
+    assert difference(seen, expected) < TOLERANCE
+    assert seen["margin"] == pytest.approx(expected["margin"], abs=TOLERANCE)
+    assert expected["margin"] > 0.1, "the head has learned"
+
+
+def test_a_fitted_code_and_its_margins_are_those_of_one_process(one: Results, two: list[Results]) -> None:
+    seen, expected = common(two, "prefitted"), one["prefitted"]
+    assert difference(seen, expected) < TOLERANCE
+    assert seen["margins"] == pytest.approx(expected["margins"], abs=TOLERANCE)
+    assert expected["margins"][1] > expected["margins"][0] + 0.1, "the code was fitted"
+
+
 def test_gradients_of_two_batches_add_up_to_those_of_one_twice_as_large(one: Results, two: list[Results]) -> None:
     for seen in (one["aligned_accumulated"], common(two, "aligned_accumulated")):
         assert difference(seen, one["aligned"]) < TOLERANCE
