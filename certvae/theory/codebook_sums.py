@@ -1,7 +1,7 @@
-r"""Discrete codes as additive sums over rows: how often each entry of a codebook occurs, and how sure rows are.
+r"""Additive sums over rows of discrete codes: counts of each codebook entry, and entropies.
 
 Axes: N rows, P codes a row, m entries of a codebook. A code is an index, or a distribution :math:`q(k|x)` over the
-entries; an index is a distribution that is sure.
+entries; an index is a one-hot distribution.
 """
 
 import math
@@ -16,7 +16,7 @@ from certvae.theory.information import as_logits, as_probabilities, entropy
 
 __all__ = ["CodeKind", "CodebookSums", "Positions", "codebook_sums"]
 
-CHUNK = 2**22  # numbers held at once
+CHUNK = 2**22  # values held in memory at a time
 MAX_SIZE = 2**24
 CodeKind = Literal["indices", "logits", "probs"]
 Positions = Literal["shared", "each"]
@@ -24,16 +24,16 @@ Positions = Literal["shared", "each"]
 
 @dataclass(frozen=True)
 class CodebookSums:
-    """Additive sums over rows, from which every figure follows; add two with ``+``. O(m) numbers for a codebook.
+    """Additive sums over rows from which all results are computed; add two with ``+``. O(m) numbers a codebook.
 
     Attributes:
-        weights: ``sum q(k|x)``, float64, shape ``(codebooks, m)``; of indices whole numbers.
+        weights: ``sum q(k|x)``, float64, shape ``(codebooks, m)``; counts if codes are indices.
         chosen: how often an entry is the likeliest, float64, same shape.
-        entropies: ``sum H(q)`` over all codes, and ``sum H`` of the average of a row's codes, float64, shape
+        entropies: ``sum H(q)`` over all codes, and ``sum H`` of the average of a row's codes, nats, float64, shape
             ``(codebooks, 2)``.
         rows: N.
         codes: P.
-        soft: whether codes are distributions.
+        soft: whether codes are distributions instead of indices.
     """
 
     weights: Tensor
@@ -63,7 +63,7 @@ class CodebookSums:
         return f"{self.codes} {kind} a row over {self.weights.shape[1]} entries"
 
     def pack(self) -> Tensor:
-        """Rows and sums as one float64 vector, so that one collective adds them up."""
+        """Rows and sums as one float64 vector, so that one all-reduce adds them up."""
         rows = self.weights.new_tensor([self.rows])
         return torch.cat([rows, self.weights.flatten(), self.chosen.flatten(), self.entropies.flatten()])
 
@@ -84,11 +84,11 @@ def codebook_sums(
     axis: int | None = None,
     positions: Positions = "shared",
 ) -> CodebookSums:
-    """The sums of some rows; see :func:`certvae.codebook_information`.
+    """Sums over a batch of codes; see :func:`certvae.codebook_information` for the arguments.
 
     Raises:
-        TypeError: if an argument is of a wrong kind.
-        ValueError: if an index is out of range, ``size`` is missing, or a row is no distribution.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an index is out of range, ``size`` is missing, or a row is not a distribution.
     """
     values = as_tensor(codes, "codes")
     if size is not None:
@@ -181,7 +181,7 @@ def _row_entropies(indices: Tensor, size: int) -> Tensor:
 
 
 def _soft_sums(given: Tensor, each: bool, logits: bool) -> CodebookSums:
-    """Of distributions, or of their logarithms, shape ``(n, P, m)``."""
+    """Sums of distributions, or of their logarithms, shape ``(n, P, m)``."""
     probs = given.exp() if logits else given
     rows, codes, size = probs.shape
     books = codes if each else 1
