@@ -140,7 +140,7 @@ class Certificate:
             ValueError: if the schema is unknown, or a field is missing or unknown.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"a certificate must be a JSON object, got {short(values)}: expected a JSON object.")
+            raise ValueError(f"a certificate must be a JSON object, got {short(values)}.")
         schema, given = values.get("schema"), {key: value for key, value in values.items() if key != "schema"}
         if schema not in (SCHEMA, FIRST_SCHEMA):
             raise ValueError(f"`schema` must be {SCHEMA!r} or {FIRST_SCHEMA!r}, got {short(schema)}.")
@@ -325,7 +325,7 @@ def _part(cls: type[Any], name: str, value: Any, unbounded: dict[str, float]) ->
     filled = {key: unbounded.get(key) if item is None else item for key, item in value.items()}
     for key, item in filled.items():
         if not _fits(item, kinds[key], key in unbounded):
-            raise ValueError(f"`{name}` holds {short(item)} as {key!r}, which is not of its type.")
+            raise ValueError(f"`{name}` holds {short(item)} as {key!r}, which has the wrong type.")
     return cls(**filled)
 
 
@@ -379,12 +379,12 @@ def check_fields(certificate: Certificate) -> None:
         optional = value is None and name in _OPTIONAL
         fits = _is_finite(name, value) if kind is None else isinstance(value, kind) and not isinstance(value, bool)
         if not (fits or optional):
-            raise ValueError(f"`{name}` is {short(value)}, which is not of its type.")
+            raise ValueError(f"`{name}` is {short(value)}, which has the wrong type.")
     c = certificate
     if not (2 <= c.num_components <= 10**9 and 0 <= c.num_samples <= 10**18 and abs(c.look or 1) <= 10**18):
-        raise ValueError("`num_components`, `num_samples` or `look` is not what it should be.")
+        raise ValueError("`num_components`, `num_samples` or `look` is out of range.")
     if not all(isinstance(text, str) and text.isprintable() for text in [c.method, *c.leaks]):
-        raise ValueError("`method` or `leaks` is not what it should be: printable text.")
+        raise ValueError("`method` and `leaks` must be printable text.")
     component_names(c)
 
 

@@ -32,7 +32,7 @@ def check_claims(certificate: Certificate) -> None:
         reading = ("reading follows from the numbers", c.reading is read(c))
         claims = [*_of_numbers(c), *_of_margins(c, settings), reading]
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ClaimsError(f"a field is not what it should be: {error}") from None
+        raise ClaimsError(f"a field is invalid: {error}") from None
     for claim, holds in claims:
         if not holds:
             raise ClaimsError(f"it contradicts itself: {claim} does not hold.")

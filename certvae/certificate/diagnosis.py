@@ -136,7 +136,7 @@ CAUSES = (
     Cause(
         "partial",
         lambda c: c.status is Status.PARTIAL,
-        lambda c: "only a part of the validation set was seen, so that nothing is concluded.",
+        lambda c: "only a part of the validation set was read, so there is no verdict.",
         lambda c: (
             (
                 "; ".join(c.provenance.get("missing", []))
@@ -164,15 +164,15 @@ CAUSES = (
         "other inputs",
         lambda c: c.teacher_information < 0.5 * _recorded(c),
         lambda c: (
-            f"the teacher varies by {c.teacher_information:.3f} nats on these rows, and by {_recorded(c):.3f} "
-            "where it was made: it is asked about other inputs."
+            f"the teacher information is {c.teacher_information:.3f} nats on these rows, and {_recorded(c):.3f} "
+            "on the teacher's own training rows: the inputs differ."
         ),
-        lambda c: "give the teacher what it was made from: CertificateCallback(images=lambda batch: ...).",
+        lambda c: "give the teacher the inputs it was made for: CertificateCallback(images=lambda batch: ...).",
     ),
     Cause(
         "vacuous",
         lambda c: c.status is Status.VACUOUS,
-        lambda c: f"the teacher varies by {c.teacher_information:.3f} nats only; no code can show more of it.",
+        lambda c: f"the teacher information is only {c.teacher_information:.3f} nats, and no margin can exceed it.",
         lambda c: (
             "take a teacher that varies: LabelTeacher(num_classes, smoothing=0.1), or TeacherSearch(components="
             "(16, 24)).search(train_loader, val_loader)."
@@ -208,14 +208,14 @@ CAUSES = (
         "too few rows",
         lambda c: c.margin > c.safety_margin,
         lambda c: (
-            f"the margin of {c.margin:.3f} nats is there, but {c.num_samples} rows do not prove it by {c.method!r}."
+            f"the margin is {c.margin:.3f} nats, but {c.num_samples} rows are too few to prove it by {c.method!r}."
         ),
         lambda c: f"validate on more rows: {_rows_needed(c)}.",
     ),
     Cause(
         "no noise known",
         lambda c: c.information is None and c.fitted is None and c.channel_margin is None and c.rate is None,
-        lambda c: "only the raw witness was asked, which a code that is not aligned does not answer.",
+        lambda c: "only the raw witness was tested, and it cannot read a code that is not aligned.",
         lambda c: (
             "name the log-variance too, latents='encoder:mu,logvar'; with arrays, certify(..., information="
             "information_bracket(mean, log_variance))."
@@ -225,7 +225,7 @@ CAUSES = (
         "narrow channel",
         lambda c: _most(c) < 0.5 * c.teacher_information,
         lambda c: (
-            f"a draw of the code carries at most {_most(c):.3g} nats, and the teacher asks for "
+            f"a draw of the code carries at most {_most(c):.3g} nats, and the teacher information is "
             f"{c.teacher_information:.3f}."
         ),
         lambda c: (
@@ -260,8 +260,8 @@ CAUSES = (
         "witness scale too large",
         lambda c: c.fitted is not None and c.witness_information > max(c.fitted.mean, 0.0),
         lambda c: (
-            f"the witness claims {c.witness_information:.3f} nats, a fitted reader finds "
-            f"{c.fitted.mean if c.fitted else 0.0:.3f}: the witness is too sure."
+            f"the witness information is {c.witness_information:.3f} nats, but a fitted reader finds only "
+            f"{c.fitted.mean if c.fitted else 0.0:.3f}: the witness is overconfident."
         ),
         lambda c: "lower witness_scale (default 2), and give the same to CertificateCallback and AlignmentCallback.",
     ),

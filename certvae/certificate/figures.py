@@ -254,7 +254,7 @@ def components_figure(certificate: Certificate, title: str = "") -> Figure:
         ValueError: if the certificate has no components, such as one from version 0.1.
     """
     if not certificate.components:
-        raise ValueError("`certificate` must have components, and those of version 0.1 have none. Make it anew.")
+        raise ValueError("`certificate` must have components; files of version 0.1 have none. Make it again.")
     figure = Figure(figsize=(6.4, components_height(certificate)), dpi=100, layout="constrained")
     axes = figure.subplots()
     draw_components(axes, certificate, _PARTS)

@@ -66,13 +66,13 @@ def read_history(path: str | Path) -> History:
             check_fields(certificate)
             look = certificate.provenance.get("look")
             if isinstance(look, bool) or not isinstance(look, int):
-                raise ValueError("its provenance names no look")
+                raise ValueError("its provenance has no look")
         except json.JSONDecodeError:
             if line and not line.startswith(b"{"):
-                raise ValueError(f"{path} is no history: line {number} does not begin as a certificate.") from None
+                raise ValueError(f"{path} is not a history: line {number} is not a certificate.") from None
             continue
         except ValueError as error:
-            raise ValueError(f"{path} is no history: line {number}: {error}") from None
+            raise ValueError(f"{path} is not a history: line {number}: {error}") from None
         while history and history[-1][0] >= look:
             history.pop()
         history.append((look, certificate))

@@ -82,7 +82,7 @@ class WitnessAudit:
         self.findings += [found for found in findings if found not in self.findings]
 
 
-LATER = "repeatable: codes are answered differently when they are asked again later"
+LATER = "repeatable: the witness gives other answers for the same codes later"
 UNEQUAL = "equal codes: rows with the same code got different answers, so the witness sees more than the code"
 
 
@@ -119,7 +119,7 @@ def check_witness(witness: Witness, latents: Tensor, answers: Tensor | None = No
         findings.append("eval mode: a part of the witness that acts differently in training is in train mode")
     counted = _answers(witness, latents) if answers is None else as_logits(answers, "answers")
     if len(counted) != len(latents):
-        raise ValueError(f"`witness` must answer a row for each of {len(latents)} codes, got {len(counted)}.")
+        raise ValueError(f"`witness` must return one row for each of {len(latents)} codes, got {len(counted)}.")
     if _differ(counted, _answers(witness, latents).to(counted.device)):
         return [*findings, "repeatable: the witness gives two answers for the same codes"]
     return findings + _rows_are_independent(witness, latents, counted)

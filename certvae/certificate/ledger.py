@@ -72,5 +72,5 @@ class LookLedger:
         looks = parse_json(read_limited(self.path, LEDGER_LIMIT, "ledger of looks"))
         named = looks.values() if isinstance(looks, dict) else [None]
         if not all(isinstance(own, dict) and all(type(n) is int and n > 0 for n in own.values()) for own in named):
-            raise ValueError(f"{self.path} is no ledger of looks: it must map names of rows to looks. Delete it.")
+            raise ValueError(f"{self.path} is not a ledger of looks: it must map names of rows to looks. Delete it.")
         return looks

@@ -50,7 +50,7 @@ def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
     """
     path = Path(path)
     if not path.is_file():
-        what_is_there = "something else than a regular file is there" if path.exists() else "there is no such file"
+        what_is_there = "it is not a regular file" if path.exists() else "there is no such file"
         raise FileNotFoundError(f"no {what} at {path}: {what_is_there}.")
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a {what} may have at most {limit:,}.")
@@ -77,7 +77,7 @@ def own_path(path: Path, folder: Path) -> Path:
     """
     target = path.resolve()
     if not target.is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} is a link to {target}, outside {folder}, and is not read: put the file itself there.")
+        raise ValueError(f"{path} is a link to {target}, outside {folder}, and is not read: copy the file there.")
     return path
 
 
@@ -150,7 +150,7 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands twice in an object")
+        raise ValueError("a key occurs twice in an object")
     return values
 
 
@@ -196,7 +196,7 @@ def open_zip(path: str | Path, limit: int) -> ZipFile:
     for info in infos:
         _check_member(info)
     if len({info.filename.casefold() for info in infos}) < len(infos):
-        raise BadZipFile("two of its members have one name")
+        raise BadZipFile("two of its members have the same name")
     if sum(info.compress_size for info in infos) > Path(path).stat().st_size:
         raise BadZipFile("its members overlap")
     if sum(info.file_size for info in infos) > limit:
@@ -212,7 +212,7 @@ def _check_member(info: ZipInfo) -> None:
         ("is a link or a device", kind not in (0, stat.S_IFREG, stat.S_IFDIR)),
         ("is encrypted", bool(info.flag_bits & 1)),
         ("is neither stored nor deflated", not stored and info.compress_type != ZIP_DEFLATED),
-        ("is stored in another size than its own", stored and info.compress_size != info.file_size),
+        ("is stored uncompressed with two different sizes", stored and info.compress_size != info.file_size),
     ):
         if holds:
             raise BadZipFile(f"its member {info.filename[:100]!r} {fault}")
@@ -239,7 +239,7 @@ def check_torch_file(path: Path, limit: int) -> None:
         # torch ignores case in names of members: 'data/ab' and 'data/aB' would each be read.
         odd = [name for name in archive.namelist() if "/data/" in name and not re.fullmatch("[^/]+/data/[0-9]+", name)]
         if odd:
-            raise BadZipFile(f"the member {odd[0][:100]!r} is none that torch.save writes")
+            raise BadZipFile(f"the member {odd[0][:100]!r} is not one that torch.save writes")
         _check_pickle(_pickle_of(archive))
 
 

@@ -27,8 +27,8 @@ def select_inputs(batch: Any, images: InputSource = 0) -> Tensor:
     inputs = images(batch) if callable(images) else _part(batch, images)
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"`images={images!r}` must give a tensor of the batch's rows, got {describe(inputs)}. Say where they "
-            "stand, images=lambda batch: batch[0][0]; rows of several lengths need one: images=lambda batch: "
+            f"`images={images!r}` must give a tensor of the batch's rows, got {describe(inputs)}. Give their place, "
+            "images=lambda batch: batch[0][0]; rows of different lengths must be padded: images=lambda batch: "
             "torch.nn.utils.rnn.pad_sequence(batch[0], batch_first=True)."
         )
     return inputs

@@ -128,8 +128,8 @@ def _getter(value: Any) -> Callable[[str], Any]:
 def _log_variance(values: Tensor, scale: Scale, shown: str) -> Tensor:
     if scale in ("variance", "std") and bool((values <= 0).any()):
         raise ValueError(
-            f"`latents` gave {worded(scale)} with the value {float(values.min()):.3g}, which is not positive. Say what "
-            f"it is, Latents({shown}, ..., scale='log_variance') or scale='log_std', or name what comes after the "
+            f"`latents` gave {worded(scale)} with the value {float(values.min()):.3g}, which is not positive. Set its "
+            f"kind, Latents({shown}, ..., scale='log_variance') or scale='log_std', or name the output after the "
             "exponential or softplus."
         )
     return CONVERSIONS[scale](values)

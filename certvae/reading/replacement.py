@@ -72,8 +72,8 @@ def _distribution(value: Any, change: Change) -> Distribution:
         mean, log_variance = _pair(change(value.mean, 2 * value.stddev.log()))
         return Normal(mean, (log_variance / 2).exp(), validate_args=False)
     raise TypeError(
-        f"no other code can be put in the place of a {type(value).__name__}: `latents` must name a submodule that "
-        "gives a mean, a (mean, log_variance) pair or a normal distribution, or their parts: 'encoder:mu,logvar'."
+        f"the code in a {type(value).__name__} cannot be replaced: `latents` must name a submodule that returns a "
+        "mean, a (mean, log_variance) pair or a normal distribution, or their parts: 'encoder:mu,logvar'."
     )
 
 

@@ -87,13 +87,13 @@ def _warn_of_doubt(loader: Any, sampler: DistributedSampler[Any] | None) -> None
     batch_sampler = getattr(loader, "batch_sampler", None)
     if sampler is None:
         rank_zero_warn(
-            "Several processes read data without a DistributedSampler: rows that more than one of them reads are "
-            "counted more than once, and bounds are then too tight."
+            "Several processes read data without a DistributedSampler. If two of them read the same row, it is counted "
+            "twice, and bounds are too tight."
         )
     elif batch_sampler is not None and type(batch_sampler) is not BatchSampler and _pads(sampler):
         rank_zero_warn(
-            f"A DistributedSampler repeats some rows, and a {type(batch_sampler).__name__} makes batches of them. The "
-            "repeats are left out if it keeps the sampler's order; if it sorts rows, others are left out instead."
+            f"A DistributedSampler repeats some rows, and a {type(batch_sampler).__name__} groups them in batches. If "
+            "it keeps the sampler's order, the repeats are left out. If it sorts rows, other rows are left out instead."
         )
 
 

@@ -374,12 +374,12 @@ def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _choose(caught: list[Any], source: Latents) -> Any:
     if not caught:
         raise ValueError(
-            f"`latents={source.path!r}` was not called during this step, so nothing was caught. Name a submodule that "
+            f"`latents={source.path!r}` was not called during this step, so there is no code. Name a submodule that "
             "the step calls; a model that was compiled and run before needs torch.compiler.reset() first."
         )
     if len(caught) > 1 and source.calls == "error":
         raise ValueError(
-            f"`latents={source.path!r}` was called {len(caught)} times in one step; say which call is meant, "
+            f"`latents={source.path!r}` was called {len(caught)} times in one step; choose a call, "
             f"Latents({source.path!r}, calls='first') or 'last', or give a function (pl_module, batch) -> code."
         )
     return caught[0 if source.calls == "first" else -1]

@@ -17,16 +17,16 @@ __all__ = ["FAULTS", "READ_TWICE", "CountedRows", "drops_rows", "goes_on", "is_s
 READ_TWICE = "rows: "  # prefix of a finding about rows; other findings are about a witness or an encoder
 MANY = 0.01  # tolerated share of rows with equal contents
 FAULTS = {
-    "dropped": "the stream drops its last rows, so that the rows depend on the number of processes: give "
+    "dropped": "the stream drops its last rows, so the rows depend on the number of processes: give "
     "`drop_last=False` to StreamingDataset or DataLoader",
-    "short": "the stream ended before the length that it says: say no length (WebDataset: leave out `with_length`), "
-    "or the one that this process reads",
-    "long": "the stream goes on after the length that it says: say no length (WebDataset: leave out `with_length` "
+    "short": "the stream ended before the length that it states: set no length (WebDataset: omit `with_length`), "
+    "or the number of rows that this process reads",
+    "long": "the stream goes on after the length that it states: set no length (WebDataset: omit `with_length` "
     "and `with_epoch`), or load it with num_workers=0",
 }
 ADVICE = (
-    "rows that were compared had been counted before, so that bounds are too tight: let each process read rows of its "
-    "own (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; torch: an IterableDataset that takes every "
+    "rows that were compared had been counted before, so the bounds are too tight: let each process read different "
+    "rows (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; torch: an IterableDataset that yields every "
     "world-size-th row, or a DistributedSampler)"
 )
 _GOES_ON: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()

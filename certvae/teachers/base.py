@@ -64,7 +64,7 @@ class Teacher(nn.Module):
         # A notebook cell that is run again redefines the same class.
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
-                f"`kind = {kind!r}` of {cls.__qualname__} is that of {other.__module__}.{other.__qualname__} already; "
+                f"`kind = {kind!r}` of {cls.__qualname__} is already used by {other.__module__}.{other.__qualname__}; "
                 "give it another."
             )
         _KINDS[kind] = cls

@@ -88,7 +88,7 @@ class TeacherCard:
             return
         if 0 <= as_whole_number(self.ignore, "ignore", -(2**63), 2**63) < self.num_components:
             raise ValueError(
-                f"`ignore` must be no label of a class: below 0, or at least {self.num_components}, got {self.ignore}."
+                f"`ignore` must not be a class label: below 0, or at least {self.num_components}, got {self.ignore}."
             )
 
     def _check_inputs(self) -> None:

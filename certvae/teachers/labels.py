@@ -79,7 +79,7 @@ class LabelTeacher(Teacher):
         """
         if images.is_floating_point() or images.is_complex():
             raise TypeError(
-                "a label teacher is asked about class labels, whole numbers of shape (B,), got "
+                "a label teacher needs class labels, whole numbers of shape (B,), got "
                 f"{images.dtype} of shape {tuple(images.shape)}. Say where they stand in the batch, `images=1` or "
                 "`images='label'`; labels in floats need `images=lambda batch: batch[1].long()`."
             )

@@ -205,8 +205,8 @@ def _log_prob(posterior: Any, codes: Tensor) -> Tensor:
         if "within the support" not in str(error):
             raise
         raise ValueError(
-            "`posterior.log_prob` must give -inf for codes that a row cannot give, and refuses some of them. Make the "
-            f"{type(posterior).__name__}, and what it is made of, with validate_args=False."
+            "`posterior.log_prob` must return -inf for codes outside a row's support, but raises an error. Construct "
+            f"the {type(posterior).__name__} and its parts with validate_args=False."
         ) from None
 
 

@@ -46,8 +46,8 @@ class CodebookSums:
     def __add__(self, other: "CodebookSums") -> "CodebookSums":
         if self.weights.shape != other.weights.shape or (self.codes, self.soft) != (other.codes, other.soft):
             raise ValueError(
-                f"all batches must have codes of one kind and shape, got {self._shape()} and {other._shape()}. Give "
-                "rows with another number of codes to a measurement of their own."
+                f"all batches must have codes of one kind and shape, got {self._shape()} and {other._shape()}. Measure "
+                "rows with different numbers of codes separately."
             )
         return CodebookSums(
             self.weights + other.weights,
@@ -117,7 +117,7 @@ def _kind(values: Tensor, size: int | None, kind: str | None) -> str:
         raise TypeError(f"`codes` of kind {kind!r} must be floats, got {values.dtype}; give codes.float().")
     if kind is None and _look_one_hot(values, size):
         raise ValueError(
-            f"`codes` of shape {tuple(values.shape)} look one-hot, and not like indices. Give codes.argmax(-1), or "
+            f"`codes` of shape {tuple(values.shape)} look one-hot, not like indices. Give codes.argmax(-1), or "
             "kind='indices' if they are indices."
         )
     return kind or ("probs" if values.is_floating_point() else "indices")
@@ -132,7 +132,7 @@ def _look_one_hot(values: Tensor, size: int | None) -> bool:
 def _indices(values: Tensor, size: int | None) -> tuple[Tensor, int]:
     """Indices in range, int64, shape ``(N, P)``, and the size of the codebook."""
     if size is None:
-        raise ValueError("`size` must be given with indices: how many entries the codebook has, such as size=512.")
+        raise ValueError("`size` must be given with indices: the number of codebook entries, such as size=512.")
     indices = values.reshape(len(values), -1).long()
     least, most = int(indices.min()), int(indices.max())
     if least < 0 or most >= size:
@@ -153,11 +153,11 @@ def _entries_last(values: Tensor, size: int | None, axis: int | None) -> Tensor:
         if not fitting:
             raise ValueError(f"`codes` must have size={size} entries on their last axis or on axis 1, got {shape}.")
         if len(fitting) > 1:
-            raise ValueError(f"`axis` must say which axis of `codes` has the entries, 1 or -1, for shape {shape}.")
+            raise ValueError(f"`axis` must be given for `codes` of shape {shape}: the axis of the entries, 1 or -1.")
         axis = fitting.pop()
     place = as_whole_number(axis, "axis", -values.ndim, values.ndim - 1) % values.ndim
     if place == 0 or (size is not None and shape[place] != size):
-        raise ValueError(f"`axis` must be the one of `codes` with size={size} entries, and not 0; got {axis}, {shape}.")
+        raise ValueError(f"`axis` must be an axis of `codes` with size={size} entries, not 0; got {axis}, {shape}.")
     return values.movedim(place, -1).reshape(shape[0], -1, shape[place])
 
 

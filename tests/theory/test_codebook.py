@@ -292,7 +292,7 @@ def test_what_cannot_work_says_why() -> None:
         (indices, {"size": 5, "confidence": 1.0}, "`confidence` must lie between 0 and 1"),
         (torch.eye(5).long(), {"size": 5}, "look one-hot"),
         (probs, {"size": 4}, "`codes` must have size=4 entries on their last axis or on axis 1"),
-        (probs, {"axis": 0}, "`axis` must be the one of `codes`"),
+        (probs, {"axis": 0}, "`axis` must be an axis of `codes`"),
         (probs * 3, {}, "`codes` must hold non-negative rows that sum to 1.*softmax"),
         (probs[0], {}, r"`codes` must have shape \(N, ..., size\)"),
         (probs / 0, {"kind": "logits"}, "`codes` must be finite"),

@@ -154,7 +154,7 @@ class SearchPasses:
         rows, outside = reduce(self._counts).tolist()
         if self._num_rows not in (0, int(rows)):
             raise TeacherSearchError(
-                f"this pass saw {int(rows)} rows, the first one {self._num_rows}: every pass must see the same data."
+                f"this pass read {int(rows)} rows, the first one {self._num_rows}: every pass must read the same data."
             )
         self._num_rows, self.outside = int(rows), self.outside or outside > 0
         self._counts = torch.zeros_like(self._counts)
