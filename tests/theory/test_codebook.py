@@ -246,9 +246,11 @@ def test_the_place_of_the_entries_is_found_or_asked_for() -> None:
     assert codebook_information(probs.movedim(-1, 1), 6) == last
     assert codebook_information(probs.movedim(-1, 2), axis=2) == last
     assert codebook_information(probs[:, 0, 0]).codes == 1
-    with pytest.raises(ValueError, match="`axis` must be given for `codes` of shape .*: the axis of the entries, 1 or -1"):
+    with pytest.raises(
+        ValueError, match="`axis` must be given for `codes` of shape .*: the axis of the entries, 1 or -1"
+    ):
         codebook_information(probs)
-    with pytest.raises(ValueError, match="`axis` must say which"):
+    with pytest.raises(ValueError, match="`axis` must be given for `codes`"):
         codebook_information(random_probs(0, 5, 6, 6), 6)
 
 
