@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 __all__ = ["Certificate", "Reading", "Status", "check_fields", "digest"]
 
 SCHEMA, FIRST_SCHEMA = "certvae.certificate/2", "certvae.certificate/1"
-CERTIFICATE_LIMIT = 2**22  # bytes; 100,000 components in the calibration's prior fit in
+CERTIFICATE_LIMIT = 2**22  # bytes; enough for a calibration prior of 100,000 components
 
 
 @dataclass  # not frozen: torchmetrics copies what `compute` returns field by field
 class Certificate:
-    """What was measured on one set of rows, and what follows. Values are in nats.
+    """The numbers measured on one set of rows, with verdict and reading. Values are in nats.
 
     Attributes:
-        status: the verdict on the raw witness.
-        reading: whether the code carries anything at all; see :class:`Reading`.
+        status: the verdict on the raw witness; see :class:`Status`.
+        reading: whether the code carries any information; see :class:`Reading`.
         teacher_information: ``I_T``, the cost of the best constant student; the threshold.
         alignment_loss: ``A``, the cost of the raw witness on the mean path.
         margin: ``I_T - A``. At most the information that the mean code carries about the input.
@@ -43,27 +43,28 @@ class Certificate:
         safety_margin: what ``margin_lower`` must exceed.
         confidence: probability with which ``margin_lower`` holds.
         method: name of the bound.
-        p_value: of the permutation test for 'the witness is independent of the input', if it was made.
-        channel_margin: the margin on draws ``z ~ q(z|x)``, averaged over draws; what the decoder receives.
-        channel_margin_lower: its lower bound.
-        calibrated_channel_margin: the same for the witness with a scale and a prior weight fitted on other rows.
-        calibrated_channel_margin_lower: its lower bound.
-        rate: ``E KL(q(z|x) || p(z))``; an upper bound on the channel margin of a sound witness.
+        p_value: of the permutation test for 'the witness is independent of the input'; None if not made.
+        channel_margin: the margin on draws ``z ~ q(z|x)``, which the decoder receives, averaged over draws.
+        channel_margin_lower: lower bound on it.
+        calibrated_channel_margin: the same for the calibrated witness, whose scale and prior weight were fitted on
+            other rows.
+        calibrated_channel_margin_lower: lower bound on it.
+        rate: ``E KL(q(z|x) || p(z))``; an upper bound on the channel margin of a valid witness.
         witness_information: ``H(Sbar) - E H(S)``; near 0 in the constant-student regime.
-        num_samples: rows counted.
+        num_samples: number of rows with positive weight.
         num_components: K.
-        teacher_floor: promised floor of the teacher.
-        witness_floor: floor mixed into the witness.
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``.
+        witness_floor: share of the uniform distribution that was mixed into the witness.
         look: number of this look, if the error is spent over looks; ``confidence`` is then that of the whole run.
-        leaks: what the leak tests found; empty for a sound witness. See :mod:`certvae.certificate.leaks`.
-        provenance: what was measured, with which versions; ``component_names`` where the teacher has names for them.
-        components: what each component of the teacher adds to margin and teacher information; empty for more than
-            4,096 of them, and in files of the first schema.
-        information: what the code carries, from both sides, without a teacher; None where it has no variance.
-        fitted: what a reader finds in the code that was fitted to it on other rows; None where it was not tried.
-        escape_force: mean length of the gradient of a row's alignment loss at its mean code, nats for each unit of the
-            code; None where codes were not seen, or the witness has no closed form of it. See
-            :mod:`certvae.theory.escape`.
+        leaks: findings of the leak tests; empty for a valid witness. See :mod:`certvae.certificate.leaks`.
+        provenance: what was measured and with which versions; includes ``component_names`` if the teacher has names.
+        components: each component's part of margin and teacher information; empty for more than 4,096 components, and
+            in files of the first schema.
+        information: bounds on the information that the code carries, without a teacher; None if the code has no
+            variance.
+        fitted: margins of a reader that was fitted to the code on other rows; None if it was not fitted.
+        escape_force: mean gradient norm of a row's alignment loss at its mean code, nats per unit of the code; None if
+            codes are not available, or the witness has no closed form. See :mod:`certvae.theory.escape`.
     """
 
     status: Status
@@ -101,7 +102,7 @@ class Certificate:
 
     @property
     def informative(self) -> bool:
-        """Whether the code is shown to carry something: the reading is ``ALIGNED`` or ``INFORMATIVE``."""
+        """Whether the code is shown to carry information: the reading is ``ALIGNED`` or ``INFORMATIVE``."""
         return self.reading in (Reading.ALIGNED, Reading.INFORMATIVE)
 
     @property
@@ -111,17 +112,17 @@ class Certificate:
 
     @property
     def information_lower(self) -> float | None:
-        """Nats that a draw of the code carries at least."""
+        """Lower bound on the information that a draw of the code carries, in nats."""
         return None if self.information is None else self.information.lower
 
     @property
     def information_upper(self) -> float | None:
-        """Nats that a draw of the code carries at most; None where nothing limits it."""
+        """Upper bound on the information that a draw of the code carries, in nats; None if there is no bound."""
         return None if self.information is None or self.information.upper == math.inf else self.information.upper
 
     @property
     def fitted_margin(self) -> float | None:
-        """Margin of the fitted reader, on draws where the code has a variance."""
+        """Margin of the fitted reader in nats; on draws if the code has a variance."""
         if self.fitted is None:
             return None
         return self.fitted.mean if self.fitted.draw is None else self.fitted.draw
@@ -133,13 +134,13 @@ class Certificate:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Certificate":
-        """Read back what :meth:`to_dict` gave.
+        """The certificate from the output of :meth:`to_dict`.
 
         Raises:
-            ValueError: if the schema is another, or a field is missing or unknown.
+            ValueError: if the schema is unknown, or a field is missing or unknown.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"a certificate must be a JSON object, got {short(values)}: expected a JSON object.")
+            raise ValueError(f"a certificate must be a JSON object, got {short(values)}.")
         schema, given = values.get("schema"), {key: value for key, value in values.items() if key != "schema"}
         if schema not in (SCHEMA, FIRST_SCHEMA):
             raise ValueError(f"`schema` must be {SCHEMA!r} or {FIRST_SCHEMA!r}, got {short(schema)}.")
@@ -172,9 +173,9 @@ class Certificate:
 
         Raises:
             FileNotFoundError: if there is no such regular file.
-            ValueError: if the file is not a certificate of this schema, a field has not its type, or the file was
-                altered since it was saved.
-            OSError: if the file may not be read.
+            ValueError: if the file is not a certificate with a known schema, a field has the wrong type, or the file
+                was altered since it was saved.
+            OSError: if the file cannot be read.
         """
         content = read_limited(path, CERTIFICATE_LIMIT, "certificate")
         try:
@@ -199,7 +200,7 @@ class Certificate:
         return "\n".join(lines)
 
     def lines(self) -> list[tuple[str, str]]:
-        """Name and value of each number that is known, in words."""
+        """Name and formatted value of each number that is not None."""
         bound = f"{self._bound_text()}; must exceed {self.safety_margin:g}"
         numbers = [
             ("margin", self.margin, f"   ({bound})"),
@@ -228,10 +229,10 @@ class Certificate:
         return certificate_html(self)
 
     def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
-        """Draw the margins with their lower bounds, and what the code carries, beside the teacher information.
+        """Plot the margins with their lower bounds, the code's information and the teacher information.
 
         Args:
-            ax: axes to draw in; default: of a new figure.
+            ax: axes to draw in; default: a new figure.
         """
         from certvae.certificate.figures import bounds_figure, shown_axes
 
@@ -239,20 +240,20 @@ class Certificate:
 
     @property
     def component_names(self) -> list[str]:
-        """A name for each component: the teacher's, else such as ``component 3`` or ``class 3``, counted from 0."""
+        """A name for each component: the teacher's, else ``component 3`` or ``class 3``, numbered from 0."""
         return component_names(self)
 
     def diagnose(self) -> Diagnosis:
-        """What the numbers say, why, and what to do about it."""
+        """Explain the numbers: the reading, the cause and the remedy."""
         return diagnose(self)
 
     def line(self, where: str = "") -> str:
         """Reading and verdict in one line.
 
-        Such as ``ALIGNED, CERTIFIED (margin 0.767 nats, at least 0.750 at 95 %, betting; ...)``.
+        Example: ``ALIGNED, CERTIFIED (margin 0.767 nats, at least 0.750 at 95 %, betting; ...)``.
 
         Args:
-            where: put before the margin, such as ``"val "``.
+            where: text before the margin, such as ``"val "``.
         """
         margin = f"{where}margin {self.margin:.3f} nats"
         if self.status is Status.PARTIAL:
@@ -292,17 +293,17 @@ _ADDED: dict[str, Any] = {  # by schema 2
 
 
 def _plain(value: Any) -> Any:
-    """The same for JSON, where an infinite bound is None."""
+    """The value for JSON; an infinite bound becomes None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def _parts(given: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a certificate that have fields of their own.
+    """Convert the nested fields of a certificate: components, information and fitted.
 
     Raises:
-        ValueError: if one does not have them, or a value is not of its type.
+        ValueError: if a nested field is missing or unknown, or a value has the wrong type.
     """
     listed = given["components"]
     if not isinstance(listed, list):
@@ -324,7 +325,7 @@ def _part(cls: type[Any], name: str, value: Any, unbounded: dict[str, float]) ->
     filled = {key: unbounded.get(key) if item is None else item for key, item in value.items()}
     for key, item in filled.items():
         if not _fits(item, kinds[key], key in unbounded):
-            raise ValueError(f"`{name}` holds {short(item)} as {key!r}, which is not of its type.")
+            raise ValueError(f"`{name}` holds {short(item)} as {key!r}, which has the wrong type.")
     return cls(**filled)
 
 
@@ -368,22 +369,22 @@ _OPTIONAL = {
 
 
 def check_fields(certificate: Certificate) -> None:
-    """Check that every field has its type, for JSON could hold anything.
+    """Check the type of every field, because JSON may contain any value.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: if a field has the wrong type. The message names the field.
     """
     for name, value in vars(certificate).items():
         kind = _KINDS.get(name)
         optional = value is None and name in _OPTIONAL
         fits = _is_finite(name, value) if kind is None else isinstance(value, kind) and not isinstance(value, bool)
         if not (fits or optional):
-            raise ValueError(f"`{name}` is {short(value)}, which is not of its type.")
+            raise ValueError(f"`{name}` is {short(value)}, which has the wrong type.")
     c = certificate
     if not (2 <= c.num_components <= 10**9 and 0 <= c.num_samples <= 10**18 and abs(c.look or 1) <= 10**18):
-        raise ValueError("`num_components`, `num_samples` or `look` is not what it should be.")
+        raise ValueError("`num_components`, `num_samples` or `look` is out of range.")
     if not all(isinstance(text, str) and text.isprintable() for text in [c.method, *c.leaks]):
-        raise ValueError("`method` or `leaks` is not what it should be: printable text.")
+        raise ValueError("`method` and `leaks` must be printable text.")
     component_names(c)
 
 
@@ -394,5 +395,5 @@ def _is_finite(name: str, value: Any) -> bool:
 
 
 def digest(values: dict[str, Any]) -> str:
-    """SHA-256 of a certificate's values, so that a changed file is noticed."""
+    """SHA-256 of a certificate's values, to detect an altered file."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()

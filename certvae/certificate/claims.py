@@ -1,4 +1,4 @@
-"""What a certificate's numbers must satisfy among themselves, without the model."""
+"""Consistency checks of a certificate's numbers, without the model."""
 
 import math
 
@@ -14,14 +14,14 @@ SLACK = 1e-9  # nats
 
 
 class ClaimsError(ValueError):
-    """A certificate contradicts itself."""
+    """The numbers of a certificate contradict each other."""
 
 
 def check_claims(certificate: Certificate) -> None:
     """Check that the numbers of a certificate do not contradict each other.
 
     Raises:
-        ClaimsError: naming the first contradiction.
+        ClaimsError: if they do. The message names the first contradiction.
     """
     c = certificate
     try:
@@ -32,7 +32,7 @@ def check_claims(certificate: Certificate) -> None:
         reading = ("reading follows from the numbers", c.reading is read(c))
         claims = [*_of_numbers(c), *_of_margins(c, settings), reading]
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ClaimsError(f"a field is not what it should be: {error}") from None
+        raise ClaimsError(f"a field is invalid: {error}") from None
     for claim, holds in claims:
         if not holds:
             raise ClaimsError(f"it contradicts itself: {claim} does not hold.")
@@ -58,7 +58,7 @@ def _of_numbers(c: Certificate) -> list[tuple[str, bool]]:
 
 def _of_components(c: Certificate) -> list[tuple[str, bool]]:
     if not c.components:
-        return []  # of a file of the first schema, or of very many
+        return []  # a file of the first schema, or more than 4,096 components
     wholes = {"share": 1.0, "margin": c.margin, "information": c.teacher_information}
     sums = {name: sum(getattr(part, name) for part in c.components) for name in wholes}
     near = {name: abs(sums[name] - whole) <= 1e-6 * (1 + abs(whole)) for name, whole in wholes.items()}
@@ -69,7 +69,7 @@ def _of_components(c: Certificate) -> list[tuple[str, bool]]:
 
 
 def _of_information(c: Certificate) -> list[tuple[str, bool]]:
-    """What the bracket's four bounds must satisfy, and the fitted reader's."""
+    """Claims about the bracket's four bounds and the fitted reader's bound."""
     claims = []
     if c.information is not None:
         b = c.information
@@ -87,7 +87,7 @@ def _of_information(c: Certificate) -> list[tuple[str, bool]]:
 
 
 def _of_margins(c: Certificate, settings: CertificateSettings) -> list[tuple[str, bool]]:
-    """What the bound says of each margin with its lower bound."""
+    """Claims of the bound about each margin and its lower bound."""
     claims = []
     for name, margin, lower in (
         ("margin", c.margin, c.margin_lower),

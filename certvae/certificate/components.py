@@ -1,4 +1,4 @@
-"""Which components of its teacher a margin comes from: their order, their names, and a line of text."""
+"""The margin by teacher component: names, order and one line of text."""
 
 from reprlib import repr as short
 from typing import TYPE_CHECKING
@@ -8,17 +8,17 @@ if TYPE_CHECKING:
 
 __all__ = ["best_and_worst", "component_names", "components_line", "cut_name", "kept_components", "lost_components"]
 
-MOST = 40  # components that a figure has room for
+MOST = 40  # components that fit in a figure
 LONGEST = 100  # characters of a name
 
 
 def component_names(certificate: "Certificate") -> list[str]:
-    """A name for each component: the teacher's, which the provenance holds; else ``component 3`` or ``class 3``.
+    """A name for each component: the teacher's from the provenance, else ``component 3`` or ``class 3``.
 
-    They are counted from 0, as in ``certificate.components``, so that class 3 is that of label 3.
+    Numbers start at 0, as in ``certificate.components``: class 3 has label 3.
 
     Raises:
-        ValueError: if the provenance holds names that are not printable text, one for each component.
+        ValueError: if ``component_names`` in the provenance is not one printable text for each component.
     """
     stated, count = (
         certificate.provenance.get("component_names"),
@@ -41,29 +41,29 @@ def _is_name(name: object) -> bool:
 
 
 def cut_name(name: str, longest: int = 28) -> str:
-    """The beginning of a name that is longer."""
+    """The name, cut to ``longest`` characters."""
     return name if len(name) <= longest else f"{name[: longest - 1]}…"
 
 
 def kept_components(certificate: "Certificate") -> list[int]:
-    """The components that the witness answers better than the average teacher does."""
+    """The components with a margin above 0: the witness predicts them better than the average teacher."""
     return [place for place, part in enumerate(certificate.components) if part.margin > 0]
 
 
 def lost_components(certificate: "Certificate") -> list[int]:
-    """The components that it answers worse."""
+    """The components with a margin below 0: the average teacher predicts them better than the witness."""
     return [place for place, part in enumerate(certificate.components) if part.margin < 0]
 
 
 def best_and_worst(certificate: "Certificate", most: int = MOST) -> tuple[list[int], list[int]]:
-    """The components by their part of the margin, highest first; of more than ``most``, half of it at each end."""
+    """The components sorted by margin, highest first; if there are more than ``most``, half of it from each end."""
     parts = certificate.components
     order = sorted(range(len(parts)), key=lambda place: (-parts[place].margin, place))
     return (order, []) if len(order) <= most else (order[: most // 2], order[-(most // 2) :])
 
 
 def components_line(certificate: "Certificate") -> str:
-    """How many are above 0 and which have the least: ``7 of 10 above 0; least: class 3 (-0.19 of 0.18), ...``."""
+    """Summary of the components, such as ``7 of 10 above 0; least: class 3 (-0.19 of 0.18), ...``."""
     names, parts = component_names(certificate), certificate.components
     best, worst = best_and_worst(certificate)
     least = ", ".join(

@@ -1,4 +1,4 @@
-"""What a run's pictures and summaries need of its certificates, kept in checkpoints."""
+"""The history of a run's certificates for plots and summaries, kept in checkpoints."""
 
 from collections import Counter
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ class CurvePoint(NamedTuple):
     """One validation of a fit; values in nats.
 
     Attributes:
-        epoch: in which it was made.
+        epoch: epoch of the validation.
         status: the verdict, as text.
         teacher_information: the threshold.
-        alignment_loss: certified where it is below the threshold by more than the safety margin.
-        margin_lower: lower bound of their difference.
-        margin: threshold less alignment loss, as the certificate states it.
-        reading: of the code, as text.
+        alignment_loss: cost of the raw witness on the mean path.
+        margin_lower: lower bound on the margin.
+        margin: teacher information less alignment loss, as stated by the certificate.
+        reading: reading of the code, as text.
     """
 
     epoch: int
@@ -36,13 +36,13 @@ class CurvePoint(NamedTuple):
 
 
 class Curve:
-    """The validations of a fit in their order.
+    """The validations of a fit, in order.
 
     Args:
         safety_margin: nats by which the lower bound must exceed zero.
 
     Attributes:
-        points: one for each validation.
+        points: one :class:`CurvePoint` for each validation.
     """
 
     def __init__(self, safety_margin: float) -> None:
@@ -50,7 +50,7 @@ class Curve:
         self.points: list[CurvePoint] = []
 
     def add(self, certificate: Certificate, epoch: int) -> None:
-        """Append a validation; a run that started anew replaces what it takes again."""
+        """Append a validation; a restarted run replaces the points that it repeats."""
         while self.points and self.points[-1].epoch > epoch:
             self.points.pop()
         c = certificate
@@ -59,22 +59,22 @@ class Curve:
 
     @property
     def best(self) -> CurvePoint | None:
-        """The first with the highest lower bound among those of a complete set and a sound witness."""
+        """The point with the highest lower bound, first one on ties; ``PARTIAL`` and ``LEAKING`` do not count."""
         sound = [point for point in self.points if point.status not in (Status.PARTIAL, Status.LEAKING)]
         return max(sound, key=lambda point: (point.margin_lower, point.margin), default=None)
 
     @property
     def first_certified_epoch(self) -> int | None:
-        """Epoch of the first that is certified."""
+        """Epoch of the first certified point; None if there is none."""
         return next((point.epoch for point in self.points if point.certified), None)
 
     @property
     def lost(self) -> bool:
-        """Whether the last is not certified and the one before is."""
+        """Whether the last point is not certified and the one before it is."""
         return len(self.points) > 1 and self.points[-2].certified and not self.points[-1].certified
 
     def positions(self) -> list[float]:
-        """Where each stands on an axis of epochs: of several in one epoch, the last stands at its number."""
+        """Positions on the epoch axis. Of several points in one epoch, the last is at the epoch's number."""
         total, seen, places = Counter(point.epoch for point in self.points), Counter[int](), []
         for point in self.points:
             seen[point.epoch] += 1
@@ -86,6 +86,6 @@ class Curve:
         return [list(point) for point in self.points]
 
     def restore(self, state: list[list[Any]]) -> None:
-        """Take over what :meth:`state` gave."""
-        # A state of version 0.1 has no margin.
+        """Restore the output of :meth:`state`."""
+        # A state from version 0.1 has no margin.
         self.points = [CurvePoint(*values[:5], *(values[5:] or [values[2] - values[3]])) for values in state]

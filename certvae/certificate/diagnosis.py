@@ -1,4 +1,4 @@
-"""From a certificate's numbers to its reading, the cause, and the line to type."""
+"""Diagnosis of a certificate: the reading, its cause, and the code to add."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ __all__ = ["CAUSES", "Cause", "Diagnosis", "diagnose", "read"]
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What a certificate's numbers say.
+    """The diagnosis of a certificate.
 
     Attributes:
-        reading: whether the code carries anything.
+        reading: whether the code carries any information.
         cause: name of the cause, one of :data:`CAUSES`.
-        finding: what is the case, in one sentence with its numbers.
-        cure: what to do, with the line to type.
+        finding: one sentence with the numbers.
+        cure: what to do, with the code to add.
     """
 
     reading: Reading
@@ -34,13 +34,13 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Cause:
-    """One entry of the list of causes; the first that applies is the diagnosis.
+    """One entry in the list of causes; the first that applies is the diagnosis.
 
     Attributes:
         name: short name.
-        applies: whether it does.
-        finding: one sentence.
-        cure: what to do.
+        applies: function of the certificate: whether the cause applies.
+        finding: function of the certificate: one sentence.
+        cure: function of the certificate: what to do.
     """
 
     name: str
@@ -50,10 +50,10 @@ class Cause:
 
 
 def read(certificate: "Certificate") -> Reading:
-    """The reading that follows from the numbers of a certificate.
+    """The reading of a certificate, computed from its numbers.
 
-    A part of a set, or a code that failed a leak test, is read as ``UNDECIDED``. Only what holds with its confidence
-    counts: the two sides of the information bracket and, where the code has no noise, the bound of the fitted reader.
+    ``CERTIFIED`` gives ``ALIGNED``. An incomplete set or a failed leak test gives ``UNDECIDED``. Otherwise the reading
+    depends on bounds only: the information bracket or, for a code without noise, the bound of the fitted reader.
     """
     c = certificate
     if c.status in (Status.PARTIAL, Status.LEAKING):
@@ -68,10 +68,10 @@ def read(certificate: "Certificate") -> Reading:
 
 
 def diagnose(certificate: "Certificate") -> Diagnosis:
-    """Reading, cause and cure of a certificate. The order of the causes matters: each supposes that none before it is.
+    """Reading, cause and cure of a certificate. Each cause in the list assumes that no earlier one applies.
 
     Args:
-        certificate: from a callback, from ``certvae certify`` or :func:`certvae.certify`.
+        certificate: from a callback, ``certvae certify`` or :func:`certvae.certify`.
     """
     cause = next(item for item in CAUSES if item.applies(certificate))
     cure = cause.cure(certificate) + (NOISE if _noise_unknown(certificate) else "")
@@ -79,14 +79,14 @@ def diagnose(certificate: "Certificate") -> Diagnosis:
 
 
 def _noise_unknown(c: "Certificate") -> bool:
-    """Whether the reading is open because only the mean of a code that may have noise was given."""
+    """Whether the reading is undecided because only the mean of a possibly noisy code was given."""
     open_reading = c.status is Status.NOT_CERTIFIED and c.reading is Reading.UNDECIDED
     mean_only = c.information is None and c.fitted is not None and c.fitted.draw is None
     return open_reading and mean_only and c.provenance.get("deterministic") is not True
 
 
 def _known_least(c: "Certificate") -> float:
-    """Nats that the code, as the decoder receives it, carries at least."""
+    """Lower bound on the information in the code that the decoder receives, in nats."""
     if c.information is not None:
         return c.information.lower
     noiseless = c.provenance.get("deterministic") is True
@@ -98,14 +98,14 @@ def _channel(c: "Certificate") -> str:
 
 
 def _recorded(c: "Certificate") -> float:
-    """Teacher information on the rows that the teacher was made from, or 0."""
+    """Teacher information on the teacher's own training rows, or 0 if unknown."""
     teacher = c.provenance.get("teacher")
     known = teacher.get("information_train") if isinstance(teacher, dict) else None
     return known if isinstance(known, float) else 0.0
 
 
 def _most(c: "Certificate") -> float:
-    """Nats that the decoder receives at most, as estimated; infinite where nobody knows."""
+    """Estimated upper limit on the information that the decoder receives, in nats; infinite if unknown."""
     if c.information is not None:
         return c.information.upper
     return float("inf") if c.rate is None else c.rate
@@ -119,7 +119,7 @@ def _rows_needed(c: "Certificate") -> str:
 
 
 def _counted_twice(c: "Certificate") -> tuple[str, str]:
-    """What was found, and the cure."""
+    """The finding and the cure."""
     finding, _, cure = c.leaks[0].removeprefix("rows: ").partition(": ")
     return finding, cure
 
@@ -136,7 +136,7 @@ CAUSES = (
     Cause(
         "partial",
         lambda c: c.status is Status.PARTIAL,
-        lambda c: "only a part of the validation set was seen, so that nothing is concluded.",
+        lambda c: "only a part of the validation set was read, so there is no verdict.",
         lambda c: (
             (
                 "; ".join(c.provenance.get("missing", []))
@@ -164,15 +164,15 @@ CAUSES = (
         "other inputs",
         lambda c: c.teacher_information < 0.5 * _recorded(c),
         lambda c: (
-            f"the teacher varies by {c.teacher_information:.3f} nats on these rows, and by {_recorded(c):.3f} "
-            "where it was made: it is asked about other inputs."
+            f"the teacher information is {c.teacher_information:.3f} nats on these rows, and {_recorded(c):.3f} "
+            "on the teacher's own training rows: the inputs differ."
         ),
-        lambda c: "give the teacher what it was made from: CertificateCallback(images=lambda batch: ...).",
+        lambda c: "give the teacher the inputs it was made for: CertificateCallback(images=lambda batch: ...).",
     ),
     Cause(
         "vacuous",
         lambda c: c.status is Status.VACUOUS,
-        lambda c: f"the teacher varies by {c.teacher_information:.3f} nats only; no code can show more of it.",
+        lambda c: f"the teacher information is only {c.teacher_information:.3f} nats, and no margin can exceed it.",
         lambda c: (
             "take a teacher that varies: LabelTeacher(num_classes, smoothing=0.1), or TeacherSearch(components="
             "(16, 24)).search(train_loader, val_loader)."
@@ -208,14 +208,14 @@ CAUSES = (
         "too few rows",
         lambda c: c.margin > c.safety_margin,
         lambda c: (
-            f"the margin of {c.margin:.3f} nats is there, but {c.num_samples} rows do not prove it by {c.method!r}."
+            f"the margin is {c.margin:.3f} nats, but {c.num_samples} rows are too few to prove it by {c.method!r}."
         ),
         lambda c: f"validate on more rows: {_rows_needed(c)}.",
     ),
     Cause(
         "no noise known",
         lambda c: c.information is None and c.fitted is None and c.channel_margin is None and c.rate is None,
-        lambda c: "only the raw witness was asked, which a code that is not aligned does not answer.",
+        lambda c: "only the raw witness was tested, and it cannot read a code that is not aligned.",
         lambda c: (
             "name the log-variance too, latents='encoder:mu,logvar'; with arrays, certify(..., information="
             "information_bracket(mean, log_variance))."
@@ -225,7 +225,7 @@ CAUSES = (
         "narrow channel",
         lambda c: _most(c) < 0.5 * c.teacher_information,
         lambda c: (
-            f"a draw of the code carries at most {_most(c):.3g} nats, and the teacher asks for "
+            f"a draw of the code carries at most {_most(c):.3g} nats, and the teacher information is "
             f"{c.teacher_information:.3f}."
         ),
         lambda c: (
@@ -260,8 +260,8 @@ CAUSES = (
         "witness scale too large",
         lambda c: c.fitted is not None and c.witness_information > max(c.fitted.mean, 0.0),
         lambda c: (
-            f"the witness claims {c.witness_information:.3f} nats, a fitted reader finds "
-            f"{c.fitted.mean if c.fitted else 0.0:.3f}: the witness is too sure."
+            f"the witness information is {c.witness_information:.3f} nats, but a fitted reader finds only "
+            f"{c.fitted.mean if c.fitted else 0.0:.3f}: the witness is overconfident."
         ),
         lambda c: "lower witness_scale (default 2), and give the same to CertificateCallback and AlignmentCallback.",
     ),

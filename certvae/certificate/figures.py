@@ -46,24 +46,24 @@ _LABELS = {
     "guarded": "guarded: no_align, then the guard's weight",
     "prefit": "prefit: aligned from a fitted code",
 }
-# What tells the phases apart in gray.
+# Markers and dashes distinguish the phases in grayscale.
 _MARKERS = {"full": "o", "no_align": "s", "rescue": "^", "ablate": "D", "guarded": "v", "prefit": "P"}
 _DASHES = {"no_align": "--", "rescue": "-.", "ablate": ":", "guarded": (0, (5, 1)), "prefit": (0, (1, 1))}
-# Of a component: the teacher's information, its margin, its margin where it is lost, and the line between them.
+# Colors of a component's bars: teacher information, positive margin, negative margin, and the zero line.
 _PARTS = {"information": "#999999", "kept": PHASE_COLORS["full"], "lost": PHASE_COLORS["no_align"], "zero": "black"}
-_LOWEST, _HIGHEST = -10.0, 100.0  # nats that a component's bar is drawn to
+_LOWEST, _HIGHEST = -10.0, 100.0  # nats; a component's bar is cut off at these values
 GOES_ON_FROM = {"rescue": "no_align", "ablate": "full", "guarded": "no_align"}
 
 
 def protocol_figure(histories: Mapping[str, Mapping[str, Sequence[Certificate]]], title: str) -> Figure:
     """Margin against epoch for each phase and seed, with the threshold.
 
-    The rescue and the guarded one start where ``no_align`` ended, the ablation where ``full`` did. The band
-    reaches down to the lower bound.
+    The phases ``rescue`` and ``guarded`` start at the end of ``no_align``, and ``ablate`` at the end of ``full``. The
+    band extends down to the lower bound.
 
     Args:
         histories: certificates of each epoch, by seed and by phase.
-        title: drawn above.
+        title: title of the figure.
     """
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -91,7 +91,7 @@ def _draw(axes: Axes, phase: str, certificates: Sequence[Certificate], start: in
         marker=_MARKERS.get(phase, "."),
         markersize=6,
         markevery=max(1, len(epochs) // 8),
-        zorder=3,  # a collapsed run lies on the threshold, and is drawn over it
+        zorder=3,  # a collapsed run lies on the threshold line and must be drawn over it
         label=_LABELS.get(phase, phase) if label else None,
     )
     axes.fill_between(epochs, lower, margins, color=color, alpha=0.2, linewidth=0)
@@ -117,29 +117,29 @@ def _decorate(axes: Axes, histories: Mapping[str, Mapping[str, Sequence[Certific
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure, atomically, in the format that the path's suffix names."""
+    """Write a figure atomically, in the format of the path's suffix."""
     content = BytesIO()
     figure.savefig(content, format=path.suffix[1:], dpi=150)
     return write_atomic(path, content.getvalue())
 
 
 def certificate_figure(curve: Curve, title: str, axes: Axes | None = None) -> Figure:
-    """Alignment loss against epoch, and the region below the teacher information where it is certified.
+    """Alignment loss against epoch, with the region below the teacher information where it is certified.
 
-    A loss is certified once its upper bound, the top of the band, is in that region. Filled marks are certified, hollow
-    ones are not.
+    A loss is certified if its upper bound, the top of the band, is in that region. Filled marks are certified, hollow
+    marks are not.
 
     Args:
         curve: at least one validation.
-        title: drawn above.
-        axes: to draw in; default: of a new figure.
+        title: title of the figure.
+        axes: axes to draw in; default: a new figure.
     """
     figure, axes = _canvas(axes)
     looks, epochs = curve.points, curve.positions()
     threshold, loss = [point.teacher_information for point in looks], [point.alignment_loss for point in looks]
     top = 1.1 * max(*threshold, *loss, 0.1)
     upper = [min(point.teacher_information - point.margin_lower, top) for point in looks]
-    # Half an epoch wider, so that a single validation has an area too.
+    # Half an epoch wider on each side, so that a single validation has an area too.
     wide = [epochs[0] - 0.5, *epochs, epochs[-1] + 0.5]
     limits = [value - curve.safety_margin for value in (threshold[0], *threshold, threshold[-1])]
     green, blue = PHASE_COLORS["rescue"], PHASE_COLORS["full"]
@@ -158,11 +158,11 @@ def certificate_figure(curve: Curve, title: str, axes: Axes | None = None) -> Fi
 def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None = None) -> tuple[Figure, Axes]:
     """Margins with their lower bounds, between 0 and the teacher information, in the order given.
 
-    A mark is filled where the status is ``CERTIFIED``. A bound of minus infinity is drawn down to the axes' end.
+    A mark is filled if the status is ``CERTIFIED``. A bound of minus infinity is drawn to the end of the axis.
 
     Args:
         certificates: at least one.
-        axes: to draw in; default: of a new figure.
+        axes: axes to draw in; default: a new figure.
 
     Returns:
         The figure and its axes.
@@ -187,13 +187,13 @@ def certificates_figure(certificates: Sequence[Certificate], axes: Axes | None =
 
 
 def bounds_figure(certificate: Certificate, axes: Axes | None = None) -> tuple[Figure, Axes]:
-    """What a certificate shows, in nats: each margin from its lower bound, what the code carries from side to side.
+    """The bounds of a certificate in nats: each margin with its lower bound, and the information bracket.
 
-    A bound of minus infinity is drawn down to the axes' end, and so is a side that nothing limits.
+    An infinite bound is drawn to the end of the axis.
 
     Args:
-        certificate: whatever its status.
-        axes: to draw in; default: of a new figure.
+        certificate: with any status.
+        axes: axes to draw in; default: a new figure.
 
     Returns:
         The figure and its axes.
@@ -227,14 +227,14 @@ def bounds_figure(certificate: Certificate, axes: Axes | None = None) -> tuple[F
 
 
 def shown_axes() -> Axes:
-    """Axes of a figure that a notebook shows by itself: one of pyplot, which the other figures are not."""
+    """Axes of a new pyplot figure, which a notebook displays automatically; other figures do not use pyplot."""
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(6.4, 4), dpi=100, layout="constrained")[1]
 
 
 def _canvas(axes: Axes | None) -> tuple[Figure, Axes]:
-    """The axes with their figure, or those of a new one."""
+    """The figure and the axes; a new figure if ``axes`` is None."""
     if axes is None:
         figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
         return figure, figure.subplots()
@@ -244,17 +244,17 @@ def _canvas(axes: Axes | None) -> tuple[Figure, Axes]:
 
 
 def components_figure(certificate: Certificate, title: str = "") -> Figure:
-    """The margin by component against the teacher information by component, the best first; lost ones are marked.
+    """Margin and teacher information of each component, best first; negative margins have another color.
 
     Args:
         certificate: with components.
-        title: drawn above.
+        title: title of the figure.
 
     Raises:
-        ValueError: if the certificate has no components, as those of version 0.1 have none.
+        ValueError: if the certificate has no components, such as one from version 0.1.
     """
     if not certificate.components:
-        raise ValueError("`certificate` must have components, and those of version 0.1 have none. Make it anew.")
+        raise ValueError("`certificate` must have components; files of version 0.1 have none. Make it again.")
     figure = Figure(figsize=(6.4, components_height(certificate)), dpi=100, layout="constrained")
     axes = figure.subplots()
     draw_components(axes, certificate, _PARTS)
@@ -265,18 +265,18 @@ def components_figure(certificate: Certificate, title: str = "") -> Figure:
 
 
 def components_height(certificate: Certificate) -> float:
-    """Inches that the figure of a certificate's components needs."""
+    """Height in inches of the figure of a certificate's components."""
     return 1.4 + 0.2 * sum(map(len, best_and_worst(certificate)))
 
 
 def draw_components(axes: Axes, certificate: Certificate, colors: Mapping[str, str], longest: int = 28) -> None:
-    """Draw a bar of margin on a bar of information for each component; of many, the best and the worst.
+    """Draw a margin bar over an information bar for each component; if there are many, the best and the worst.
 
     Args:
-        axes: to draw in.
+        axes: axes to draw in.
         certificate: with components.
-        colors: of ``information``, ``kept``, ``lost`` and ``zero``.
-        longest: characters of a name that are shown.
+        colors: colors of ``information``, ``kept``, ``lost`` and ``zero``.
+        longest: number of characters of a name that are shown.
     """
     best, worst = best_and_worst(certificate)
     parts, names = certificate.components, component_names(certificate)

@@ -1,4 +1,4 @@
-"""What a fitted reader finds in a code: margins on rows that it was not fitted on."""
+"""Margins of a fitted reader, scored on rows that it was not fitted on."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from certvae.theory.sums import CertificateSums
 
 __all__ = ["FittedMargin", "fitted_margin"]
 
-FEWEST = 16  # rows that are read
+FEWEST = 16  # smallest number of rows
 
 
 @dataclass(frozen=True)
 class FittedMargin:
-    """Margins of readers that were fitted on one half of some rows and scored on the other, and the reverse; nats.
+    """Cross-fitted margins in nats: readers are fitted on one half of the rows and scored on the other half.
 
-    They say nothing of the raw witness. In the population each is at most the information that its path carries.
+    They do not depend on the raw witness. In the population each is at most the information that its path carries.
 
     Attributes:
-        mean: on the posterior's mean, which may keep traces that no draw shows.
-        draw: on one draw a row, which is what the decoder receives; None where the code has no variance.
-        lower: lower bound, with ``confidence``, of ``draw``, or of ``mean`` where there is no draw.
-        rows: rows in all.
+        mean: margin on the posterior's mean. The mean may carry information that no draw shows.
+        draw: margin on one draw a row, which the decoder receives; None if the code has no variance.
+        lower: lower bound on ``draw`` with ``confidence``; on ``mean`` if there is no draw.
+        rows: number of rows.
         confidence: of ``lower``.
         method: name of the bound.
     """
@@ -50,14 +50,13 @@ class FittedMargin:
 def fitted_margin(
     teacher_probs: Tensor, mean: Tensor, draws: Tensor | None, settings: CertificateSettings
 ) -> FittedMargin | None:
-    """Cross-fit a reader on the mean, and one on the draws.
+    """Cross-fit one reader on the mean and one on the draws.
 
-    The bound of each half has half of the error probability. So both hold at once, and their average holds with them.
-    Where there are draws, the information bracket decides, and ``"betting"`` gives way to ``"normal"``, which is
-    faster.
+    The bound of each half gets half of the error probability. So both hold at once, and their average is valid too. If
+    there are draws, the information bracket decides the reading, and the faster ``"normal"`` replaces ``"betting"``.
 
     Args:
-        teacher_probs: shape ``(n, K)``.
+        teacher_probs: teacher probabilities, shape ``(n, K)``.
         mean: codes, shape ``(n, latent_dim)``, in an order that does not depend on their values.
         draws: one draw a row, same shape, or None.
         settings: method, floors and confidence of the bound.
@@ -69,7 +68,7 @@ def fitted_margin(
         return None
     decisive = replace(settings, confidence=1 - (1 - settings.confidence) / 2, look=None)
     if draws is not None and decisive.bound.needs_rows:
-        decisive = replace(decisive, method="normal")  # the bracket decides there, and the proven bound is slow
+        decisive = replace(decisive, method="normal")  # the bracket decides then, and the proven bound is slow
     shown = replace(decisive, method="plugin")
     of_mean, lower = _cross_fitted(teacher_probs, mean, decisive if draws is None else shown)
     of_draw = None
@@ -79,7 +78,7 @@ def fitted_margin(
 
 
 def _cross_fitted(teacher: Tensor, codes: Tensor, settings: CertificateSettings) -> tuple[float, float]:
-    """The averages over both halves of the margins and of their bounds."""
+    """Margin and lower bound, each averaged over both halves, in nats."""
     scored = torch.arange(len(codes), device=codes.device) < len(codes) // 2
     margin = lower = 0.0
     for half in (scored, ~scored):

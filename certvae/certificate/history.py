@@ -1,4 +1,4 @@
-"""The certificates of a run, one line for each validation, in a file that survives restarts."""
+"""The history file of a run: one certificate a line for each validation; it survives restarts."""
 
 import json
 from pathlib import Path
@@ -18,13 +18,13 @@ HISTORY_LIMIT = 2**28  # bytes; 100,000 validations
 
 
 class History(list[Certificate]):
-    """The certificates of a run's validations, in their order."""
+    """The certificates of a run's validations, in order."""
 
     def plot(self, ax: "Axes | None" = None) -> "tuple[Figure, Axes]":
-        """Draw the alignment loss over the epochs, and the region below the teacher information that is certified.
+        """Plot the alignment loss over the epochs, with the certified region below the teacher information.
 
         Args:
-            ax: axes to draw in; default: of a new figure.
+            ax: axes to draw in; default: a new figure.
 
         Raises:
             ValueError: if there is no certificate.
@@ -44,20 +44,20 @@ def append_history(path: Path, certificate: Certificate) -> None:
     """Append a certificate as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
-        # The newline first: a line that a kill cut short then does not swallow this one.
+        # The newline comes first, so that this line is separate from one that a kill cut short.
         file.write("\n" + json.dumps(certificate.to_dict(), allow_nan=False))
 
 
 def read_history(path: str | Path) -> History:
-    """Certificates by look, the number of a run's validation: an epoch may have several, and several be at one step.
+    """Read the certificates of a run, ordered by look (the number of the validation).
 
-    A run that goes back, by a restart or from the start, replaces the looks that it takes again and all later ones; a
-    line cut short by a kill is dropped.
+    A run that restarts replaces the looks that it repeats and all later ones. A line that a kill cut short is dropped.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        ValueError: naming a line that is whole but no certificate of a look, or if the file is too large.
-        OSError: if it may not be read.
+        ValueError: if a complete line is not a certificate with a look, or the file is too large. The message names the
+            line.
+        OSError: if it cannot be read.
     """
     history: list[tuple[int, Certificate]] = []
     for number, line in enumerate(read_limited(path, HISTORY_LIMIT, "history").split(b"\n"), start=1):
@@ -66,13 +66,13 @@ def read_history(path: str | Path) -> History:
             check_fields(certificate)
             look = certificate.provenance.get("look")
             if isinstance(look, bool) or not isinstance(look, int):
-                raise ValueError("its provenance names no look")
+                raise ValueError("its provenance has no look")
         except json.JSONDecodeError:
             if line and not line.startswith(b"{"):
-                raise ValueError(f"{path} is no history: line {number} does not begin as a certificate.") from None
+                raise ValueError(f"{path} is not a history: line {number} is not a certificate.") from None
             continue
         except ValueError as error:
-            raise ValueError(f"{path} is no history: line {number}: {error}") from None
+            raise ValueError(f"{path} is not a history: line {number}: {error}") from None
         while history and history[-1][0] >= look:
             history.pop()
         history.append((look, certificate))

@@ -1,4 +1,4 @@
-"""A certificate as a small table of HTML, for notebooks. Colors are those of the page around it."""
+"""A certificate as a small HTML table for notebooks, in the colors of the page."""
 
 from html import escape
 from typing import TYPE_CHECKING
@@ -12,13 +12,13 @@ CELL = 'style="text-align: left; padding: 0.1em 1em 0.1em 0; vertical-align: top
 
 
 def certificate_html(certificate: "Certificate") -> str:
-    """Reading, status, every number in words, and what to do.
+    """An HTML table with reading, status, all numbers and the diagnosis.
 
     Args:
-        certificate: whatever its status.
+        certificate: with any status.
 
     Returns:
-        HTML in which all text is escaped.
+        HTML with all text escaped.
     """
     c, diagnosis = certificate, certificate.diagnose()
     rows = [(str(c.reading), c.reading.meaning), (str(c.status), c.status.meaning)]

@@ -1,10 +1,10 @@
-"""Tests that a witness sees the latent and nothing else, made on the answers that were counted.
+"""Leak tests: does the witness see only the latent code? They use the answers that the certificate counted.
 
-A function of a row's code alone gives the same answer whenever it is asked (*repeatable*, which dropout is not), does
-not change with the other rows (*row independence*, which batch norm lacks), and when codes change places its answers
-change places with them (*order*). It answers equal codes equally (*equal codes*), and does not change while the rows
-are read (*fixed*). A side door to the image, or to the position of a row, fails one of them. Each test compares with
-the answer that was counted, never with a second one, and is exact up to rounding; none needs a confidence level.
+A function of a row's code alone passes these tests. *Repeatable*: it gives the same answer again (dropout fails). *Row
+independence*: its answer does not change with the other rows (batch norm fails). *Order*: if codes are permuted, its
+answers are permuted in the same way. *Equal codes*: it answers equal codes equally. *Fixed*: it does not change while
+the rows are read. A witness with another path to the image, or to the position of a row, fails one of them. Each test
+compares with the counted answer and is exact up to rounding, so none needs a confidence level.
 """
 
 import math
@@ -21,18 +21,18 @@ from certvae.theory.row_sample import RowSample
 
 __all__ = ["WitnessAudit", "check_encoder", "check_witness", "shuffled_margin_leaks"]
 
-TOLERANCE = 1e-4  # of log-probabilities: float32 rounding differs between batch sizes, a leak is far larger
+TOLERANCE = 1e-4  # in log-probabilities: float32 rounding differs between batch sizes; a leak is far larger
 
-ENCODER_TOLERANCE = 0.02  # of a coordinate's size: bfloat16 convolutions differ by 1 % between batch sizes
+ENCODER_TOLERANCE = 0.02  # share of a coordinate's size: bfloat16 convolutions differ by 1 % between batch sizes
 
 Witness = Callable[[Tensor], Tensor]
 
 
 class WitnessAudit:
-    """Tests a witness on the codes of a set, batch by batch, against the answers that were counted.
+    """Runs the leak tests on a witness batch by batch, against the counted answers.
 
     Args:
-        size: counted codes that are asked again when all rows were seen; a hash of their positions picks them.
+        size: number of codes that are tested again after all rows; a hash of their positions selects them.
         seed: of the hash.
 
     Attributes:
@@ -52,8 +52,8 @@ class WitnessAudit:
         Args:
             witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``.
             latents: codes of the batch, shape ``(B, latent_dim)``.
-            answers: logits that were counted for them, shape ``(B, K)``.
-            positions: one integer a row, shape ``(B,)``.
+            answers: counted logits, shape ``(B, K)``.
+            positions: of the rows in the data set, integers, shape ``(B,)``.
         """
         if self._first is None:
             self._first, self._latent_dim = (latents, answers), latents.shape[1]
@@ -67,7 +67,7 @@ class WitnessAudit:
 
     @torch.no_grad()
     def finish(self, witness: Witness) -> list[str]:
-        """Ask a sample of the counted codes once more; returns all findings."""
+        """Test a sample of the codes again; returns all findings."""
         if self._first is None:
             return self.findings
         latents, answers = self._sample.rows.split([self._latent_dim, self._first[1].shape[1]], dim=1)
@@ -82,7 +82,7 @@ class WitnessAudit:
         self.findings += [found for found in findings if found not in self.findings]
 
 
-LATER = "repeatable: codes are answered differently when they are asked again later"
+LATER = "repeatable: the witness gives other answers for the same codes later"
 UNEQUAL = "equal codes: rows with the same code got different answers, so the witness sees more than the code"
 
 
@@ -92,19 +92,20 @@ def _unless(holds: bool, finding: str) -> list[str]:
 
 @torch.no_grad()
 def check_witness(witness: Witness, latents: Tensor, answers: Tensor | None = None) -> list[str]:
-    """Find out whether a witness is a function of each row's code alone.
+    """Test whether a witness is a function of each row's code alone.
 
     Args:
-        witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``. If it is a module, its mode is looked at too.
+        witness: maps codes ``(B, latent_dim)`` to logits ``(B, K)``. If it is a module, its mode is checked too.
         latents: codes of one batch, shape ``(B, latent_dim)``.
-        answers: logits that were counted for them, shape ``(B, K)``; default: asked now.
+        answers: counted logits for these codes, shape ``(B, K)``; default: computed now.
 
     Returns:
-        One sentence for each test that failed; empty for a sound witness.
+        One sentence for each failed test; empty for a valid witness.
 
     Raises:
-        TypeError: if ``witness`` cannot be called, or ``latents`` are not an array of real numbers.
-        ValueError: if ``latents`` are not rows, or what the witness answers is not finite logits ``(B, K)``.
+        TypeError: if ``witness`` is not callable, or ``latents`` is not an array of real numbers.
+        ValueError: if ``latents`` does not have shape ``(B, latent_dim)``, or the witness does not return finite logits
+            ``(B, K)``.
     """
     if not callable(witness):
         raise TypeError(f"`witness` must map codes to logits, got {type(witness).__name__}.")
@@ -118,7 +119,7 @@ def check_witness(witness: Witness, latents: Tensor, answers: Tensor | None = No
         findings.append("eval mode: a part of the witness that acts differently in training is in train mode")
     counted = _answers(witness, latents) if answers is None else as_logits(answers, "answers")
     if len(counted) != len(latents):
-        raise ValueError(f"`witness` must answer a row for each of {len(latents)} codes, got {len(counted)}.")
+        raise ValueError(f"`witness` must return one row for each of {len(latents)} codes, got {len(counted)}.")
     if _differ(counted, _answers(witness, latents).to(counted.device)):
         return [*findings, "repeatable: the witness gives two answers for the same codes"]
     return findings + _rows_are_independent(witness, latents, counted)
@@ -135,7 +136,7 @@ def _rows_are_independent(witness: Witness, latents: Tensor, counted: Tensor) ->
 
 
 def _equal_codes_agree(latents: Tensor, answers: Tensor) -> bool:
-    """Whether rows of the same code have the same answer; equal rows are neighbors in the order of a projection."""
+    """Whether equal codes have equal answers. Sorting by a projection makes equal codes neighbors."""
     weights = row_uniform(torch.arange(latents.shape[1]), 1)[:, 0].to(latents.device)
     order = (as_float64(latents) @ weights.to(float64_device(latents.device))).argsort().to(latents.device)
     codes, given = latents[order], answers[order.to(answers.device)]
@@ -152,15 +153,15 @@ def _state(witness: Witness) -> str:
 
 @torch.no_grad()
 def check_encoder(codes: Tensor, encode: Callable[[Tensor], Tensor], rows: int = 16) -> list[str]:
-    """Find out whether a row's code depends on the other rows of its batch, or on its place.
+    """Test whether a row's code depends on the other rows of its batch, or on its position.
 
     Args:
-        codes: that were counted, shape ``(B, latent_dim)``.
-        encode: encodes the rows at some positions of the same batch, int64 ``(n,)``, to codes ``(n, latent_dim)``.
-        rows: how many rows are encoded alone.
+        codes: counted codes, shape ``(B, latent_dim)``.
+        encode: maps positions in the same batch, int64 ``(n,)``, to codes of these rows, ``(n, latent_dim)``.
+        rows: number of rows that are encoded again.
 
     Returns:
-        One sentence for each test that failed.
+        One sentence for each failed test.
     """
     count = len(codes)
     chosen = row_uniform(torch.arange(count), 1)[:, 0].argsort()[:rows]
@@ -172,19 +173,19 @@ def check_encoder(codes: Tensor, encode: Callable[[Tensor], Tensor], rows: int =
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Equal but for the rounding of a network in the codes' precision at another batch size."""
+    """Equal up to the rounding differences of a network between batch sizes, in the codes' precision."""
     scale = one.abs().amax(dim=0, keepdim=True) + other.abs().amax(dim=0, keepdim=True)
-    if one.shape != other.shape or not bool(scale.isfinite().all()):  # anything is near next to an infinite scale
+    if one.shape != other.shape or not bool(scale.isfinite().all()):  # an infinite scale would accept any difference
         return False
     return bool(((one - other).abs() <= ENCODER_TOLERANCE * scale).all())
 
 
 def shuffled_margin_leaks(lower_bound: float) -> list[str]:
-    """Judge the margin that remains when codes are shuffled across inputs.
+    """Test the margin that remains after codes are shuffled across inputs; returns the findings.
 
     Args:
-        lower_bound: its lower bound in nats; a witness of the code alone cannot have a positive one, except by chance
-            with the bound's error probability.
+        lower_bound: lower bound on this margin in nats. For a witness that reads only the code it is positive only by
+            chance, with the bound's error probability.
 
     Raises:
         TypeError: if it is not a number.

@@ -1,4 +1,4 @@
-"""How often a set of rows was looked at, in a file that fresh callbacks and processes of a run share."""
+"""A file that counts the looks at each set of rows, shared by the callbacks and processes of a run."""
 
 import hashlib
 import json
@@ -15,14 +15,14 @@ LEDGER_LIMIT = 2**23  # bytes; 250,000 looks
 
 
 def name_rows(count: float, average: Tensor) -> str:
-    """A name for a set of rows that no order of them and no split over processes changes.
+    """A name for a set of rows that does not depend on their order or on the number of processes.
 
-    It is made of the number of rows and of an average over them to 9 decimals. Two sets that agree in both are taken
-    for one.
+    It is a hash of the number of rows and of an average over them to 9 decimals. Two sets that agree in both get the
+    same name.
 
     Args:
-        count: rows.
-        average: of the teacher, or of what a model scores, shape ``(K,)``.
+        count: number of rows.
+        average: mean of the teacher, or of what a model scores, shape ``(K,)``.
     """
     numbers = ",".join(f"{value:.9f}" for value in average.tolist())
     return hashlib.sha256(f"{count:.0f}:{numbers}".encode()).hexdigest()[:16]
@@ -31,11 +31,11 @@ def name_rows(count: float, average: Tensor) -> str:
 class LookLedger:
     """Counts looks at sets of rows.
 
-    A bound that spends its error over looks holds for all looks that one ledger has recorded, and for no others: copies
-    of a run, and callbacks that write elsewhere or nowhere, have ledgers of their own.
+    A bound with spending holds only for the looks in one ledger. Copies of a run, and callbacks that write to another
+    folder or to none, have separate ledgers.
 
     Args:
-        path: the file; None keeps the counts in memory, for this object alone.
+        path: the file; None keeps the counts in memory, for this object only.
     """
 
     def __init__(self, path: str | Path | None = None) -> None:
@@ -43,17 +43,17 @@ class LookLedger:
         self._looks: dict[str, dict[str, int]] = {}
 
     def take(self, rows: str, at_least: int = 1, seen: str = "") -> int:
-        """Record a look at rows, and return its number.
+        """Record a look at a set of rows; returns its number.
 
         Args:
-            rows: their name, of :func:`name_rows`.
-            at_least: looks at them that are known from elsewhere, such as a checkpoint, with this one.
-            seen: what was seen. Who sees the same once more, as a run that was killed and goes on does, takes no new
-                look. Default: something new.
+            rows: name of the set, from :func:`name_rows`.
+            at_least: smallest number to return, such as the count from a checkpoint plus this look.
+            seen: identifies what was seen. Seeing the same again, as a resumed run does, is not a new look. Default: a
+                new look.
 
         Raises:
-            ValueError: if the file is no ledger.
-            OSError: if it may not be read or written.
+            ValueError: if the file is not a ledger.
+            OSError: if it cannot be read or written.
         """
         looks = self._read()
         own = looks.setdefault(rows, {})
@@ -72,5 +72,5 @@ class LookLedger:
         looks = parse_json(read_limited(self.path, LEDGER_LIMIT, "ledger of looks"))
         named = looks.values() if isinstance(looks, dict) else [None]
         if not all(isinstance(own, dict) and all(type(n) is int and n > 0 for n in own.values()) for own in named):
-            raise ValueError(f"{self.path} is no ledger of looks: it must map names of rows to looks. Delete it.")
+            raise ValueError(f"{self.path} is not a ledger of looks: it must map names of rows to looks. Delete it.")
         return looks

@@ -1,4 +1,4 @@
-"""One margin with its lower bound, from additive sums."""
+"""A margin with its lower bound, from additive sums."""
 
 from certvae.certificate.settings import CertificateSettings
 from certvae.theory.bounds import Evidence
@@ -16,7 +16,7 @@ def bounded_margin(
     Args:
         sums: see :class:`certvae.theory.sums.CertificateSums`.
         settings: names the bound and its error probability.
-        rows: the rows themselves in the order of their set, for a bound that needs them.
+        rows: the rows in the order of the data set, for a bound that needs them.
         score: ``"mean"``, ``"channel"`` or ``"calibrated"``.
     """
     coefficients = sums.influence(score)

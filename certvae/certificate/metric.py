@@ -1,4 +1,4 @@
-"""The certificate as a torchmetrics metric: exact however the rows are split into batches or processes."""
+"""The certificate as a torchmetrics metric; batches and processes do not change the result."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -22,21 +22,21 @@ __all__ = ["CertificateMetric"]
 
 
 class CertificateMetric(Metric):
-    """Accumulate the additive sums of a certificate; :meth:`compute` gives the :class:`Certificate`.
+    """Torchmetrics metric that accumulates the sums of a certificate; ``compute()`` returns the :class:`Certificate`.
 
-    The state is O(K^2) numbers in float64 that are added over processes. A bound that needs the rows themselves keeps
-    ``K + 4`` numbers of each row too, up to ``settings.max_kept`` numbers. The result equals :func:`certvae.certify` on
-    all rows at once, up to float64 rounding.
+    The state has O(K^2) float64 numbers, which are summed over processes. For a bound that needs the rows themselves,
+    the metric also keeps ``K + 4`` numbers a row, up to ``settings.max_kept`` numbers. The result equals that of
+    :func:`certvae.certify` on all rows at once, up to float64 rounding.
 
-    The sums stay in float64 whatever type a module is cast to, and on the CPU where a device has no float64. A result
-    is not cached. Rows that are refused leave the metric as it was.
+    The sums stay in float64 if a module is cast, and move to the CPU if a device has no float64. The result is not
+    cached. Rejected rows do not change the metric.
 
-    As with every torchmetrics metric the state is not part of ``state_dict()``, so that a checkpoint of a module does
-    not carry the rows of one validation into the next. After ``metric.persistent(True)`` it is.
+    As in every torchmetrics metric the state is not part of ``state_dict()``, so a checkpoint does not carry the rows
+    of one validation into the next. ``metric.persistent(True)`` includes it.
 
     Args:
         num_components: K, from 2 to 32768.
-        settings: how numbers become a verdict; default: ``CertificateSettings()``.
+        settings: bound, confidence and safety margin; default: ``CertificateSettings()``.
         kwargs: passed to :class:`torchmetrics.Metric`.
 
     Raises:
@@ -66,7 +66,7 @@ class CertificateMetric(Metric):
         self._too_many = False  # rows to keep
         zeros = torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64)
         self.add_state("packed", default=zeros, dist_reduce_fx="sum")
-        # A state too: a MetricCollection lets metrics of equal state share their updates.
+        # A state, because a MetricCollection shares updates between metrics with equal states.
         floors = torch.tensor([self.settings.teacher_floor, self.settings.applied_floor], dtype=torch.float64)
         self.add_state("floors", default=floors, dist_reduce_fx="max")
         # Flat, so that a process without rows can take part.
@@ -74,7 +74,7 @@ class CertificateMetric(Metric):
 
     @property
     def update_called(self) -> bool:
-        """Whether there are rows, also such that came by merging or loading."""
+        """Whether the metric has rows, from updates, merging or loading."""
         return super().update_called or bool(self.packed.any())
 
     def update(
@@ -90,22 +90,23 @@ class CertificateMetric(Metric):
     ) -> None:
         """Add rows.
 
-        With unequal ``weights`` the bound uses Kish's effective size, and holds for weights that were fixed
-        independently of teacher and witness; class-balancing weights are not.
+        With unequal ``weights`` the bound uses Kish's effective size. It is valid only for weights that were chosen
+        independently of teacher and witness, so not for class-balancing weights.
 
         Args:
-            teacher_probs: as the others in :meth:`certvae.theory.scores.ScoredRows.check`.
-            witness_logits: see there.
-            weights: see there.
-            channel_logits: see there.
-            calibrated_logits: see there.
-            rate: see there.
-            positions: of the rows in their set, one integer each, shape ``(N,)``, for a bound that needs the rows in
-                an order. Default: the order in which they come.
+            teacher_probs: teacher probabilities, shape ``(N, K)``.
+            witness_logits: the witness on the mean path, shape ``(N, K)``.
+            weights: weight of each row, from 0 to 1e50, shape ``(N,)``; default: all 1.
+            channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
+            calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
+            rate: ``KL(q(z|x) || p(z))`` of each row in nats, shape ``(N,)``.
+            positions: of the rows in the data set, integers, shape ``(N,)``, for a bound that needs ordered rows.
+                Default: the order of the updates.
 
         Raises:
             TypeError: if an array does not hold real numbers.
-            ValueError: if the rows do not have ``num_components`` components, or are not what they should be.
+            ValueError: if the rows do not have ``num_components`` components, shapes do not match, or a value is out
+                of range.
         """
         rows = ScoredRows.check(
             teacher_probs,
@@ -131,7 +132,7 @@ class CertificateMetric(Metric):
         if positions is None:
             positions = torch.arange(len(rows.teacher)) + kept // (self.num_components + 4)
         packed = rows.pack(positions).flatten().to(self.packed.device)
-        # Without some of them the others are of no use, and are left behind.
+        # The bound needs all rows, so a part of them is discarded.
         self._too_many = kept + packed.numel() > self.settings.max_kept
         self.rows = [] if self._too_many else [*self.rows, packed]
 
@@ -141,11 +142,11 @@ class CertificateMetric(Metric):
         self._too_many = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Certificate:
-        """Add rows, as :meth:`update` does, and give the certificate of these rows alone.
+        """Add rows with :meth:`update`; returns the certificate of these rows only.
 
         Raises:
-            TypeError: as :meth:`update` does.
-            ValueError: as :meth:`update` and :meth:`compute` do.
+            TypeError: see :meth:`update`.
+            ValueError: see :meth:`update` and :meth:`compute`.
         """
         alone = deepcopy(self)
         alone.reset()
@@ -154,7 +155,7 @@ class CertificateMetric(Metric):
         return alone.compute() if self.dist_sync_on_step else alone._certificate()
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Add up the states of all processes; one that saw no row takes part in float64 too."""
+        """Sum the states of all processes; a process without rows also takes part in float64."""
         if self.settings.bound.needs_rows:
             if kwargs.get("should_sync", True) and self._too_many_together(kwargs.get("process_group")):
                 self.rows = []
@@ -163,7 +164,7 @@ class CertificateMetric(Metric):
         super().sync(*args, **kwargs)
 
     def _too_many_together(self, group: Any) -> bool:
-        """Whether all processes have kept more than may be kept: then none gathers what would be thrown away."""
+        """Whether the processes together keep more than ``max_kept`` numbers, so that no process gathers its rows."""
         if not torch.distributed.is_available() or not torch.distributed.is_initialized():
             return False
         kept = torch.tensor([sum(part.numel() for part in self.rows)], device=self.packed.device)
@@ -174,7 +175,7 @@ class CertificateMetric(Metric):
         """The certificate of all rows so far.
 
         Raises:
-            ValueError: if no row was counted, or the method needs equal weights and they are not.
+            ValueError: if no row has positive weight, or the method needs equal weights and they differ.
         """
         return self._certificate()
 
@@ -197,11 +198,11 @@ class CertificateMetric(Metric):
     def plot(
         self, val: Certificate | Sequence[Certificate] | None = None, ax: Axes | None = None
     ) -> tuple[Figure, Axes]:
-        """Draw margins with their lower bounds between 0 and the teacher information.
+        """Plot margins with their lower bounds between 0 and the teacher information.
 
         Args:
-            val: certificates; default: :meth:`compute`.
-            ax: axes to draw in; default: of a new figure.
+            val: certificates; default: the result of :meth:`compute`.
+            ax: axes to draw in; default: a new figure.
         """
         given = self.compute() if val is None else val
         certificates = [given] if isinstance(given, Certificate) else list(given)
@@ -212,14 +213,14 @@ class CertificateMetric(Metric):
 
         Raises:
             TypeError: if it is neither.
-            ValueError: if it was made for other components or floors.
+            ValueError: if its number of components or its floors differ.
         """
         state: Any = incoming_state.metric_state if isinstance(incoming_state, CertificateMetric) else incoming_state
         self._check_state(state)
         super().merge_state({"rows": [], **state})
 
     def _check_state(self, state: Any) -> None:
-        """Refuse a state that cannot stand in for this metric's."""
+        """Reject a state that does not fit this metric."""
         packed, floors = (state.get("packed"), state.get("floors")) if isinstance(state, Mapping) else (None, None)
         if not (isinstance(packed, Tensor) and isinstance(floors, Tensor)):
             raise TypeError("`incoming_state` must be a CertificateMetric, or hold its tensors `packed` and `floors`.")
@@ -231,7 +232,7 @@ class CertificateMetric(Metric):
             )
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Not by a hook: torchmetrics takes its states out of the dict before any hook of torch is called.
+        # Not by a hook: torchmetrics removes its states from the dict before torch calls any hook.
         if prefix + "packed" in state_dict:
             self._check_state({name: state_dict.get(prefix + name) for name in ("packed", "floors")})
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -1,4 +1,4 @@
-"""How numbers become a verdict."""
+"""The settings of a certificate: bound, confidence, safety margin and floors."""
 
 import math
 from dataclasses import dataclass, replace
@@ -14,23 +14,23 @@ DEFAULT_RIGOROUS = "betting"
 
 @dataclass(frozen=True)
 class CertificateSettings:
-    """How numbers become a verdict.
+    """The settings of a certificate: bound, confidence, safety margin and floors.
 
     Args:
-        safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
+        safety_margin: nats that the lower bound on the margin must exceed, at least 0.
         confidence: probability with which the lower bound holds, in ``(0, 1)``.
-        method: name of the bound; see :mod:`certvae.theory.bounds`. Default: :data:`DEFAULT_RIGOROUS` where there is a
-            teacher floor, else ``"normal"``.
+        method: name of the bound; see :mod:`certvae.theory.bounds`. Default: :data:`DEFAULT_RIGOROUS` with a teacher
+            floor, else ``"normal"``.
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction; in ``[0, 1)``.
-        witness_floor: share of the uniform distribution mixed into the witness, in ``[0, 1)``. Default: what the bound
-            needs, 1e-3 for the rigorous ones, else 0.
-        look: number of this look at the run, from 1: the bound then spends only its share of the error; see
+        witness_floor: share of the uniform distribution mixed into the witness, in ``[0, 1)``. Default: 1e-3 for
+            rigorous bounds, else 0.
+        look: number of this look at the run, from 1. The bound then spends only this look's share of the error; see
             :func:`certvae.theory.bounds.spending`. None: a single look.
-        max_kept: most numbers, of 8 bytes each, that are kept for a bound that needs the rows themselves; a row has
-            ``K + 4``. Where there are more, the bound's ``fallback`` is taken, and the certificate names it.
+        max_kept: largest number of values, 8 bytes each, kept for a bound that needs the rows themselves; a row has
+            ``K + 4``. Above it the bound's ``fallback`` is used, and the certificate names the fallback.
 
     Raises:
-        TypeError: if a number is not one, or ``look`` is not a whole one.
+        TypeError: if a numeric argument is not a number, or ``look`` is not a whole number.
         ValueError: if ``safety_margin`` is below 0, ``confidence`` is not in (0, 1), a floor is not in [0, 1), ``look``
             is below 1, or a proved method lacks its floors.
     """
@@ -70,14 +70,14 @@ class CertificateSettings:
         """Settings for a teacher that promises a floor.
 
         Args:
-            floor: what the teacher promises; see :class:`certvae.teachers.TeacherCard`.
-            method: name of the bound; default as above.
-            teacher_floor: instead of ``floor``; it is checked on every row.
-            others: as above.
+            floor: the teacher's floor; see :class:`certvae.teachers.TeacherCard`.
+            method: name of the bound; default: see the class.
+            teacher_floor: replaces ``floor``; it is checked on every row.
+            others: further arguments of the class.
         """
         given = floor if teacher_floor is None else teacher_floor
         chosen = cls(method=method, teacher_floor=given, **others)
-        # A bound that needs no floor makes no use of it, and states none.
+        # A bound that needs no floor does not state one.
         return chosen if chosen.bound.rigorous or teacher_floor is not None else replace(chosen, teacher_floor=0.0)
 
     def _store(self, name: str, value: Any) -> None:
@@ -85,16 +85,16 @@ class CertificateSettings:
 
     @property
     def bound(self) -> Bound:
-        """The bound called ``method``."""
+        """The bound named ``method``."""
         return find_bound(self.method)  # type: ignore[arg-type]
 
     @property
     def applied_floor(self) -> float:
-        """The witness floor as a number."""
+        """The witness floor that is applied, with the default filled in."""
         return self.witness_floor or 0.0
 
     @property
     def alpha(self) -> float:
-        """Error probability that the bound may have at this look."""
+        """Allowed error probability of the bound at this look."""
         alpha = 1 - self.confidence
         return alpha if self.look is None else spending(alpha, self.look)

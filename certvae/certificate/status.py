@@ -1,4 +1,4 @@
-"""The two answers of a certificate: the verdict on the raw witness, and the reading of the code."""
+"""The two results of a certificate: the verdict on the raw witness, and the reading of the code."""
 
 from enum import StrEnum
 
@@ -8,7 +8,7 @@ __all__ = ["Reading", "Status"]
 class Status(StrEnum):
     """Verdict of a certificate.
 
-    ``NOT_CERTIFIED`` is never 'proved collapsed': the test is one-sided.
+    ``NOT_CERTIFIED`` does not prove collapse, because the test is one-sided.
     """
 
     CERTIFIED = "CERTIFIED"
@@ -24,12 +24,12 @@ class Status(StrEnum):
 
 
 class Reading(StrEnum):
-    """Whether the code, as the decoder receives it, carries anything at all.
+    """Whether the code that the decoder receives carries any information about the input.
 
     Attributes:
-        ALIGNED: the raw certificate holds.
-        INFORMATIVE: it does not, but the code carries more than the safety margin.
-        COLLAPSED: the code carries less than the safety margin, whatever reads it.
+        ALIGNED: the status is ``CERTIFIED``.
+        INFORMATIVE: the status is not ``CERTIFIED``, but the code carries more nats than the safety margin.
+        COLLAPSED: the code carries fewer nats than the safety margin, for any reader.
         UNDECIDED: neither is shown.
     """
 

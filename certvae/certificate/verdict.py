@@ -1,4 +1,4 @@
-"""From checked rows, or their additive sums, to a verdict; and :func:`certify`, which does it from arrays."""
+"""Makes certificates from arrays (:func:`certify`), from checked rows, or from additive sums."""
 
 import math
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ from certvae.theory.sums import CertificateSums, WholeSums
 
 __all__ = ["certificate_from_rows", "certificate_from_sums", "certify", "judge", "verdict"]
 
-LEAK_LEVEL = 1e-4  # one-sided error probability of calling a sound witness leaking
-MOST_LISTED = 4096  # components of which the parts are listed: a file of 32,768 would be past its limit
-ROUNDING = 1e-9  # nats: sums in float64 put the margin of a constant witness this close to its threshold
+LEAK_LEVEL = 1e-4  # one-sided error probability of a false leak finding
+MOST_LISTED = 4096  # most components that are listed; a file with 32,768 would exceed its size limit
+ROUNDING = 1e-9  # nats: float64 rounding of the margin of a constant witness
 
 
 def certificate_from_rows(
@@ -36,15 +36,15 @@ def certificate_from_rows(
     information: InformationBracket | None = None,
     fitted: FittedMargin | None = None,
 ) -> Certificate:
-    """The certificate of rows that are all at hand.
+    """Make a certificate from rows that are all in memory.
 
     Args:
         rows: checked and scored, in a fixed order.
-        settings: how numbers become a verdict.
-        permutations: of the permutation test that fills in ``p_value``; 0 makes no test.
+        settings: bound, confidence and safety margin.
+        permutations: number of permutations of the test that gives ``p_value``; 0: no test.
         generator: CPU generator of the permutations; default: the global random state.
-        information: as in :func:`certificate_from_sums`.
-        fitted: as in :func:`certificate_from_sums`.
+        information: see :func:`certificate_from_sums`.
+        fitted: see :func:`certificate_from_sums`.
 
     Raises:
         ValueError: if no row has positive weight, or a rigorous method got unequal weights.
@@ -65,19 +65,19 @@ def certificate_from_sums(
     information: InformationBracket | None = None,
     fitted: FittedMargin | None = None,
 ) -> Certificate:
-    """Turn additive sums into a certificate; every certificate is made here.
+    """Make a certificate from additive sums; every certificate is made here.
 
     Args:
         sums: see :class:`certvae.theory.sums.CertificateSums`.
-        settings: how numbers become a verdict.
-        rows: the rows themselves in the order of their set, for a bound that needs them; without them its
-            ``fallback`` is taken, which the certificate then names.
-        p_value: of a permutation test made on the rows.
-        information: what the same code carries, from both sides.
-        fitted: what a fitted reader finds in it.
+        settings: bound, confidence and safety margin.
+        rows: the rows in the order of the data set, for a bound that needs them. Without them the bound's ``fallback``
+            is used, and the certificate names the fallback.
+        p_value: of a permutation test on the rows.
+        information: bounds on the information in the same code.
+        fitted: margins of a fitted reader on the same code.
 
     Raises:
-        ValueError: if no row was counted, or a rigorous method got unequal weights.
+        ValueError: if no row has positive weight, or a rigorous method got unequal weights.
     """
     if settings.bound.fallback is not None and rows is None:
         settings = replace(settings, method=settings.bound.fallback)
@@ -118,12 +118,12 @@ def certificate_from_sums(
 
 
 def judge(certificate: Certificate, *, partial: bool = False, leaks: Sequence[str] = ()) -> Certificate:
-    """The same numbers with the status and the reading that follow from them and from what was found.
+    """The same certificate with status and reading updated for missing rows and leaks.
 
     Args:
-        certificate: the numbers.
-        partial: whether a part of the set is missing.
-        leaks: what leak tests found, beside what the certificate states.
+        certificate: the certificate.
+        partial: whether rows of the data set are missing.
+        leaks: findings of leak tests, added to those in the certificate.
     """
     found = replace(certificate, leaks=[*certificate.leaks, *leaks])
     judged = replace(found, status=Status.PARTIAL if partial else verdict(found))
@@ -131,7 +131,7 @@ def judge(certificate: Certificate, *, partial: bool = False, leaks: Sequence[st
 
 
 def _exceeds_rate(sums: CertificateSums) -> list[str]:
-    """Whether a channel margin is above the rate beyond sampling error, which no sound witness can reach."""
+    """One finding for each channel margin that exceeds the rate beyond sampling error; no valid witness can."""
     if not sums.has("rate") or sums.effective_size < 2:
         return []
     quantile = float(student_t.ppf(1 - LEAK_LEVEL, sums.effective_size - 1))
@@ -146,7 +146,7 @@ def _exceeds_rate(sums: CertificateSums) -> list[str]:
 
 
 def verdict(certificate: Certificate) -> Status:
-    """The status that follows from the numbers of a complete set."""
+    """The status of a certificate on a complete data set, computed from its numbers."""
     if certificate.leaks:
         return Status.LEAKING
     threshold = certificate.safety_margin + ROUNDING
@@ -173,36 +173,37 @@ def certify(
 ) -> Certificate:
     """Certify that a witness is not constant in the input, from arrays or tensors of any float type.
 
-    The witness must be computed from the latent code and nothing else; this function cannot see whether it was.
+    The witness must be computed from the latent code only. This function cannot check that.
 
     Args:
         teacher_probs: teacher probabilities, shape ``(N, K)``.
         witness_logits: unnormalized log-probabilities of the witness on the mean code, shape ``(N, K)``.
-        safety_margin: nats by which the lower bound must exceed the threshold, at least 0.
+        safety_margin: nats that the lower bound on the margin must exceed, at least 0.
         confidence: probability with which the lower bound holds, in ``(0, 1)``.
         method: name of the bound, see :mod:`certvae.theory.bounds`; default as in
             :class:`certvae.CertificateSettings`.
         teacher_floor: every teacher probability is at least ``teacher_floor / K``, by construction.
         witness_floor: share of the uniform distribution mixed into the witness; default 1e-3 for the rigorous
             methods, else 0.
-        weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. The bound of unequal weights
-            uses Kish's effective size, and holds for weights that were fixed independently of the row's teacher and
-            witness; class-balancing weights are not.
+        weights: weight of each row, from 0 to 1e50, shape ``(N,)``; 0 leaves a row out. For unequal weights the bound
+            uses Kish's effective size. It is valid only for weights that were chosen independently of teacher and
+            witness, so not for class-balancing weights.
         channel_logits: the witness on draws of the latent, shape ``(draws, N, K)``.
         rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e9 in size, shape ``(N,)``.
-        permutations: number of permutations of the test that fills in ``p_value``, 999 for instance; 0 makes no
-            test. It does not change the status. It uses the rows of positive weight, each once; see
+        permutations: number of permutations of the test that gives ``p_value``, such as 999; 0: no test. The test does
+            not change the status. It uses each row with positive weight once; see
             :func:`certvae.theory.permutation.permutation_p_value`.
         generator: CPU generator of the permutations; default: the global random state.
-        information: what the code carries, from :func:`certvae.information_bracket`; with it the certificate's reading
-            says whether a code that is not certified is informative or collapsed.
+        information: bounds on the information in the code, from :func:`certvae.information_bracket`. With it the
+            reading can tell an informative code from a collapsed one if the status is not ``CERTIFIED``.
 
     Returns:
         The certificate. With one row the bound of ``normal`` and ``bernstein`` is minus infinity.
 
     Raises:
-        TypeError: if an argument is of another kind than this page says: no numbers, no array of real numbers.
-        ValueError: if its value or shape is not what this page says.
+        TypeError: if an argument is not a number, or not an array of real numbers.
+        ValueError: if a shape or value is not allowed.
+
     """
     as_whole_number(permutations, "permutations", 0)
     settings = CertificateSettings(safety_margin, confidence, method, teacher_floor, witness_floor)

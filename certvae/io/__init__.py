@@ -1,1 +1,1 @@
-"""Files: written whole or not at all, read within limits where a stranger may have made them; random state."""
+"""Files and random state: atomic writes, and safe reading of untrusted files."""

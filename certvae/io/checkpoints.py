@@ -1,4 +1,4 @@
-"""Taking the weights, and only the weights, out of a checkpoint."""
+"""Loading the weights of a checkpoint without running any code in it."""
 
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,23 @@ CHECKPOINT_LIMIT = 2**34  # bytes; 1.4 billion float32 parameters with Adam's tw
 
 
 class CheckpointFileError(ValueError):
-    """A file is not a checkpoint, or not one that can be read without running code."""
+    """The file is not a checkpoint, or cannot be read without running code."""
 
 
 class WeightsMismatchError(CheckpointFileError):
-    """A checkpoint's weights do not fit the model."""
+    """The checkpoint's weights do not fit the model."""
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint without running any code in it (``weights_only``), on the CPU.
 
-    Memory and time stay in proportion to the file's size, whatever is in it.
+    Memory and time are proportional to the file's size, for any content.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        CheckpointFileError: if the file holds anything but plain values and tensors, is damaged, or is not in the zip
+        CheckpointFileError: if the file contains more than plain values and tensors, is damaged, or is not in the zip
             format of ``torch.save``.
-        OSError: if it may not be read.
+        OSError: if it cannot be read.
     """
     try:
         check_torch_file(regular_file(path, CHECKPOINT_LIMIT, "checkpoint"), CHECKPOINT_LIMIT)
@@ -55,15 +55,15 @@ def _is_dense(value: Any) -> bool:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load the weights of a checkpoint into a module; every key, shape and kind of number must fit.
+    """Load the weights of a checkpoint into a module. All keys, shapes and kinds of dtype must match.
 
-    A value that is not finite is let through only where the module has the same one, as in a mask.
+    A value that is not finite is accepted only if the module has the same value there, as in a mask.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
         CheckpointFileError: if it is not a checkpoint; see :func:`read_checkpoint`.
-        WeightsMismatchError: listing missing keys, unexpected keys, shapes and types that differ, or naming a weight
-            that is not finite.
+        WeightsMismatchError: if keys are missing or unexpected, shapes or dtypes differ, or a weight is not finite.
+            The message lists them.
     """
     given, own = read_checkpoint(path)["state_dict"], module.state_dict()
     shapes = [
@@ -95,6 +95,6 @@ def _check_values(key: str, given: Tensor, own: Tensor) -> None:
 
 
 def is_diverged(given: Tensor, own: Tensor) -> bool:
-    """Whether a weight is not finite where a fresh module's is, unlike a mask with infinities of its own."""
+    """Whether ``given`` has NaN or infinite values that ``own`` does not have at the same places."""
     odd = ~given.isfinite()
     return bool(odd.any()) and not torch.equal(given[odd], own.cpu()[odd])

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the digests that name them."""
+"""Atomic file writing, CSV and JSON lines, and SHA-256 digests."""
 
 import csv
 import hashlib
@@ -25,13 +25,13 @@ __all__ = [
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> Path:
-    """Write ``content`` to a temporary file beside ``path``, flush it to disk, and rename it into place.
+    """Write a file atomically: write a temporary file in the same folder, flush it to disk, and rename it.
 
     Returns:
-        The path written.
+        The path.
 
     Raises:
-        OSError: if the folder cannot be written; an earlier file at ``path`` is then untouched.
+        OSError: if the folder cannot be written; an existing file at ``path`` is then unchanged.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> Path:
 
 
 def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows, which all have the keys ``columns``, as CSV with a heading."""
+    """Rows as CSV with a header. Every row must have exactly the keys ``columns``."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
@@ -60,7 +60,7 @@ def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def append_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Append a record as one line of strict JSON; folders are made."""
+    """Append a record as one line of strict JSON; missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -73,7 +73,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def sha256_array(*arrays: np.ndarray) -> str:
-    """SHA-256 over the types, shapes and bytes of arrays, as hexadecimal text."""
+    """SHA-256 of the dtypes, shapes and bytes of arrays, as hexadecimal text."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
@@ -82,7 +82,7 @@ def sha256_array(*arrays: np.ndarray) -> str:
 
 
 def sha256_tensors(tensors: Mapping[str, Tensor], heading: bytes = b"") -> str:
-    """SHA-256 over a heading and the names, types, shapes and bytes of tensors, sorted by name, as hexadecimal text."""
+    """SHA-256 of a heading and of tensors sorted by name (names, dtypes, shapes, bytes), as hexadecimal text."""
     digest = hashlib.sha256(heading)
     for name, value in sorted(tensors.items()):
         digest.update(f"{name}{value.dtype}{tuple(value.shape)}".encode())

@@ -1,4 +1,4 @@
-"""The random streams of a process, as plain values and tensors that a checkpoint can hold."""
+"""Saving and restoring the random states of torch, numpy and Python."""
 
 import random
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ __all__ = ["kept_random_state", "random_state", "set_random_state"]
 
 
 def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The states of torch's generators on the CPU and on ``device``, of numpy's global one and of Python's."""
+    """The random states of torch (CPU and ``device``), numpy and Python, as values that a checkpoint can hold."""
     device = torch.device(device)
     state = np.random.get_state(legacy=False)  # noqa: NPY002
     assert isinstance(state, dict)
@@ -25,7 +25,7 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") -> None:
-    """Let every stream go on where :func:`random_state` was taken; another kind of device keeps its own."""
+    """Restore the states from :func:`random_state`. A device of another type keeps its current state."""
     device = torch.device(device)
     torch.set_rng_state(state["torch"].cpu())
     if state["device"] is not None and state["device"][0] == device.type:
@@ -36,12 +36,12 @@ def set_random_state(state: dict[str, Any], device: torch.device | str = "cpu") 
 
 @contextmanager
 def kept_random_state(seed: int | None = None) -> Iterator[None]:
-    """Leave every stream at the end as it was at the beginning, whatever is drawn in between.
+    """Context manager or decorator that restores all random states on exit.
 
-    Works as a decorator too. CUDA's stream is included once CUDA is in use.
+    CUDA's state is included if CUDA is in use.
 
     Args:
-        seed: where the streams start in between; None: where they are.
+        seed: seed inside the context; None: continue from the current states.
     """
     device = "cuda" if torch.cuda.is_initialized() else "cpu"
     state = random_state(device)

@@ -1,4 +1,4 @@
-"""Files that a stranger may have made: read within limits, and refused with one clear error."""
+"""Safe reading of untrusted files: limits on size and content, and one clear error."""
 
 import io
 import json
@@ -14,20 +14,20 @@ import yaml
 
 __all__ = ["check_torch_file", "open_zip", "own_path", "parse_json", "parse_yaml", "read_limited", "regular_file"]
 
-JSON_DEPTH = 32  # ours are 5 deep; copying, comparing and writing recurse, so 1,000 would already be too deep for them
-ZIP_DIRECTORY = 2**25  # bytes; the 120,000 members of Tiny-ImageNet take a third, and each costs ten times its bytes
-YAML_NODES = 10**5  # with each alias and merge key written out; the longest YAML of a run has some 300
-# Whole numbers have one hash in 2^61 - 1, and strings a secret one: keys of a dict that all have one hash take a time
-# that grows as the square of their number.
+JSON_DEPTH = 32  # ours have 5 levels; copying, comparing and writing recurse, and would fail at 1,000
+ZIP_DIRECTORY = 2**25  # bytes; Tiny-ImageNet's 120,000 members take a third; in memory they take ten times as much
+YAML_NODES = 10**5  # with aliases and merge keys expanded; the longest YAML of a run has about 300
+# Hashes of whole numbers are known: their remainder modulo 2^61 - 1. Dict keys with equal hashes take quadratic time,
+# so the number of large integers is limited. Hashes of strings are secret.
 LARGE, MOST_LARGE = 2**61 - 1, 1000
-PICKLE_LIMIT = 2**23  # bytes of the part that is not tensors; 12,000 parameters with Adam's two moments
+PICKLE_LIMIT = 2**23  # bytes without tensors; enough for 12,000 parameters with Adam's two moments
 
 _DTYPES = "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
 _STORAGES = "Double Float Half BFloat16 Long Int Short Char Byte Bool ComplexFloat ComplexDouble"
-# These copy what they are given, so only a few of them: schedulers, shapes.
+# These copy their arguments, so only a few are allowed, for schedulers and shapes.
 _COPYING = {"collections Counter", "__builtin__ set", "torch Size"}
 MOST_COPIES = 16
-# `weights_only` allows more names; of those, `bytearray` and `UntypedStorage` take gigabytes at a word.
+# `weights_only` allows more names; among them, `bytearray` and `UntypedStorage` can allocate gigabytes.
 _NAMES = {
     *_COPYING,
     "collections OrderedDict",
@@ -42,15 +42,15 @@ _VALUES = re.compile("NONE|NEWTRUE|NEWFALSE|LONG1|BIN(INT[12]?|FLOAT|UNICODE)|SH
 
 
 def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
-    """The path, if it is a regular file of at most ``limit`` bytes.
+    """Check that a path is a regular file of at most ``limit`` bytes; returns the path.
 
     Raises:
-        FileNotFoundError: if there is none, or it is a folder, a pipe or a device.
+        FileNotFoundError: if it does not exist, or is a folder, a pipe or a device.
         ValueError: if it is larger.
     """
     path = Path(path)
     if not path.is_file():
-        what_is_there = "something else than a regular file is there" if path.exists() else "there is no such file"
+        what_is_there = "it is not a regular file" if path.exists() else "there is no such file"
         raise FileNotFoundError(f"no {what} at {path}: {what_is_there}.")
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a {what} may have at most {limit:,}.")
@@ -58,35 +58,35 @@ def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
 
 
 def read_limited(path: str | Path, limit: int, what: str = "file") -> bytes:
-    """The bytes of a regular file of at most ``limit`` bytes.
+    """Read a regular file of at most ``limit`` bytes.
 
     Raises:
-        FileNotFoundError: if there is none.
+        FileNotFoundError: if there is no such regular file.
         ValueError: if it is larger.
-        OSError: if it may not be read.
+        OSError: if it cannot be read.
     """
     with open(regular_file(path, limit, what), "rb") as file:
         return file.read(limit)
 
 
 def own_path(path: Path, folder: Path) -> Path:
-    """The path, if no link on the way leads out of ``folder``.
+    """Check that a path does not lead out of ``folder`` by a link; returns the path.
 
     Raises:
-        ValueError: naming the link's target.
+        ValueError: if it does. The message names the link's target.
     """
     target = path.resolve()
     if not target.is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} is a link to {target}, outside {folder}, and is not read: put the file itself there.")
+        raise ValueError(f"{path} is a link to {target}, outside {folder}, and is not read: copy the file there.")
     return path
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """Plain values of a YAML, whose aliases and merge keys may not multiply: at most ``YAML_NODES`` values in all.
+    """Parse a YAML of plain values with at most ``YAML_NODES`` values, aliases and merge keys expanded.
 
     Raises:
-        yaml.YAMLError: if it is no YAML of plain values.
-        ValueError: if it has too many values, or contains itself.
+        yaml.YAMLError: if it is not a YAML of plain values.
+        ValueError: if it has too many values, too many large integers, or contains itself.
         RecursionError: if it is nested too deeply.
     """
     loader = yaml.SafeLoader(text)
@@ -108,7 +108,7 @@ def _check_nodes(root: yaml.Node) -> None:
         known = sizes.get(id(node))
         if known is not None:
             return known
-        sizes[id(node)] = YAML_NODES + 1  # until it is known: what contains itself has no end
+        sizes[id(node)] = YAML_NODES + 1  # stays until the size is known, so a node that contains itself is too large
         parts = [] if isinstance(node, yaml.ScalarNode) else node.value
         children = [child for part in parts for child in (part if isinstance(part, tuple) else (part,))]
         sizes[id(node)] = size = min(1 + sum(map(measure, children)), YAML_NODES + 1)
@@ -123,11 +123,11 @@ def _check_nodes(root: yaml.Node) -> None:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Values of strict JSON in UTF-8: finite numbers, every key of an object once, at most ``JSON_DEPTH`` levels.
+    """Parse strict JSON in UTF-8: finite numbers, unique keys, at most ``JSON_DEPTH`` levels.
 
     Raises:
-        json.JSONDecodeError: if it is not JSON, or cut short.
-        ValueError: if it is JSON that is not strict.
+        json.JSONDecodeError: if it is not JSON, or is truncated.
+        ValueError: if a number is not finite, a key occurs twice, or the nesting is too deep.
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
@@ -150,7 +150,7 @@ def parse_json(text: str | bytes) -> Any:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a key stands twice in an object")
+        raise ValueError("a key occurs twice in an object")
     return values
 
 
@@ -162,7 +162,7 @@ def _finite(text: str) -> float:
 
 
 class _DirectoryLimit(io.FileIO):
-    """A file of which no more than a directory's limit is read at once; ``ZipFile`` reads its directory at once."""
+    """A file that limits the size of a single read. ``ZipFile`` reads its whole directory in one read."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > ZIP_DIRECTORY:
@@ -170,22 +170,22 @@ class _DirectoryLimit(io.FileIO):
         return super().read(size) or b""
 
     def __del__(self) -> None:
-        self.close()  # a ZipFile leaves open what it was given
+        self.close()  # ZipFile does not close a file object that it was given
 
 
 def open_zip(path: str | Path, limit: int) -> ZipFile:
-    """Open a zip whose members are plain files and folders, each once, and no two share bytes.
+    """Open a zip after checks: plain files and folders only, unique names, no overlapping members.
 
-    Nothing is ever extracted. Read a member by ``archive.open(info).read(info.file_size)``, which unpacks no more than
-    that, whatever the member really holds.
+    Nothing is extracted. Read a member by ``archive.open(info).read(info.file_size)``, which never unpacks more bytes
+    than the header states.
 
     Args:
         path: a regular file.
-        limit: most bytes of all members together, unpacked.
+        limit: largest total size of all members in bytes, unpacked.
 
     Raises:
-        BadZipFile: if it is no zip, is damaged, or a member is not as said.
-        OSError: if it may not be read.
+        BadZipFile: if it is not a zip, is damaged, exceeds the limit, or a check fails.
+        OSError: if it cannot be read.
     """
     file = _DirectoryLimit(path)
     try:
@@ -196,7 +196,7 @@ def open_zip(path: str | Path, limit: int) -> ZipFile:
     for info in infos:
         _check_member(info)
     if len({info.filename.casefold() for info in infos}) < len(infos):
-        raise BadZipFile("two of its members have one name")
+        raise BadZipFile("two of its members have the same name")
     if sum(info.compress_size for info in infos) > Path(path).stat().st_size:
         raise BadZipFile("its members overlap")
     if sum(info.file_size for info in infos) > limit:
@@ -212,22 +212,22 @@ def _check_member(info: ZipInfo) -> None:
         ("is a link or a device", kind not in (0, stat.S_IFREG, stat.S_IFDIR)),
         ("is encrypted", bool(info.flag_bits & 1)),
         ("is neither stored nor deflated", not stored and info.compress_type != ZIP_DEFLATED),
-        ("is stored in another size than its own", stored and info.compress_size != info.file_size),
+        ("is stored uncompressed with two different sizes", stored and info.compress_size != info.file_size),
     ):
         if holds:
             raise BadZipFile(f"its member {info.filename[:100]!r} {fault}")
 
 
 def check_torch_file(path: Path, limit: int) -> None:
-    """Refuse a file that ``torch.load`` would read at a cost out of proportion to the file's size.
+    """Reject a file for which ``torch.load`` would need far more time or memory than the file's size suggests.
 
     Args:
         path: a regular file.
-        limit: most bytes of its members together.
+        limit: largest total size of its members in bytes.
 
     Raises:
         BadZipFile: if it is not a zip as ``torch.save`` writes it.
-        ValueError: if its pickle names more than plain values and tensors need.
+        ValueError: if its pickle uses names or structures that plain values and tensors do not need.
     """
     with open(path, "rb") as file:
         if file.read(4) != b"PK\3\4":
@@ -236,10 +236,10 @@ def check_torch_file(path: Path, limit: int) -> None:
         infos = archive.infolist()
         if any(info.compress_type != ZIP_STORED for info in infos):
             raise BadZipFile("a member is compressed, which torch.save never does")
-        # torch finds members by name without regard to case: 'data/ab' and 'data/aB' would each be read.
+        # torch ignores case in names of members: 'data/ab' and 'data/aB' would each be read.
         odd = [name for name in archive.namelist() if "/data/" in name and not re.fullmatch("[^/]+/data/[0-9]+", name)]
         if odd:
-            raise BadZipFile(f"the member {odd[0][:100]!r} is none that torch.save writes")
+            raise BadZipFile(f"the member {odd[0][:100]!r} is not one that torch.save writes")
         _check_pickle(_pickle_of(archive))
 
 
@@ -251,14 +251,14 @@ def _pickle_of(archive: ZipFile) -> bytes:
 
 
 def _check_pickle(pickled: bytes) -> None:
-    """Refuse a pickle that names more than tensors need, or whose parts could multiply when they are read.
+    """Reject a pickle that uses more names than tensors need, or that could take excessive time or memory.
 
-    Only hashing, and the few functions in ``_NAMES``, look into an object that was made before: so no tuple in a
-    tuple may be used twice (its hash can take for ever), and an ``OrderedDict`` must be made empty. Keys of a dict may
-    not be tuples, nor many of them large numbers, for such keys can all have one hash.
+    Only hashing and the few functions in ``_NAMES`` read an existing object. So a nested tuple may not be used twice
+    (its hash can take exponential time), and an ``OrderedDict`` must be created empty. Keys of a dict may not be
+    tuples, and only a limited number may be large integers, because such keys can all have the same hash.
 
     Raises:
-        ValueError: saying what was found.
+        ValueError: if a check fails. The message names the finding.
     """
     memo: dict[Any, str] = {}
     stack = _Kinds()
@@ -275,7 +275,7 @@ def _check_pickle(pickled: bytes) -> None:
             raise ValueError(f"it uses a long or nested tuple twice; {_OWN}")
         if copies > MOST_COPIES or (last == "collections OrderedDict" and kind != "EMPTY_TUPLE"):
             raise ValueError(f"it copies objects more than tensors need; {_OWN}")
-        # `set` and `Counter` take their members from some list.
+        # `set` and `Counter` take their members from a list.
         listed += stack.hard_keys(code.name, ("APPEND", "APPENDS"), 1)
         members = listed if copies else 0
         if max(large, members) > MOST_LARGE or stack.hard_keys(code.name, ("SETITEM", "SETITEMS"), 2):
@@ -286,25 +286,25 @@ def _check_pickle(pickled: bytes) -> None:
 
 
 class _Kinds:
-    """Kinds of what stands on the stack of a pickle."""
+    """The kinds of the objects on a pickle's stack."""
 
     def __init__(self) -> None:
         self.kinds: list[str] = []
         self.marks: list[int] = []
 
     def top(self, count: int | None = None) -> list[str]:
-        """Kinds of the last ``count``, or of those since the last mark."""
+        """The kinds of the last ``count`` objects, or of all objects since the last mark."""
         start = (self.marks[-1] if self.marks else 0) if count is None else len(self.kinds) - count
         return self.kinds[max(start, 0) :]
 
     def hard_keys(self, name: str, fills: tuple[str, str], step: int) -> int:
-        """How many tuples an instruction puts into a list, or as keys into a dict, if it is one that ``fills`` it."""
+        """Number of tuples that an instruction in ``fills`` adds to a list, or to a dict as keys; otherwise 0."""
         if name not in fills:
             return 0
         return sum(kind in ("TUPLE", "flat") for kind in self.top(step if name == fills[0] else None)[::step])
 
     def step(self, code: pickletools.OpcodeInfo, kind: str) -> None:
-        """Take from the stack what an instruction takes, and put its result there."""
+        """Apply an instruction to the stack: remove its arguments, and add its result."""
         if code.name == "MARK":
             self.marks.append(len(self.kinds))
             return
@@ -314,13 +314,14 @@ class _Kinds:
             del self.kinds[self.marks.pop() if self.marks else 0 :]
         kept = self.kinds[max(len(self.kinds) - count, 0) :]
         del self.kinds[max(len(self.kinds) - count, 0) :]
-        # What fills an object leaves it there; everything else leaves what it made.
+        # An instruction that fills an object leaves it on the stack; any other leaves its result.
         filled = code.name in ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
         self.kinds += (kept[:1] or [""]) if filled else [kind] * len(code.stack_after)
 
 
 def _kind(name: str, arg: Any, stack: _Kinds) -> str:
-    """What an instruction puts on the stack: a name that is known, ``value``, ``flat`` (a short tuple of values)."""
+    """The kind that an instruction puts on the stack: an allowed name, ``value``, or ``flat`` (a short tuple)."""
+
     if name == "GLOBAL" and arg not in _NAMES:
         raise ValueError(f"it names {str(arg)[:100]!r}, which plain values and tensors do not need; {_OWN}")
     if name == "GLOBAL":

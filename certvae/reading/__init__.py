@@ -1,1 +1,1 @@
-"""What a batch and a module hold: the input, the row's identity, the latent code."""
+"""Reading of inputs, row positions and latent codes from any batch and module."""

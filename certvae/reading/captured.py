@@ -1,4 +1,4 @@
-"""What an encoder's output says of a code, in whatever form it comes."""
+"""Reads the latent code from an encoder's output, in any supported form."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ Spatial = Literal["flatten", "pool", "samples"]
 
 @dataclass(frozen=True, eq=False)
 class Captured:
-    """The latent code of a batch. It unpacks into mean, log-variance and rate.
+    """The latent code of a batch; unpacks into mean, log-variance and rate.
 
     Attributes:
         mean: the code on the mean path, float32 or wider, shape ``(B, latent_dim)``.
         log_variance: of the posterior, shape ``(B, latent_dim)``, or None.
         rate: ``KL(q(z|x) || p(z))`` of each row in nats, shape ``(B,)``, or None.
-        deterministic: whether the decoder receives the mean itself, or a part of it, without noise.
+        deterministic: whether the decoder receives the mean, or a part of it, without noise.
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class Captured:
         return iter((self.mean, self.log_variance, self.rate))
 
     def checked(self) -> "Captured":
-        """The same without a graph.
+        """The same code, detached and checked.
 
         Raises:
             ValueError: if the code is not finite.
@@ -53,9 +53,9 @@ class Captured:
 
 
 def joined(groups: dict[str, Captured]) -> Captured:
-    """The codes of several groups side by side, in their order; rates add up.
+    """Concatenate the codes of several groups, in order; the rates are added.
 
-    Where one group lacks a log-variance, so does the whole. It is deterministic if a group is.
+    If a group has no log-variance, the result has none. It is deterministic if any group is.
     """
     if len(groups) == 1:
         return next(iter(groups.values()))
@@ -71,19 +71,20 @@ def joined(groups: dict[str, Captured]) -> Captured:
 def read_latents(
     value: Any, part: str = "", spatial: Spatial | None = None, scale: Scale | None = None, shown: str = "'encoder'"
 ) -> Captured:
-    """Understand what an encoder gave.
+    """Read the latent code from an encoder's output.
 
     Args:
-        value: a mean ``(B, latent_dim)``; or what :func:`certvae.reading.posteriors.posterior_of` takes for a
-            posterior. Of a distribution that is neither a diagonal Gaussian nor over classes only the mean is taken:
-            its rate and its draws are not known here. Of classes the probabilities are the code, one after the other.
+        value: a mean, shape ``(B, latent_dim)``, or a posterior that
+            :func:`certvae.reading.posteriors.posterior_of` accepts. For a categorical distribution the code is its
+            probabilities, concatenated. For a distribution that is neither diagonal Gaussian nor categorical only the
+            mean is used; it has no rate and no draws here.
         part: see :class:`certvae.callbacks.Latents`.
         spatial: see :class:`certvae.callbacks.Latents`.
         scale: see :class:`certvae.callbacks.Latents`.
-        shown: how errors write the source: a path in quotes, or the name of a function.
+        shown: the source as shown in errors: a path in quotes, or the name of a function.
 
     Raises:
-        TypeError: if it is none of these.
+        TypeError: if the output has none of these forms.
         ValueError: if the output has no such part, the code is not one vector a row, or a scale is not positive.
     """
     mean, log_variance, rate, classes = posterior_of(select_part(value, part), scale or scale_named(part), shown)
@@ -93,7 +94,7 @@ def read_latents(
 
 
 def select_part(value: Any, part: str) -> Any:
-    """The part of an encoder's output that holds the code.
+    """Select the part of an encoder's output that holds the code.
 
     Args:
         value: the output.
@@ -128,12 +129,12 @@ def _pick_part(value: Any, name: str) -> Any:
 
 def _gaussian(mean: Tensor, log_variance: Tensor, spatial: Spatial | None, shown: str) -> Captured:
     if spatial == "samples" and mean.ndim == log_variance.ndim == 3:
-        mean, log_variance = mean[:, 0], log_variance[:, 0]  # the others would count the same information again
+        mean, log_variance = mean[:, 0], log_variance[:, 0]  # further samples carry the same information
     if mean.shape != log_variance.shape:
         raise ValueError(
             f"`latents` gave a mean of shape {tuple(mean.shape)} with a log-variance of {tuple(log_variance.shape)}."
         )
-    # Of the whole code: pooling loses information, so that the rate bounds the pooled channel's margin too.
+    # The rate of the whole code: pooling loses information, so this rate also bounds the pooled channel margin.
     rate = Posterior(mean, log_variance).kl_to_standard_normal().flatten(start_dim=1).sum(dim=1)
     if spatial == "pool" and mean.ndim > 2:
         positions = mean[0, 0].numel()

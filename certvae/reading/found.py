@@ -1,4 +1,4 @@
-"""What somebody's module or batch gave, in words: types, positions, names and shapes."""
+"""Descriptions of module outputs and batches for error messages: types, positions, names and shapes."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +12,7 @@ MOST = 12  # parts that are listed
 
 
 def parts_of(value: Any) -> dict[str, Any]:
-    """What an output is made of, by the names that ``latents`` takes behind a colon: keys, positions or attributes."""
+    """The parts of an output by the names that ``latents`` accepts after a colon: keys, positions or attributes."""
     if isinstance(value, Mapping):
         return {str(key): item for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -24,7 +24,7 @@ def parts_of(value: Any) -> dict[str, Any]:
 
 
 def describe(value: Any) -> str:
-    """One line, such as ``tuple of 2: 0: float32 (8, 4), 1: NoneType``."""
+    """Describe a value in one line, such as ``tuple of 2: 0: float32 (8, 4), 1: NoneType``."""
     parts = parts_of(value)
     if not parts:
         return _brief(value)

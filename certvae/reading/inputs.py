@@ -1,4 +1,4 @@
-"""What a batch holds, whatever its shape: a tensor, a tuple, a mapping, a dataclass or any object with attributes."""
+"""Reads inputs and row index from a batch: a tensor, a tuple, a mapping, a dataclass or any object with attributes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,21 +14,21 @@ InputSource = int | str | Callable[[Any], Tensor]
 
 
 def select_inputs(batch: Any, images: InputSource = 0) -> Tensor:
-    """What the teacher is asked about.
+    """The teacher's inputs from a batch.
 
     Args:
-        batch: of a dataloader; a bare tensor stands for itself.
-        images: a position, a key or an attribute of the batch, or a function of it.
+        batch: batch of a dataloader; a bare tensor is itself the input.
+        images: a position, a key or an attribute of the batch, or a function of the batch.
 
     Raises:
-        TypeError: if that is no tensor.
-        ValueError: if it is not in the batch.
+        TypeError: if the result is not a tensor.
+        ValueError: if the batch has no such part.
     """
     inputs = images(batch) if callable(images) else _part(batch, images)
     if not isinstance(inputs, Tensor):
         raise TypeError(
-            f"`images={images!r}` must give a tensor of the batch's rows, got {describe(inputs)}. Say where they "
-            "stand, images=lambda batch: batch[0][0]; rows of several lengths need one: images=lambda batch: "
+            f"`images={images!r}` must give a tensor of the batch's rows, got {describe(inputs)}. Give their place, "
+            "images=lambda batch: batch[0][0]; rows of different lengths must be padded: images=lambda batch: "
             "torch.nn.utils.rnn.pad_sequence(batch[0], batch_first=True)."
         )
     return inputs
@@ -49,25 +49,25 @@ def _part(batch: Any, images: int | str) -> Any:
 
 
 def index_of(batch: Any) -> Tensor | None:
-    """The rows' index, shape ``(B,)``: what is called ``index``, or the third entry of a tuple without names."""
+    """The rows' index, shape ``(B,)``: the entry named ``index``, or the third entry of a plain tuple."""
     if isinstance(batch, Mapping):
         index = batch.get("index")
     elif isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
         index = batch[2] if len(batch) > 2 else None
     else:
-        index = getattr(batch, "index", None)  # of a tuple without such a field it is a method
+        index = getattr(batch, "index", None)  # for a plain tuple this is a method
     if not isinstance(index, Tensor) or index.ndim != 1 or index.is_floating_point() or index.dtype == torch.bool:
         return None
     return index
 
 
 def inputs_and_index(batch: Any, images: InputSource = 0) -> tuple[Tensor, Tensor | None]:
-    """Inputs as floats and, where the batch has one, the rows' index."""
+    """Inputs as floats, and the rows' index or None."""
     return as_floats(select_inputs(batch, images)), index_of(batch)
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Images of uint8 scaled to [0, 1]; anything else as it is."""
+    """Scale uint8 images to [0, 1]; other inputs do not change."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 

@@ -1,4 +1,4 @@
-"""Finding the latent code of a batch in a LightningModule that may know nothing of certificates."""
+"""Captures the latent code of each batch from any LightningModule."""
 
 import re
 from collections.abc import Mapping
@@ -18,21 +18,21 @@ LatentSource = Mapping[str, CodeSource] | CodeSource  # groups first, or jsonarg
 
 
 class LatentCapture:
-    """Gets the latent code of each batch, by one of three ways; or several codes, and puts them side by side.
+    """Captures the latent code of each batch in one of three ways; several codes are concatenated.
 
     Args:
-        source: None reads ``outputs["posterior"]`` of the module's own step, as :class:`certvae.VAE` gives it; a
-            dotted path or :class:`Latents` names a submodule whose output is caught by a hook; a function is called
-            with the module and the batch; two paths name two heads. A dict names groups of latents, each with one of
-            these but None.
+        source: None: ``outputs["posterior"]`` of the module's own step, as :class:`certvae.VAE` returns it. A dotted
+            path or :class:`Latents`: the output of a submodule, captured by a hook. Two paths: the outputs of two
+            heads. A function: called with the module and the batch. A dict: named groups of latents, each with one of
+            these except None.
 
     Attributes:
-        source: the same, each as a :class:`Latents`.
-        groups: where in the code each group stands, known after the first batch; empty if there are none.
+        source: the source with every entry as a :class:`Latents`.
+        groups: slice of each group in the code, known after the first batch; empty without groups.
 
     Raises:
-        ValueError: if there is no group, or a name is not of letters, digits, '_', '-' and '.'.
-        TypeError: if a source is none of these.
+        ValueError: if the dict is empty, or a name has characters other than letters, digits, '_', '-' and '.'.
+        TypeError: if a source has none of these forms.
     """
 
     def __init__(self, source: LatentSource | None) -> None:
@@ -47,26 +47,26 @@ class LatentCapture:
 
     @property
     def names(self) -> list[str]:
-        """Of the groups; empty if there are none."""
+        """Names of the groups; empty without groups."""
         return [name for name in self._readers if name]
 
     @property
     def deterministic(self) -> bool:
-        """Whether a source says that its code comes without noise."""
+        """Whether a source is marked as ``deterministic``."""
         sources = self.source.values() if isinstance(self.source, Mapping) else [self.source]
         return any(isinstance(source, Latents) and source.deterministic for source in sources)
 
     def attach(self, module: nn.Module) -> None:
-        """Put hooks in place, before a compiler sees the module; they catch nothing until :meth:`listen`.
+        """Register the hooks, before the module is compiled. They capture nothing until :meth:`listen`.
 
         Raises:
-            ValueError: if there is no submodule of a name.
+            ValueError: if there is no submodule with a name.
         """
         for reader in self._readers.values():
             reader.attach(module)
 
     def listen(self, listening: bool = True) -> None:
-        """Start or stop catching, and forget what was caught."""
+        """Start or stop capturing, and discard what was captured."""
         for reader in self._readers.values():
             reader.listen(listening)
 
@@ -76,21 +76,21 @@ class LatentCapture:
             reader.detach()
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
-        """The latent code of the batch that was just seen, with its graph if there is one.
+        """The latent code of the current batch, with its graph if it has one.
 
-        A function is called, in the module's mode, without moving the statistics of a batch norm.
+        A function source is called in the module's current mode, without updating batch norm statistics.
 
         Raises:
-            ValueError: if nothing was caught, or more than one call and none was chosen; or if groups have different
-                numbers of rows.
+            ValueError: if nothing was captured, several calls were captured and ``calls`` selects none, or groups have
+                different numbers of rows.
         """
         return joined(self.read_groups(module, batch, outputs))
 
     def read_groups(self, module: nn.Module, batch: Any, outputs: Any) -> dict[str, Captured]:
-        """The codes of the groups by name; under ``""`` the code of a source without groups.
+        """The codes of the groups by name; a source without groups has the name ``""``.
 
         Raises:
-            ValueError: as in :meth:`read`.
+            ValueError: see :meth:`read`.
         """
         codes = {name: reader.read(module, batch, outputs) for name, reader in self._readers.items()}
         rows = {name: len(code.mean) for name, code in codes.items()}
@@ -100,24 +100,24 @@ class LatentCapture:
         return codes
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
-        """What the source gave for the batch that was just seen, whatever it is; of the first group if there are some.
+        """The raw output of the source for the current batch; with groups, that of the first group.
 
         Raises:
-            ValueError: as in :meth:`read`.
+            ValueError: see :meth:`read`.
         """
         return next(iter(self._readers.values())).output(module, batch, outputs)
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
-        """Encode some rows of the batch that was just read once more, by the submodule, the function or ``forward``.
+        """Encode some rows of the current batch again, by the submodule, the function or ``forward``.
 
         Args:
             module: in eval mode.
             batch: the batch.
-            rows: positions in it, int64, shape ``(n,)``.
-            count: rows of the batch.
+            rows: positions in the batch, int64, shape ``(n,)``.
+            count: number of rows of the batch.
 
         Raises:
-            TypeError: if the code was the step's own output, and ``forward`` does not give it for the batch's input.
+            TypeError: if the code was the step's own output, and ``forward`` does not return the code for the input.
         """
         return joined({name: reader.read_again(module, batch, rows, count) for name, reader in self._readers.items()})
 
@@ -150,7 +150,7 @@ def _named(source: CodeSource, group: str = "") -> Latents:
 
 
 def as_latents(source: Any) -> Latents | None:
-    """A source in full; None if it is none."""
+    """The source as a :class:`Latents`; None if it has none of the accepted forms."""
     if isinstance(source, str):
         path, _, part = source.partition(":")
         return Latents(path, part)
@@ -163,7 +163,7 @@ def as_latents(source: Any) -> Latents | None:
 
 
 def _reader_of(source: Latents) -> CodeReader:
-    """What finds the code of one source."""
+    """The reader for one source."""
     if callable(source.path):
         return FunctionCode(source)
     return HeadsCode(source) if source.scale_path else SubmoduleCode(source)

@@ -1,6 +1,6 @@
-"""How a loss was computed, as torch's autograd recorded it: what depends on what, and where a posterior is drawn from.
+"""Reads the autograd graph of a loss: which operations depend on which, and where a posterior is sampled.
 
-Nothing is computed here, and no saved tensor is touched: only the names of the operations and their links are read.
+Only the names and links of the operations are read. Nothing is computed, and no saved tensor is used.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,20 +14,20 @@ from certvae.reading.sources import OURS
 __all__ = ["Draw", "Edge", "LossGraph", "edge_of"]
 
 Edge = tuple[Node, int]  # an operation and the number of its output
-MOST_NODES = 200_000  # of an unrolled network over a long sequence; more are not looked at
-# Operations in which a value of the output depends on many of the input: layers, attention, what is opaque.
+MOST_NODES = 200_000  # enough for an unrolled network over a long sequence; a larger graph is not read completely
+# Operations whose every output value depends on many input values: layers, attention, opaque operations.
 MIXING = ("Addmm", "Mm", "Bmm", "Baddbmm", "Addbmm", "Addmv", "Mv", "Convolution", "Linear", "Embedding", "Mkldnn")
 OPAQUE = ("Cudnn", "Miopen", "Thnn", "Lstm", "Gru", "Rnn", "ScaledDotProduct", "CheckpointFunction", "CompiledFunction")
-POSITIVE = ("Exp", "Expm1", "Exp2", "Softplus", "Sqrt")  # what makes a standard deviation of a network's output
+POSITIVE = ("Exp", "Expm1", "Exp2", "Softplus", "Sqrt")  # turn a network's output into a standard deviation
 
 
 class Draw(NamedTuple):
-    """A place where ``mean + scale * noise`` was computed.
+    """A place in the graph where ``mean + scale * noise`` was computed.
 
     Attributes:
         total: the sum.
-        mean: its first part.
-        scale: the factor of the noise, and what it was made from, back to the next layer or branching.
+        mean: the first summand.
+        scale: the factor of the noise and the operations that it was computed by, back to a layer or a branch.
     """
 
     total: Node
@@ -36,25 +36,25 @@ class Draw(NamedTuple):
 
     @property
     def positive(self) -> bool:
-        """Whether the scale was made positive."""
+        """Whether the scale was made positive, for example by ``exp`` or ``softplus``."""
         return is_named(self.scale, POSITIVE)
 
 
 def edge_of(tensor: Tensor) -> Edge | None:
-    """Where a tensor stands in the graph; None if it was made without one."""
+    """The tensor's place in the graph; None if it has no graph."""
     return None if tensor.grad_fn is None else (tensor.grad_fn, tensor.output_nr)
 
 
 class LossGraph:
-    """The operations that a loss depends on, apart from those that certvae's own terms added.
+    """The operations that a loss depends on, without those of certvae's own terms.
 
     Args:
         loss: before its backward pass.
 
     Attributes:
-        complete: whether all of it was read; of a larger graph nothing may be concluded.
-        sums: places where something random may have been added, before a layer.
-        draws: those of them that draw from a posterior: the factor of the noise was made positive.
+        complete: whether the whole graph was read. If not, nothing can be concluded from it.
+        sums: places before a layer where noise may have been added.
+        draws: the ``sums`` that sample from a posterior: their noise has a positive factor.
     """
 
     def __init__(self, loss: Tensor) -> None:
@@ -81,15 +81,15 @@ class LossGraph:
         return True
 
     def reaches(self, edge: Edge) -> bool:
-        """Whether the loss depends on it."""
+        """Whether the loss depends on this output."""
         return any(number == edge[1] for _, number in self._users.get(edge[0], []))
 
     def after(self, edge: Edge, through_layers: bool = True) -> set[Node]:
-        """The operations that depend on it, in all or before the next layer."""
+        """The operations that depend on this output: all, or only those before the next layer."""
         return set(self._following(edge, through_layers))
 
     def before(self, node: Node) -> set[Node]:
-        """The operations that one depends on."""
+        """The operations that a given one depends on."""
         found, waiting = set[Node](), [node]
         while waiting:
             for source, _ in _inputs(waiting.pop()):
@@ -99,7 +99,7 @@ class LossGraph:
         return found
 
     def apart(self, draw: Draw) -> bool:
-        """Whether the scale was not made from the mean, as in a residual block it is."""
+        """Whether the scale was not computed from the mean; in a residual block it is."""
         scale = {node for node, _ in draw.scale}
         return not any(node in scale for node in self._following(draw.mean, through_layers=True))
 
@@ -128,18 +128,18 @@ def _inputs(node: Node) -> list[Edge]:
 
 
 def is_mixing(node: Node) -> bool:
-    """Whether each value that an operation gives depends on many that it got."""
+    """Whether each output value of an operation depends on many input values."""
     name = _name(node)
     return name.startswith(MIXING + OPAQUE) and "BatchNorm" not in name
 
 
 def is_named(edges: Iterable[Edge], names: tuple[str, ...]) -> bool:
-    """Whether one of some operations has one of some names."""
+    """Whether any of these operations has one of these names."""
     return any(_name(node) in names for node, _ in edges)
 
 
 def back_to_layer(edge: Edge) -> list[Edge]:
-    """The edge, and the single ones that it was made from, one after the other, to a layer's output or a branching."""
+    """The chain of edges back from this one, up to a layer's output or a branch."""
     path = [edge]
     while not is_mixing(path[-1][0]):
         sources = _inputs(path[-1][0])
@@ -160,7 +160,7 @@ def _sums_at(node: Node) -> list[Draw]:
 
 
 def _scale_of(noisy: Edge) -> list[Edge]:
-    """What is multiplied by something that does not depend on parameters, as noise; nothing if nothing is."""
+    """The factor of a product whose other factor does not depend on parameters, such as noise; empty if none."""
     path = back_to_layer(noisy)
     for place, (node, _) in enumerate(path):
         if _name(node) == "Mul" and len(_inputs(node)) == 1:

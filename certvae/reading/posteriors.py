@@ -1,4 +1,4 @@
-"""A posterior in whatever form it comes: a pair, a distribution, or an object with a mean and a scale."""
+"""Reads a posterior in any form: a pair, a distribution, or an object with a mean and a scale."""
 
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -45,7 +45,7 @@ CERTAIN: dict[str, Scale] = {  # in the order in which they are looked for
     "log_std": "log_std",
     "log_scale": "log_std",
 }
-# Names that are also given to a log-variance; "var" is so more often than not.
+# Names that are also used for a log-variance; "var" usually is.
 LIKELY: dict[str, Scale] = {"log_sigma": "log_std", "logsigma": "log_std", "sigma": "std", "std": "std"}
 MEANS = ("mean", "mu", "loc")
 CONVERSIONS: dict[Scale, Callable[[Tensor], Tensor]] = {
@@ -57,13 +57,13 @@ CONVERSIONS: dict[Scale, Callable[[Tensor], Tensor]] = {
 
 
 class Found(NamedTuple):
-    """What was found of a posterior.
+    """A posterior as mean, log-variance and rate.
 
     Attributes:
-        mean: shape ``(B, ...)``; of classes their probabilities.
+        mean: shape ``(B, ...)``; for a categorical posterior its probabilities.
         log_variance: same shape, or None.
-        rate: KL divergence of classes to uniform ones, nats, shape ``(B,)``, or None.
-        classes: whether the last axis holds classes, so that no axis holds positions.
+        rate: KL divergence of a categorical posterior to the uniform distribution, nats, shape ``(B,)``, or None.
+        classes: whether the posterior is categorical: the last axis holds classes and no axis holds positions.
     """
 
     mean: Tensor
@@ -73,28 +73,28 @@ class Found(NamedTuple):
 
 
 def scale_named(part: str) -> Scale | None:
-    """What the second name of a part such as ``"mu,std"`` says of the scale, if it is certain."""
+    """The kind of scale that the second name of a part such as ``"mu,std"`` states; None if it is not certain."""
     return CERTAIN.get(part.rpartition(",")[2].strip().lower()) if "," in part else None
 
 
 def scale_likely(name: str) -> Scale | None:
-    """What the name of a part or of a head such as ``"fc_sigma"`` makes likely; None where it says nothing."""
+    """The likely kind of scale for the name of a part or head such as ``"fc_sigma"``; None if the name is neutral."""
     name = name.rpartition(",")[2].strip().lower().rpartition(".")[2]
     return next((kind for word, kind in LIKELY.items() if name == word or name.endswith("_" + word)), None)
 
 
 def posterior_of(value: Any, scale: Scale | None, shown: str = "'encoder'") -> Found:
-    """Understand an encoder's output.
+    """Read a posterior from an encoder's output.
 
     Args:
         value: a mean; a pair of mean and scale; a ``torch.distributions`` object; or an object or dict with a mean
             (``mean``, ``mu``, ``loc``) and a scale (``logvar``, ``log_var``, ``log_variance``, ``std``, ``stddev``,
             ``scale``, ``variance``, ``log_std``).
-        scale: what the second value is; None: what its name says, else the log-variance.
-        shown: how errors write the source: a path in quotes, or the name of a function.
+        scale: kind of the second value; None: from its name, else a log-variance.
+        shown: the source as shown in errors: a path in quotes, or the name of a function.
 
     Raises:
-        TypeError: if it is none of these.
+        TypeError: if the value has none of these forms.
         ValueError: if a standard deviation or a variance is not positive.
     """
     if isinstance(value, Distribution):
@@ -109,7 +109,7 @@ def posterior_of(value: Any, scale: Scale | None, shown: str = "'encoder'") -> F
 
 
 def mean_and_scale(value: Any) -> tuple[Tensor, Scale | None, Tensor] | None:
-    """Mean, kind of scale and scale of a pair of tensors, or of an object or dict with both; None of anything else."""
+    """Mean, kind of scale, and scale of a pair of tensors, or of an object or dict with both; otherwise None."""
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         pair = len(value) == 2 and all(isinstance(item, Tensor) and not item.is_nested for item in value)
         return (value[0], None, value[1]) if pair else None
@@ -128,15 +128,15 @@ def _getter(value: Any) -> Callable[[str], Any]:
 def _log_variance(values: Tensor, scale: Scale, shown: str) -> Tensor:
     if scale in ("variance", "std") and bool((values <= 0).any()):
         raise ValueError(
-            f"`latents` gave {worded(scale)} with the value {float(values.min()):.3g}, which is not positive. Say what "
-            f"it is, Latents({shown}, ..., scale='log_variance') or scale='log_std', or name what comes after the "
+            f"`latents` gave {worded(scale)} with the value {float(values.min()):.3g}, which is not positive. Set its "
+            f"kind, Latents({shown}, ..., scale='log_variance') or scale='log_std', or name the output after the "
             "exponential or softplus."
         )
     return CONVERSIONS[scale](values)
 
 
 def worded(scale: Scale) -> str:
-    """In words, for messages."""
+    """The kind of scale in words, for messages."""
     words = {"std": "a standard deviation", "variance": "a variance", "log_std": "the log of a standard deviation"}
     return words.get(scale, "a log-variance")
 
@@ -166,7 +166,7 @@ def _of_distribution(value: Distribution, shown: str) -> Found:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32 or wider: callback hooks run outside autocast, and bfloat16 would not go with a float32 witness."""
+    """Convert to float32 or wider: callbacks run outside autocast, where bfloat16 and a float32 witness do not mix."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
@@ -185,7 +185,7 @@ def _line(shown: str, part: str) -> str:
 
 
 def _likely_part(value: Any) -> str:
-    """The part of an output that probably holds the code; empty if nothing speaks for one."""
+    """The part of an output that probably holds the code; empty if there is no candidate."""
     parts = parts_of(value)
     for name, item in parts.items():
         if not isinstance(item, Tensor | str) and item is not None and _is_posterior(item):

@@ -1,4 +1,4 @@
-"""Putting another code in the place of the one that a submodule gives."""
+"""Replaces the code in a submodule's output by another code."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -14,16 +14,16 @@ Change = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
 
 
 def replace_code(value: Any, part: str, change: Change) -> Any:
-    """What a submodule gave, with its code changed, and of the same kind.
+    """A submodule's output with its code replaced; the result has the same type.
 
     Args:
-        value: a mean; a pair of mean and log-variance; a normal distribution; or anything that has one of these as the
-            part that is named.
+        value: a mean, a pair of mean and log-variance, a normal distribution, or an output with one of these as
+            ``part``.
         part: see :class:`certvae.callbacks.Latents`.
-        change: from a mean and a log-variance, or None where only the mean is known, to others of the same shapes.
+        change: maps mean and log-variance (None if unknown) to replacements of the same shapes.
 
     Raises:
-        TypeError: if no code can be put in the place of this one.
+        TypeError: if the code in this output cannot be replaced.
     """
     if part == "chunk":
         return torch.cat(_pair(change(*value.chunk(2, dim=1))), dim=1)
@@ -42,10 +42,10 @@ def replace_code(value: Any, part: str, change: Change) -> Any:
 
 
 def other_rows(order: Tensor) -> Change:
-    """Mean and log-variance of other rows.
+    """A change that gives each row the mean and log-variance of another row.
 
     Args:
-        order: which row's code each row gets, int64, shape ``(B,)``.
+        order: index of the row whose code each row gets, int64, shape ``(B,)``.
     """
 
     def change(mean: Tensor, log_variance: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +56,7 @@ def other_rows(order: Tensor) -> Change:
 
 
 def standard_normal(mean: Tensor, log_variance: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Mean 0 and log-variance 0, of which the step itself draws."""
+    """Replace the code by mean 0 and log-variance 0; the module's step then samples from N(0, 1)."""
     return torch.zeros_like(mean), None if log_variance is None else torch.zeros_like(log_variance)
 
 
@@ -72,8 +72,8 @@ def _distribution(value: Any, change: Change) -> Distribution:
         mean, log_variance = _pair(change(value.mean, 2 * value.stddev.log()))
         return Normal(mean, (log_variance / 2).exp(), validate_args=False)
     raise TypeError(
-        f"no other code can be put in the place of a {type(value).__name__}: `latents` must name a submodule that "
-        "gives a mean, a (mean, log_variance) pair or a normal distribution, or their parts: 'encoder:mu,logvar'."
+        f"the code in a {type(value).__name__} cannot be replaced: `latents` must name a submodule that returns a "
+        "mean, a (mean, log_variance) pair or a normal distribution, or their parts: 'encoder:mu,logvar'."
     )
 
 
@@ -84,12 +84,12 @@ def _get(value: Any, name: str) -> Any:
 
 
 def _like(value: Any, items: Sequence[Any]) -> Any:
-    """A tuple, a list or a NamedTuple of the same kind."""
+    """The items as a tuple, list or NamedTuple of the same type as ``value``."""
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
 def _with(value: Any, name: str, item: Any) -> Any:
-    """A copy of an output with another part."""
+    """A copy of an output with one part replaced."""
     if isinstance(value, dict):
         twin = copy(value)
         twin[name] = item
@@ -100,5 +100,5 @@ def _with(value: Any, name: str, item: Any) -> Any:
         items[place] = item
         return _like(value, items)
     twin = copy(value)
-    object.__setattr__(twin, name, item)  # of a frozen dataclass too
+    object.__setattr__(twin, name, item)  # works for a frozen dataclass too
     return twin

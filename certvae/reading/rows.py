@@ -1,4 +1,4 @@
-"""Which rows of the set a process sees, so that padding is not counted and noise belongs to a row."""
+"""Positions of the rows that a process sees, so that padding is not counted and noise depends on the row."""
 
 import math
 from typing import Any
@@ -16,28 +16,27 @@ __all__ = ["Attendance", "RowPositions", "first_loader", "is_truncated"]
 
 
 class RowPositions:
-    """Positions in the whole set of the rows that this process sees, batch by batch.
+    """Positions in the data set of the rows that this process sees, batch by batch.
 
-    A ``DistributedSampler``, given by the user or put in by Lightning, also around the user's own sampler, deals out
-    one order of the rows: process ``r`` of ``w`` gets the positions ``r, r + w, ...``. Without ``drop_last`` it
-    repeats first rows until all processes have as many; positions beyond the set are these repeats, and weigh 0. That
-    holds for a shuffled order too. Positions are of the *order*: they name the same row on any number of processes if
-    the order is the same, and with ``shuffle=True`` that is so among ``DistributedSampler`` of one seed and epoch, but
-    not between one of them and the ``RandomSampler`` of a single process. With ``batch_size=None`` the sampler deals
-    out whole batches. Processes that share a sampler's rank, as under tensor parallelism, read the same rows: the
-    first of them counts.
+    A ``DistributedSampler`` splits one order of the rows: process ``r`` of ``w`` gets the positions ``r, r + w, ...``.
+    It may be the user's, or Lightning's, also around the user's own sampler. Without ``drop_last`` it repeats the first
+    rows until all processes have equally many. These repeats have positions beyond the data set and get weight 0, in
+    shuffled order too. Positions refer to the *order*. They name the same row on any number of processes if the order
+    is the same. With ``shuffle=True`` this holds between ``DistributedSampler`` of one seed and epoch, but not between
+    a ``DistributedSampler`` and the ``RandomSampler`` of a single process. With ``batch_size=None`` the sampler splits
+    whole batches. Processes with the same sampler rank, as in tensor parallelism, read the same rows; only the first
+    of them counts them.
 
-    Rows that no ``DistributedSampler`` deals out count as they come, with a warning on several processes. Those of a
-    stream are at the places that their index names, where they have one. Making this object is a collective: every
-    process must.
+    Without a ``DistributedSampler`` every row is counted as it is read, with a warning on several processes. Rows of a
+    stream with an index have the index as position. The constructor is a collective: every process must call it.
 
     Args:
-        loader: the dataloader of the set.
-        trainer: knows the processes.
+        loader: dataloader of the data set.
+        trainer: gives rank and number of processes.
 
     Attributes:
-        streamed: whether the set is a stream.
-        dealt: whether a ``DistributedSampler`` deals the rows out, or a single process reads a set that has places.
+        streamed: whether the data set is a stream.
+        dealt: whether a ``DistributedSampler`` splits the rows, or a single process reads a data set with positions.
     """
 
     def __init__(self, loader: Any, trainer: Trainer) -> None:
@@ -54,11 +53,11 @@ class RowPositions:
             _warn_of_doubt(loader, sampler)
 
     def next(self, count: int, index: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 for what is not counted.
+        """Positions of the next ``count`` rows, int64, and their weights: 1, or 0 if not counted.
 
         Args:
-            count: rows of the batch.
-            index: of the rows, int64, shape ``(count,)``, where the batch has one.
+            count: number of rows in the batch.
+            index: of the rows, int64, shape ``(count,)``; None if the batch has none.
         """
         taken = torch.full((count,), self.seen) if self.whole_batches else torch.arange(self.seen, self.seen + count)
         self.seen += 1 if self.whole_batches else count
@@ -69,7 +68,7 @@ class RowPositions:
 
 
 def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
-    # The batch sampler first: beside one of the user's, a DataLoader holds a plain sampler that it does not use.
+    # The batch sampler first: with a user's batch sampler, the DataLoader also has a plain sampler that it ignores.
     for holder in (getattr(loader, "batch_sampler", None), loader):
         sampler = getattr(holder, "sampler", None)
         if isinstance(sampler, DistributedSampler):
@@ -78,7 +77,7 @@ def _distributed_sampler(loader: Any) -> DistributedSampler[Any] | None:
 
 
 def _read_before(trainer: Trainer, sampler_rank: int) -> bool:
-    """Whether a process before this one has the same sampler rank; -1 stands for no such sampler."""
+    """Whether a process with a lower rank has the same sampler rank; -1 means that there is no such sampler."""
     strategy = trainer.strategy
     ranks = strategy.all_gather(torch.tensor([sampler_rank], device=strategy.root_device)).flatten().tolist()
     return sampler_rank >= 0 and sampler_rank in ranks[: trainer.global_rank]
@@ -88,13 +87,13 @@ def _warn_of_doubt(loader: Any, sampler: DistributedSampler[Any] | None) -> None
     batch_sampler = getattr(loader, "batch_sampler", None)
     if sampler is None:
         rank_zero_warn(
-            "Several processes read data without a DistributedSampler: rows that more than one of them reads are "
-            "counted more than once, and bounds are then too tight."
+            "Several processes read data without a DistributedSampler. If two of them read the same row, it is counted "
+            "twice, and bounds are too tight."
         )
     elif batch_sampler is not None and type(batch_sampler) is not BatchSampler and _pads(sampler):
         rank_zero_warn(
-            f"A DistributedSampler repeats some rows, and a {type(batch_sampler).__name__} makes batches of them. The "
-            "repeats are left out if it keeps the sampler's order; if it sorts rows, others are left out instead."
+            f"A DistributedSampler repeats some rows, and a {type(batch_sampler).__name__} groups them in batches. If "
+            "it keeps the sampler's order, the repeats are left out. If it sorts rows, other rows are left out instead."
         )
 
 
@@ -103,7 +102,7 @@ def _pads(sampler: DistributedSampler[Any]) -> bool:
 
 
 def first_loader(loaders: Any) -> Any:
-    """The first of the dataloaders that a trainer holds, in whatever collection."""
+    """The first dataloader in any collection that a trainer accepts."""
     if isinstance(loaders, CombinedLoader):
         loaders = loaders.flattened
     if isinstance(loaders, dict):
@@ -112,19 +111,19 @@ def first_loader(loaders: Any) -> Any:
 
 
 def is_truncated(num_batches: float, loader: Any) -> bool:
-    """Whether the trainer takes fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
+    """Whether the trainer reads fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
     try:
         return num_batches < len(loader)
-    except TypeError:  # a loader without a length is seen to its end, unless limited
+    except TypeError:  # a loader without a length is read to its end, unless limited
         return num_batches != float("inf")
 
 
 class Attendance:
-    """Compares what this process saw of a set with what was planned.
+    """Compares the rows and batches that this process read with those planned.
 
     Args:
-        loader: the dataloader of the set.
-        num_batches: how many of its batches the trainer takes; infinity where nobody knows.
+        loader: dataloader of the data set.
+        num_batches: number of batches that the trainer reads; infinity if unknown.
     """
 
     def __init__(self, loader: Any, num_batches: float) -> None:
@@ -134,29 +133,29 @@ class Attendance:
         self._begun, self._seen = 0, torch.zeros(2, dtype=torch.float64)
 
     def begin(self) -> None:
-        """A batch was handed out."""
+        """Record that a batch was loaded."""
         self._begun += 1
 
     def end(self, rows: int) -> None:
-        """It was read, with so many rows."""
+        """Record that the batch was read, with ``rows`` rows."""
         self._seen = self._seen + torch.tensor([1.0, rows], dtype=torch.float64)
 
     @property
     def missing(self) -> bool:
-        """Whether a part of the set is missing: by a limit, an early end, a step that broke off, or dropped rows."""
+        """Whether rows are missing: because of a limit, an early end, an aborted step, or dropped rows."""
         short = bool((self._seen < self._planned)[self._planned.isfinite()].any())
         return self._limited or short or self._begun > int(self._seen[0]) or any(self.faults)
 
     @property
     def faults(self) -> list[bool]:
-        """Which of ``certvae.reading.streams.FAULTS`` the stream has; it is read once more if it says a length."""
+        """Which of ``certvae.reading.streams.FAULTS`` the stream has. A stream with a length is read once more."""
         if self._limited or not is_stream(self._loader):
             return [False] * len(FAULTS)
         short = bool(self._seen[0] < self._planned[0] < math.inf)
         return [drops_rows(self._loader), short, not short and goes_on(self._loader, self._num_batches)]
 
     def counts(self) -> Tensor:
-        """Batches and rows that were seen and planned, and the faults; they add up over processes.
+        """Counts of batches and rows, read and planned, and the faults; they can be summed over processes.
 
         Returns:
             float64, shape ``(4 + faults,)``.
@@ -165,7 +164,7 @@ class Attendance:
 
 
 def _planned_rows(loader: Any) -> float:
-    """Rows that a loader hands out, or infinity where nobody knows: of streams, and of batches made by others."""
+    """Number of rows that a loader yields; infinity if unknown (streams, custom batch samplers)."""
     sampler, size = getattr(loader, "sampler", None), getattr(loader, "batch_size", None)
     batches = getattr(loader, "batch_sampler", None)
     if size is None or type(batches) is not BatchSampler or not hasattr(sampler, "__len__"):

@@ -1,4 +1,4 @@
-"""The three places where a code can be found: the step's output, a submodule's output, a function's answer."""
+"""Readers for the three sources of a code: the step's output, a submodule's output, and a function's result."""
 
 from collections.abc import Callable
 from copy import copy
@@ -32,35 +32,35 @@ __all__ = [
 ]
 
 CodeFunction = Callable[[Any, Any], Any]
-OURS = "certvae"  # marks in a graph what our reading added to it
+OURS = "certvae"  # marks the nodes that certvae adds to a graph
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Where the latent code of a model is, when the name of a submodule alone does not say it.
+    """Where the latent code of a model is, if the path of a submodule is not enough.
 
-    A string is short for the first two: ``"encoder.fc:chunk"`` is ``Latents("encoder.fc", "chunk")``, and ``":1,2"`` is
-    of the output of the module itself. Two names are short for two heads: ``("fc_mu", "fc_var")`` is
+    A string sets ``path`` and ``part``: ``"encoder.fc:chunk"`` is ``Latents("encoder.fc", "chunk")``, and ``":1,2"``
+    selects parts of the module's own output. Two names are two heads: ``("fc_mu", "fc_var")`` is
     ``Latents("fc_mu", scale_path="fc_var")``.
 
     Args:
         path: dotted path of the submodule whose output holds the code; empty, with a ``part``: the module itself. Or a
             function ``(pl_module, batch) -> output``.
-        part: which part of that output: ``"chunk"`` takes the first half of axis 1 as mean and the second as
-            log-variance; a key, an attribute or a position names the mean; two of them with a comma name mean and
-            log-variance, such as ``"mu,logvar"`` or ``"0,1"``.
-        spatial: what becomes of a code ``(B, C, h, w)``: ``"flatten"`` takes all its values, ``"pool"`` its mean over
-            positions. Of several samples a row, ``(B, S, latent_dim)``, ``"samples"`` takes the first.
-        calls: which call counts when the submodule is called several times in a step.
-        deterministic: whether the decoder receives the mean itself, without noise, as in a plain autoencoder. Then
-            there is no rate and no bracket, whatever else the submodule gives.
-        scale: what the second value is: ``"log_variance"``, ``"variance"``, ``"std"`` or ``"log_std"``, which is half
-            the log-variance. None: what the name of a part or attribute says (``std``, ``stddev``, ``scale``,
-            ``variance``, ``log_std``, ``logstd``, ``log_scale``), else the log-variance.
+        part: part of that output. ``"chunk"``: the first half of axis 1 is the mean, the second half the log-variance.
+            A key, an attribute or a position: the mean. Two of them with a comma, such as ``"mu,logvar"`` or
+            ``"0,1"``: mean and log-variance.
+        spatial: for a code ``(B, C, h, w)``: ``"flatten"`` uses all values, ``"pool"`` the mean over positions. For
+            several samples a row, ``(B, S, latent_dim)``: ``"samples"`` uses the first.
+        calls: which call is used if the submodule is called several times in a step.
+        deterministic: whether the decoder receives the mean without noise, as in a plain autoencoder. There is then no
+            rate and no bracket, even if the submodule returns a log-variance.
+        scale: kind of the second value: ``"log_variance"``, ``"variance"``, ``"std"`` or ``"log_std"`` (half the
+            log-variance). None: from the name of a part or attribute (``std``, ``stddev``, ``scale``, ``variance``,
+            ``log_std``, ``logstd``, ``log_scale``), else a log-variance.
         scale_path: dotted path of a second submodule, whose output is the scale.
 
     Raises:
-        ValueError: if an argument is not among these.
+        ValueError: if an argument is not one of these.
     """
 
     path: str | CodeFunction
@@ -88,63 +88,63 @@ class Latents:
 
     @property
     def shown(self) -> str:
-        """How messages write the source: the path in quotes, or the name of the function."""
+        """The source as shown in messages: the path in quotes, or the name of the function."""
         return getattr(self.path, "__name__", "function") if callable(self.path) else repr(self.path)
 
     @property
     def scale_head(self) -> "Latents | None":
-        """The second submodule, if there is one."""
+        """The second submodule as a source; None if there is none."""
         return Latents(self.scale_path, calls=self.calls) if self.scale_path else None
 
     def read(self, output: Any) -> Captured:
-        """The code in an output of the submodule; of two, the pair of both."""
+        """Read the code from the submodule's output; for two heads, from the pair of outputs."""
         captured = read_latents(output, self.part, self.spatial, self.scale, self.shown)
         return Captured(captured.mean, deterministic=True) if self.deterministic else captured
 
     def read_outputs(self, outputs: list[Any]) -> Captured:
-        """The code in the output of the submodule, or in those of both heads."""
+        """Read the code from the output of the submodule, or from the outputs of both heads."""
         if len(outputs) == 1:
             return self.read(outputs[0])
         return replace(self, part="").read((select_part(outputs[0], self.part), outputs[1]))
 
 
 class CodeReader(Protocol):
-    """What finds the code of a batch; :class:`certvae.reading.latents.LatentCapture` says when it is called."""
+    """Interface of the readers; :class:`certvae.reading.latents.LatentCapture` calls them."""
 
     def attach(self, module: nn.Module) -> None:
-        """Put a hook in place, where one is needed."""
+        """Register a hook if one is needed."""
 
     def listen(self, listening: bool) -> None:
-        """Start or stop catching, and forget what was caught."""
+        """Start or stop capturing, and discard what was captured."""
 
     def detach(self) -> None:
         """Remove the hook."""
 
     def read(self, module: nn.Module, batch: Any, outputs: Any) -> Captured:
-        """The code of the batch that was just seen."""
+        """The code of the current batch."""
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
-        """The same as it was given, whatever it is."""
+        """The raw output for the current batch."""
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
-        """The code of some of its rows, encoded once more."""
+        """The code of some rows of the batch, encoded again."""
 
 
 class _Unhooked:
-    """A place that needs no hook."""
+    """Base class of readers that need no hook."""
 
     def attach(self, module: nn.Module) -> None:
-        """Nothing to put in place."""
+        """Does nothing."""
 
     def listen(self, listening: bool) -> None:
-        """Nothing to forget."""
+        """Does nothing."""
 
     def detach(self) -> None:
-        """Nothing to remove."""
+        """Does nothing."""
 
 
 class StepCode(_Unhooked):
-    """Reads ``outputs["posterior"]`` of the module's own step, and ``outputs["rate"]`` if it is there."""
+    """Reads ``outputs["posterior"]`` of the module's own step, and ``outputs["rate"]`` if present."""
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
         """See :class:`CodeReader`.
@@ -168,7 +168,7 @@ class StepCode(_Unhooked):
         """See :class:`CodeReader`.
 
         Raises:
-            TypeError: if ``forward`` does not give the code for the batch's input.
+            TypeError: if ``forward`` does not return the code for the batch's input.
         """
         return read_latents(module(_rows_of(as_floats(select_inputs(batch)), rows, count)))
 
@@ -188,7 +188,7 @@ class FunctionCode(_Unhooked):
         return self.source.read(self._output(module, batch))
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
-        """See :class:`CodeReader`. No statistic of a batch norm moves."""
+        """See :class:`CodeReader`. Batch norm statistics are not updated."""
         return select_part(self._output(module, batch), self.source.part)
 
     def _output(self, module: nn.Module, batch: Any) -> Any:
@@ -202,10 +202,10 @@ class FunctionCode(_Unhooked):
 
 
 class SubmoduleCode:
-    """Catches a submodule's output by a hook.
+    """Captures a submodule's output by a hook.
 
     Args:
-        source: names it.
+        source: its ``path`` is the submodule.
     """
 
     def __init__(self, source: Latents) -> None:
@@ -220,7 +220,7 @@ class SubmoduleCode:
         """See :class:`CodeReader`.
 
         Raises:
-            ValueError: if there is no submodule of this name.
+            ValueError: if there is no submodule with this name.
         """
         self.detach()
         submodule = submodule_of(self.source, module)
@@ -236,11 +236,11 @@ class SubmoduleCode:
         self._begun.append(self._calls)
 
     def _catch(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        # Wrapped for several processes, a module's step is a call of the module too, around that of its `forward`.
+        # Under DDP the step itself is a call of the module, which contains the call of its `forward`.
         outer = bool(self._begun) and self._begun.pop() < self._calls
         self._calls += 1
         if self._listening and not outer:
-            # A copy: what a step does in place to the output afterwards is not the encoder's answer.
+            # A copy, because the step may later change the output in place.
             self._caught.append(copied(output, _marked))
             self._inputs = inputs
 
@@ -255,7 +255,7 @@ class SubmoduleCode:
         """See :class:`CodeReader`.
 
         Raises:
-            ValueError: if nothing was caught, or more than one call and none was chosen.
+            ValueError: if nothing was captured, or several calls were captured and ``calls`` selects none.
         """
         return self.source.read(self.latest())
 
@@ -264,7 +264,7 @@ class SubmoduleCode:
         return select_part(self.latest(), self.source.part)
 
     def latest(self) -> Any:
-        """The whole output of the call that counts, which is forgotten."""
+        """The whole output of the selected call; the captured outputs are then discarded."""
         caught, self._caught = self._caught, []
         return _choose(caught, self.source)
 
@@ -273,7 +273,7 @@ class SubmoduleCode:
         return self.source.read(self.call_again(module, rows, count))
 
     def call_again(self, module: nn.Module, rows: Tensor, count: int) -> Any:
-        """The whole output for some of the rows that were just seen."""
+        """The whole output for some rows of the current batch."""
         listening, self._listening = self._listening, False
         output = submodule_of(self.source, module)(*_rows_of(self._inputs, rows, count))
         self._listening = listening
@@ -281,10 +281,10 @@ class SubmoduleCode:
 
 
 class HeadsCode:
-    """Catches the outputs of two submodules: that of the mean, and that of the scale.
+    """Captures the outputs of two submodules: one gives the mean, the other the scale.
 
     Args:
-        source: names both.
+        source: its ``path`` gives the mean, its ``scale_path`` the scale.
     """
 
     def __init__(self, source: Latents) -> None:
@@ -312,7 +312,7 @@ class HeadsCode:
         return self.source.read_outputs([self._mean.latest(), self._scale.latest()])
 
     def output(self, module: nn.Module, batch: Any, outputs: Any) -> Any:
-        """See :class:`CodeReader`: the pair."""
+        """See :class:`CodeReader`; the result is the pair of outputs."""
         return self._mean.output(module, batch, outputs), self._scale.latest()
 
     def read_again(self, module: nn.Module, batch: Any, rows: Tensor, count: int) -> Captured:
@@ -325,7 +325,7 @@ def submodule_of(source: Latents, module: nn.Module) -> nn.Module:
     """The submodule that a source names.
 
     Raises:
-        ValueError: if there is none of this name.
+        ValueError: if there is no submodule with this name.
     """
     assert isinstance(source.path, str)
     try:
@@ -335,7 +335,7 @@ def submodule_of(source: Latents, module: nn.Module) -> nn.Module:
 
 
 def _rows_of(value: Any, rows: Tensor, count: int) -> Any:
-    """Some rows of every tensor that has one for each row of the batch."""
+    """Select rows from every tensor whose first axis has the batch's length."""
 
     def pick(tensor: Tensor) -> Tensor:
         return tensor[rows.to(tensor.device)] if tensor.ndim and tensor.shape[0] == count else tensor
@@ -352,7 +352,7 @@ def _marked(value: Tensor) -> Tensor:
 
 
 def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of an encoder's output with other tensors in the places of its own."""
+    """A copy of an encoder's output with ``change`` applied to every tensor."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple | list):
@@ -374,12 +374,12 @@ def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def _choose(caught: list[Any], source: Latents) -> Any:
     if not caught:
         raise ValueError(
-            f"`latents={source.path!r}` was not called during this step, so nothing was caught. Name a submodule that "
+            f"`latents={source.path!r}` was not called during this step, so there is no code. Name a submodule that "
             "the step calls; a model that was compiled and run before needs torch.compiler.reset() first."
         )
     if len(caught) > 1 and source.calls == "error":
         raise ValueError(
-            f"`latents={source.path!r}` was called {len(caught)} times in one step; say which call is meant, "
+            f"`latents={source.path!r}` was called {len(caught)} times in one step; choose a call, "
             f"Latents({source.path!r}, calls='first') or 'last', or give a function (pl_module, batch) -> code."
         )
     return caught[0 if source.calls == "first" else -1]

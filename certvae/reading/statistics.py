@@ -1,4 +1,4 @@
-"""Calling a part of a module once more without moving the statistics that a batch norm keeps."""
+"""Calls a part of a module again without updating batch norm statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +12,10 @@ __all__ = ["kept_statistics"]
 
 @contextmanager
 def kept_statistics(module: nn.Module) -> Iterator[None]:
-    """Normalize as the mode says, and leave running means and variances as they are.
+    """Context in which batch norms do not update their running means and variances.
 
-    In training mode a batch norm then still uses the statistics of the batch, so that the same rows get the same code
-    as in the step. Nothing is written back afterwards: a backward pass would refuse a buffer that had been.
+    In training mode a batch norm still uses the statistics of the batch, so the same rows get the same code as in the
+    step. Buffers are not restored afterwards, because writing them in place would break the backward pass.
     """
     batch_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
     others = {part: part.momentum for part in module.modules() if isinstance(part, _InstanceNorm)}

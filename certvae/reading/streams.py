@@ -1,4 +1,4 @@
-"""Streams: iterable data sets, whose length is a claim and whose rows nobody deals out."""
+"""Streams: iterable data sets, whose length may be wrong and whose rows no sampler splits over processes."""
 
 from itertools import islice
 from typing import Any
@@ -14,43 +14,43 @@ from certvae.theory.row_noise import row_hash
 
 __all__ = ["FAULTS", "READ_TWICE", "CountedRows", "drops_rows", "goes_on", "is_stream", "own_index"]
 
-READ_TWICE = "rows: "  # how a finding begins that is about rows and not about a witness or an encoder
-MANY = 0.01  # share of rows with equal contents that a set may have by itself
+READ_TWICE = "rows: "  # prefix of a finding about rows; other findings are about a witness or an encoder
+MANY = 0.01  # tolerated share of rows with equal contents
 FAULTS = {
-    "dropped": "the stream drops its last rows, so that the rows depend on the number of processes: give "
+    "dropped": "the stream drops its last rows, so the rows depend on the number of processes: give "
     "`drop_last=False` to StreamingDataset or DataLoader",
-    "short": "the stream ended before the length that it says: say no length (WebDataset: leave out `with_length`), "
-    "or the one that this process reads",
-    "long": "the stream goes on after the length that it says: say no length (WebDataset: leave out `with_length` "
+    "short": "the stream ended before the length that it states: set no length (WebDataset: omit `with_length`), "
+    "or the number of rows that this process reads",
+    "long": "the stream goes on after the length that it states: set no length (WebDataset: omit `with_length` "
     "and `with_epoch`), or load it with num_workers=0",
 }
 ADVICE = (
-    "rows that were compared had been counted before, so that bounds are too tight: let each process read rows of its "
-    "own (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; torch: an IterableDataset that takes every "
+    "rows that were compared had been counted before, so the bounds are too tight: let each process read different "
+    "rows (WebDataset: nodesplitter=wds.split_by_node and no `resampled`; torch: an IterableDataset that yields every "
     "world-size-th row, or a DistributedSampler)"
 )
 _GOES_ON: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def is_stream(loader: Any) -> bool:
-    """Whether a loader reads an iterable data set, or is one."""
+    """Whether a loader reads, or itself is, an iterable data set."""
     return isinstance(loader, IterableDataset) or isinstance(getattr(loader, "dataset", None), IterableDataset)
 
 
 def drops_rows(loader: Any) -> bool:
-    """Whether a stream leaves out rows at its end; LitData's does so by default on several processes."""
+    """Whether a stream drops rows at its end; LitData does so by default on several processes."""
     holders = (loader, getattr(loader, "dataset", None))
     return is_stream(loader) and any(getattr(holder, "drop_last", False) is True for holder in holders)
 
 
 def goes_on(loader: Any, num_batches: float) -> bool:
-    """Whether a stream has batches after those that its length promises, which a trainer does not take.
+    """Whether a stream has more batches than its length states; a trainer would not read them.
 
-    It is read once more to find out, without the model; the answer is kept as long as the loader is.
+    The stream is read once more to find out, without the model. The result is cached for the life of the loader.
 
     Args:
         loader: any dataloader.
-        num_batches: how many of its batches the trainer takes.
+        num_batches: number of batches that the trainer reads.
     """
     if not is_stream(loader) or num_batches == float("inf"):
         return False
@@ -61,20 +61,20 @@ def goes_on(loader: Any, num_batches: float) -> bool:
 
 
 def own_index(loader: Any, index: Tensor | None, count: int) -> Tensor | None:
-    """The index of a stream's rows where it names each of them: whole numbers from 0 on, all different in the batch."""
+    """The index of a stream's rows if it is valid: integers from 0, all different in the batch; otherwise None."""
     if not is_stream(loader) or index is None or len(index) != count or not count:
         return None
     return index.long() if int(index.min()) >= 0 and index.unique().numel() == count else None
 
 
 class CountedRows:
-    """Finds rows that are counted more than once, within a process or by several of them.
+    """Detects rows that are counted more than once, by one process or by several.
 
-    Kept are the contents and the indices with the smallest hash. They are the same on every process that reads them, so
-    that a share of rows that is read twice shows as the same share of those kept, in bounded memory.
+    It keeps the contents and indices with the smallest hashes. All processes keep the same ones of the rows that they
+    share. So the share of repeated rows can be estimated from those kept, in bounded memory.
 
     Args:
-        size: rows kept.
+        size: number of rows kept.
     """
 
     def __init__(self, size: int = 1024) -> None:
@@ -88,9 +88,9 @@ class CountedRows:
 
         Args:
             inputs: shape ``(B, ...)``.
-            index: of the rows, int64, shape ``(B,)``, where they have one.
+            index: of the rows, int64, shape ``(B,)``, or None.
         """
-        if inputs.is_nested or not len(inputs):  # no hash is made of rows of several lengths
+        if inputs.is_nested or not len(inputs):  # rows of different lengths are not hashed
             self._named &= not inputs.is_nested
             return
         contents = named = row_hash(inputs)
@@ -108,7 +108,7 @@ class CountedRows:
         return distinct[: self.size], totals[: self.size]
 
     def gather(self, trainer: Trainer, device: torch.device) -> str:
-        """What was found, in words, the same on all processes; empty if nothing. Collectives."""
+        """The finding in words, equal on all processes; empty if there is none. Runs collectives."""
         own = [self._padded(*table) for table in self._kept]
         named = torch.full_like(own[0], int(self._named))
         found = trainer.strategy.all_gather(torch.stack([*own, named]).to(device)).view(-1, 3, 2, self.size).cpu()
@@ -124,17 +124,19 @@ class CountedRows:
 
 
 def _repeats(tables: Tensor, own_share: float) -> tuple[int, int]:
-    """Rows that were counted before, and rows that were compared.
+    """Number of repeated rows, and number of rows compared.
 
-    Different rows may have equal contents. A set shows nothing where a process by itself sees more of them than a
-    share, or where they are no more than that.
+    Different rows may have equal contents. So the number of repeats is 0 if it is at most ``own_share`` of the rows,
+    or if one process alone sees more than this share of repeats.
 
     Args:
         tables: hashes and counts of each process, int64, shape ``(processes, 2, size)``.
-        own_share: of rows that the set may repeat by itself; 1 where each row has a name.
+        own_share: share of rows that the data set itself may repeat; 1 if each row has an index, so that every repeat
+            counts.
     """
     keys, counts = tables[:, 0], tables[:, 1]
-    known = (keys <= keys.amax(dim=1).min()) & (counts > 0)  # beyond, a process has kept no rows
+    known = (keys <= keys.amax(dim=1).min()) & (counts > 0)  # above this hash some process has kept no rows
+
     distinct, place = keys[known].unique(return_inverse=True)
     total = torch.zeros_like(distinct).index_add_(0, place, counts[known])
     again, rows = int((total - 1).sum()), int(total.sum())

@@ -1,4 +1,4 @@
-"""What every teacher is: a fixed distribution over K components, given an input."""
+"""The base class of teachers: a fixed distribution over K components, given an input."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -26,26 +26,26 @@ VALUE_TOLERANCE = 0.01
 
 
 class TeacherMismatchError(ValueError):
-    """The teacher was made for other data than it was given."""
+    """The data differs from the data that the teacher was made for."""
 
 
 class Teacher(nn.Module):
-    """A fixed distribution over components given an input.
+    """Base class of teachers: a fixed distribution over K components, given an input.
 
-    A teacher of your own is a subclass with a ``kind``, :meth:`forward` and :meth:`tensors`. Its files are loaded by
-    :func:`certvae.load_teacher` once the module that defines it is imported. :meth:`from_tensors` rebuilds it; the
-    default calls the class with the card, ``average=`` and each tensor by its name.
+    To write your own teacher, subclass it with a ``kind``, :meth:`forward` and :meth:`tensors`. Import the module that
+    defines it before you load its files with :func:`certvae.load_teacher`. :meth:`from_tensors` rebuilds the teacher;
+    the default calls the class with the card, ``average=`` and each tensor by its name.
 
     Args:
-        card: what the teacher is; see :class:`TeacherCard`.
-        average: its mean over training rows, float64, shape ``(K,)``; None until :meth:`measure` was called.
+        card: description of the teacher; see :class:`TeacherCard`.
+        average: mean teacher over training rows, float64, shape ``(K,)``; None until :meth:`measure` is called.
 
     Raises:
         ValueError: if ``average`` is not a distribution over the card's components.
 
     Attributes:
-        kind: the name of the subclass in files. A subclass without one cannot be saved; one that inherits it is loaded
-            as the class that it inherits it from.
+        kind: name of the subclass in files. A subclass without a kind cannot be saved. A subclass that inherits its
+            kind is loaded as the parent class.
     """
 
     kind: str = ""
@@ -54,17 +54,17 @@ class Teacher(nn.Module):
         """Register the subclass under its ``kind``.
 
         Raises:
-            TypeError: if another class has that kind already.
+            TypeError: if another class already has this kind.
         """
         super().__init_subclass__(**kwargs)
         kind = vars(cls).get("kind")
         if kind is None:
             return
         other = _KINDS.get(kind, cls)
-        # A notebook's cell that is run again defines the same class anew.
+        # A notebook cell that is run again redefines the same class.
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise TypeError(
-                f"`kind = {kind!r}` of {cls.__qualname__} is that of {other.__module__}.{other.__qualname__} already; "
+                f"`kind = {kind!r}` of {cls.__qualname__} is already used by {other.__module__}.{other.__qualname__}; "
                 "give it another."
             )
         _KINDS[kind] = cls
@@ -82,14 +82,14 @@ class Teacher(nn.Module):
 
         Args:
             images: inputs, shape ``(B, *image_shape)``.
-            index: position of each row in its data set, shape ``(B,)``; only a :class:`TargetTable` needs it.
+            index: position of each row in its data set, int64, shape ``(B,)``; only a :class:`TargetTable` needs it.
 
         Returns:
             Probabilities, float32 or wider, shape ``(B, K)``.
         """
 
     def _apply(self: T, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> T:
-        # A precision plugin casts the module that holds a teacher; a fixed teacher moves, and keeps its numbers.
+        # A precision plugin casts the module that holds a teacher. The teacher changes its device only, not its dtype.
         return super()._apply(lambda value: value.to(fn(value).device), recurse)
 
     @abstractmethod
@@ -98,23 +98,23 @@ class Teacher(nn.Module):
 
     @classmethod
     def from_tensors(cls, card: TeacherCard, average: Tensor | None, tensors: dict[str, Tensor]) -> "Teacher":
-        """Rebuild from what a file holds.
+        """Rebuild the teacher from a file's contents.
 
-        A subclass may take named parts in addition, which :func:`certvae.load_teacher` hands on: as
+        A subclass may take further named arguments, which :func:`certvae.load_teacher` passes on:
         :class:`certvae.teachers.NetworkTeacher` takes ``network``.
         """
         make: Callable[..., Teacher] = cls
         return make(card, average=average, **tensors)
 
     def prepared(self, images: Tensor) -> Tensor:
-        """What a batch holds as the teacher's input: uint8 images are scaled to [0, 1]."""
+        """Convert a batch's images to the teacher's input: uint8 images are scaled to [0, 1]."""
         return as_floats(images)
 
     def row_weights(self, images: Tensor) -> Tensor | None:
-        """What each row counts, float64, shape ``(B,)``, from 0 to 1; None where all count alike.
+        """Weight of each row, from 0 to 1, float64, shape ``(B,)``; None if all weights are 1.
 
         Args:
-            images: inputs, as for :meth:`forward`.
+            images: inputs, see :meth:`forward`.
         """
         return None
 
@@ -142,7 +142,7 @@ class Teacher(nn.Module):
         """The teacher's mean over training rows.
 
         Raises:
-            ValueError: if the teacher was never measured.
+            ValueError: if :meth:`measure` was never called.
         """
         if self.average is None or self.card.information_train is None:
             raise ValueError(
@@ -154,18 +154,18 @@ class Teacher(nn.Module):
     @torch.no_grad()
     @kept_random_state()
     def measure(self: T, batches: Iterable[Any], images: InputSource = 0) -> T:
-        """Record the average, the information and the energy on training rows; returns the teacher itself.
+        """Compute the average, the information and the energy on training rows; returns the teacher itself.
 
-        The global random state is afterwards as it was before, although a loader that shuffles draws from it.
+        The global random state is restored afterwards, even if the loader shuffles.
 
         Args:
             batches: batches of training rows, such as a dataloader; uint8 images are scaled to [0, 1].
-            images: where the teacher's input stands in a batch, as for the callbacks: a position, a key or an
-                attribute, or a function of the batch.
+            images: where the teacher's input is in a batch, as for the callbacks: a position, a key or an attribute, or
+                a function of the batch.
 
         Raises:
-            TypeError: if ``batches`` cannot be iterated over.
-            ValueError: if they hold no row.
+            TypeError: if ``batches`` is not iterable.
+            ValueError: if there is no row with positive weight.
         """
         totals = CertificateSums.unpack(
             torch.zeros(CertificateSums.packed_size(self.num_components), dtype=torch.float64),
@@ -192,12 +192,12 @@ class Teacher(nn.Module):
         return self
 
     def witness(self, latent_dim: int, scale: float = 2.0, prior: bool = True) -> SimplexWitness:
-        """The simplex witness that belongs to this teacher.
+        """The simplex witness for this teacher.
 
         Args:
             latent_dim: size of the latent, at least ``K - 1``.
             scale: factor of the code.
-            prior: whether the zero code answers the teacher's average instead of the uniform distribution.
+            prior: whether the witness answers the teacher's average at ``z = 0``, instead of the uniform distribution.
         """
         average = self.measured_average() if prior else None
         return SimplexWitness(self.num_components, latent_dim, scale, average)
@@ -206,7 +206,7 @@ class Teacher(nn.Module):
         """Reject data that this teacher was not made for.
 
         Raises:
-            TeacherMismatchError: if shape or fingerprint are known on both sides and differ.
+            TeacherMismatchError: if shapes or fingerprints are both known and differ.
         """
         card = self.card
         known = isinstance(image_shape, tuple | list)
@@ -225,7 +225,7 @@ class Teacher(nn.Module):
         """Reject inputs of another shape or value range.
 
         Raises:
-            TeacherMismatchError: naming what was expected and what came.
+            TeacherMismatchError: if the shape or the value range differs. The message names both.
         """
         self.check_data(tuple(images.shape[1:]))
         if self.card.value_range is None or images.numel() == 0:
@@ -244,7 +244,7 @@ _KINDS: dict[str, type[Teacher]] = {}
 
 
 def kind_named(kind: str) -> type[Teacher]:
-    """The class that is registered under a kind.
+    """The teacher class that is registered under a kind.
 
     Raises:
         LookupError: if there is none.
@@ -258,10 +258,10 @@ def kind_named(kind: str) -> type[Teacher]:
 
 
 def check_average(card: TeacherCard, average: Tensor | None) -> None:
-    """Reject an average that is not a distribution over the card's components.
+    """Check that an average is a distribution over the card's components.
 
     Raises:
-        ValueError: saying what came.
+        ValueError: if it is not.
     """
     if average is None:
         return
@@ -271,7 +271,7 @@ def check_average(card: TeacherCard, average: Tensor | None) -> None:
 
 
 def flat_float64(images: Tensor) -> Tensor:
-    """Rows of values in float64, shape ``(B, D)``; on the CPU where the device has no float64."""
+    """Rows of values in float64, shape ``(B, D)``; on the CPU if the device has no float64."""
     return as_float64(images.flatten(start_dim=1))
 
 

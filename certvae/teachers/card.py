@@ -1,4 +1,4 @@
-"""The card of a teacher: what it is, what it was made from, and what was measured."""
+"""The card of a teacher: its description, its data and its measurements."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -9,38 +9,38 @@ from certvae.theory.arguments import as_fraction, as_number, as_whole_number
 
 __all__ = ["TeacherCard"]
 
-MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
+MOST_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers, 8 GiB at this K
 TEXT_LIMIT = 2000  # characters of the card's texts
-NAME_LIMIT, NAMES_LIMIT = 100, 2**18  # characters of a name, and of all names: a certificate must hold them too
+NAME_LIMIT, NAMES_LIMIT = 100, 2**18  # characters of a name, and of all names, which must fit in a certificate
 
 
 @dataclass(frozen=True)
 class TeacherCard:
-    """What a teacher file says about its teacher.
+    """Description of a teacher, stored in its file: settings, data and measurements.
 
     Attributes:
         num_components: K.
         temperature: divisor of the log-posteriors; higher is softer.
         floor: every probability is at least ``floor / K``.
-        seed: seed of the search, if there was one.
-        image_shape: shape of one input, without the batch axis; None fits any.
-        value_range: smallest and largest value that an input may have; None fits any.
-        fingerprint: digest of the data set that the teacher was made from; None fits any.
+        seed: seed of the search; None without a search.
+        image_shape: shape of one input, without the batch axis; None: any.
+        value_range: smallest and largest allowed input value; None: any.
+        fingerprint: digest of the data set that the teacher was made from; None: any.
         information_train: teacher information on training rows, nats; None until measured.
         information_held_out: teacher information on held-out rows, nats.
         energy: mean energy of the inverse code at witness scale 1 with the average as prior, nats. Divide by the
             square of the scale.
-        largest_eigenvalue: of the data's covariance: a plain VAE with ``beta * s2`` above it collapses fully in the
-            linear theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
+        largest_eigenvalue: of the data's covariance. In the linear theory a plain VAE with ``beta * s2`` above it
+            collapses fully (Lucas et al., 2019, https://arxiv.org/abs/1911.02469).
         choice: one sentence on why the search chose this teacher.
-        ignore: the label of rows without one, which weigh 0; None: every row counts.
-        names: of the components, K of them, each printable text of 1 to 100 characters and 262,144 in all; None: they
-            have none.
+        ignore: label of rows without a class, which get weight 0; None: every row counts.
+        names: of the K components, each printable text of 1 to 100 characters, 262,144 characters in total; None: no
+            names.
 
     Raises:
-        TypeError: if a value is not of its type.
+        TypeError: if a value has the wrong type.
         ValueError: if ``num_components`` is not from 2 to 32,768, ``temperature`` not from 1e-6 to 1e6 or ``floor`` not
-            in [0, 1), or if another value could not have been measured.
+            in [0, 1), or if another value is impossible.
     """
 
     num_components: int
@@ -75,12 +75,12 @@ class TeacherCard:
         self._check_ignore()
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for a file; what is new only where it is used, so that files without it stay as they were."""
+        """Plain values for a file. Newer fields are written only if used, so older files do not change."""
         new = ("names", "ignore")
         return {key: value for key, value in asdict(self).items() if value is not None or key not in new}
 
     def naming(self) -> dict[str, list[str]]:
-        """The entry of a certificate's provenance that names the components; empty where they have no names."""
+        """The component names as an entry for a certificate's provenance; empty without names."""
         return {} if self.names is None else {"component_names": list(self.names)}
 
     def _check_ignore(self) -> None:
@@ -88,7 +88,7 @@ class TeacherCard:
             return
         if 0 <= as_whole_number(self.ignore, "ignore", -(2**63), 2**63) < self.num_components:
             raise ValueError(
-                f"`ignore` must be no label of a class: below 0, or at least {self.num_components}, got {self.ignore}."
+                f"`ignore` must not be a class label: below 0, or at least {self.num_components}, got {self.ignore}."
             )
 
     def _check_inputs(self) -> None:
@@ -111,11 +111,12 @@ class TeacherCard:
 
 
 def check_names(names: object, num_components: int) -> None:
-    """Reject what cannot be the names of a teacher's components.
+    """Check the names of a teacher's components.
 
     Raises:
-        TypeError: if they are no tuple of text.
-        ValueError: if there is not one for each component, or one is no printable text of 1 to 100 characters.
+        TypeError: if they are not a tuple of text.
+        ValueError: if their number is not K, a name is not printable text of 1 to 100 characters, or all names together
+            are too long.
     """
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         raise TypeError("`names` must be a tuple of text, one for each component.")

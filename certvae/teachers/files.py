@@ -1,6 +1,6 @@
 """The format of teacher files: safetensors, with the card and a digest of the tensors in the header.
 
-Nothing here knows a kind of teacher, and reading runs no code.
+The format is the same for all kinds of teachers, and reading runs no code.
 """
 
 import json
@@ -21,23 +21,23 @@ from certvae.teachers.shipped import shipped_teachers
 __all__ = ["TeacherFile", "TeacherFileError", "read_teacher_file", "write_teacher_file"]
 
 SCHEMA = "certvae.teacher/1"
-TEACHER_LIMIT = 2**34  # bytes; fixed targets for a million images of 4,000 components
-HEADER_LIMIT = 2**23  # bytes; a network of 50,000 tensors
+TEACHER_LIMIT = 2**34  # bytes; enough for targets of a million images with 4,000 components
+HEADER_LIMIT = 2**23  # bytes; enough for a network of 50,000 tensors
 
 
 class TeacherFileError(ValueError):
-    """A file is not a teacher, is damaged, or does not hold what its header says."""
+    """The file is not a teacher, is damaged, or does not match its header."""
 
 
 @dataclass(frozen=True)
 class TeacherFile:
-    """What a teacher file holds.
+    """The contents of a teacher file.
 
     Attributes:
-        kind: name of the teacher's class.
-        card: what the teacher is.
-        average: its mean over training rows, shape ``(K,)``, if it was measured.
-        tensors: what the class is rebuilt from.
+        kind: kind of the teacher's class.
+        card: description of the teacher.
+        average: mean teacher over training rows, shape ``(K,)``; None if not measured.
+        tensors: tensors from which the teacher is rebuilt.
     """
 
     kind: str
@@ -51,24 +51,24 @@ def write_teacher_file(path: str | Path, kind: str, card: dict[str, Any], tensor
 
     Args:
         path: of the file.
-        kind: name of the teacher's class.
-        card: its card, plain values.
-        tensors: what it is rebuilt from, with ``average`` if it was measured.
+        kind: kind of the teacher's class.
+        card: the card as plain values.
+        tensors: tensors from which the teacher is rebuilt, with ``average`` if it was measured.
     """
     kept = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     header = {"schema": SCHEMA, "kind": kind, "card": card}
     header["sha256"] = _digest(header, kept)
-    # One entry, because safetensors does not keep the order of several.
+    # One entry, because safetensors does not keep the order of several entries.
     return write_atomic(path, save(kept, metadata={"certvae": json.dumps(header)}))
 
 
 def read_teacher_file(path: str | Path) -> TeacherFile:
-    """Read a teacher file, and check it against the digest that its header states.
+    """Read a teacher file and check its digest.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        TeacherFileError: if the file is not a teacher, is damaged, or its card is one that no teacher can have.
-        OSError: if it may not be read.
+        TeacherFileError: if the file is not a teacher, is damaged, or has an invalid card.
+        OSError: if it cannot be read.
     """
     try:
         path = regular_file(path, TEACHER_LIMIT, "teacher")
@@ -113,7 +113,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_header(path: Path) -> None:
-    """Refuse what safetensors would read: a long header, or one that names a tensor twice."""
+    """Reject headers that safetensors would accept: a header that is too long, or that names a tensor twice."""
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         if size > HEADER_LIMIT:
@@ -134,7 +134,7 @@ def _read_card(header: dict[str, Any], path: Path) -> TeacherCard:
 
 
 def one_line(error: Exception) -> str:
-    """An error's message, cut short, to stand within another."""
+    """The first line of an error's message, shortened, for use in another message."""
     return str(error).replace("\n", " ")[:500].rstrip(".")
 
 

@@ -15,28 +15,27 @@ __all__ = ["LabelTeacher"]
 class LabelTeacher(Teacher):
     r"""Class labels, smoothed: :math:`T(\cdot|x) = (1 - \epsilon)\, onehot(y) + \epsilon / K`.
 
-    Its input is the label, so ``images`` of a callback and of ``measure`` says where the label stands in the
-    batch: ``LabelTeacher(10).measure(train_dataloader, images=1)``. A tensor of all training labels will do:
+    Its input is the label, so the argument ``images`` of callbacks and of ``measure`` is the place of the label in the
+    batch: ``LabelTeacher(10).measure(train_dataloader, images=1)``. A tensor of all training labels works too:
     ``LabelTeacher(10).measure([labels])``. With class shares :math:`p` and :math:`a = 1 - \epsilon + \epsilon / K`,
-    :math:`b = \epsilon / K`, its information is :math:`H((1 - \epsilon) p + b) + a \log a + (K - 1)\, b \log b`.
+    :math:`b = \epsilon / K`, its information is :math:`H((1 - \epsilon) p + b) + a \log a + (K - 1)\, b \log b` nats.
 
-    The input that a certificate then speaks of is all that the encoder receives. An encoder that is given the label,
-    as in a conditional VAE, is certified by copying it.
+    The certificate is then about everything that the encoder receives. If the encoder receives the label, as in a
+    conditional VAE, it is certified for copying the label.
 
     Args:
         num_classes: K.
-        smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1); without any, no code of finite
-            energy predicts the labels.
-        names: of the classes, in the order of their labels, such as ``data.classes`` of torchvision. The certificate
-            names the classes that pass and those that are lost by them.
-        ignore: the label of rows without one, such as -1; these rows weigh 0 in the teacher's average, in the
-            certificate and in alignment. No label of a class.
+        smoothing: share :math:`\epsilon` of the uniform distribution, in [0, 1). With 0, no code of finite energy
+            predicts the labels exactly.
+        names: of the classes, in the order of their labels, such as torchvision's ``data.classes``. Certificates use
+            them for the components.
+        ignore: label of rows without a class, such as -1. These rows get weight 0 in the teacher's average, in the
+            certificate and in alignment. It must not be the label of a class.
 
     Raises:
-        TypeError: if an argument is not a number, or ``names`` are no list of text.
+        TypeError: if an argument is not a number, or ``names`` is not a list of text.
         ValueError: if ``num_classes`` is below 2, ``smoothing`` is not in [0, 1), ``ignore`` is a class, or ``names``
-            are not ``num_classes``
-            printable texts of at most 100 characters.
+            are not ``num_classes`` printable texts of at most 100 characters.
     """
 
     kind = "labels"
@@ -58,7 +57,7 @@ class LabelTeacher(Teacher):
         """Rebuild from a file's card.
 
         Raises:
-            ValueError: if the file holds tensors, of which this teacher has none.
+            ValueError: if the file holds tensors other than the average.
         """
         if tensors:
             raise ValueError(f"a label teacher has no tensors but its average, got {sorted(tensors)[:5]}.")
@@ -68,19 +67,19 @@ class LabelTeacher(Teacher):
         return teacher
 
     def prepared(self, images: Tensor) -> Tensor:
-        """Labels as they are: whole numbers are not pixels."""
+        """The labels, unchanged: uint8 labels are not scaled like pixels."""
         return images
 
     def check_values(self, images: Tensor) -> None:
-        """Reject what is not a label for each row.
+        """Check that the input is one class label a row.
 
         Raises:
-            TypeError: if they are not whole numbers.
-            ValueError: if there is not one in a row, or one is not in ``0 ... K - 1``.
+            TypeError: if the labels are not whole numbers.
+            ValueError: if the shape is not ``(B,)``, or a label is not in ``0 ... K - 1``.
         """
         if images.is_floating_point() or images.is_complex():
             raise TypeError(
-                "a label teacher is asked about class labels, whole numbers of shape (B,), got "
+                "a label teacher needs class labels, whole numbers of shape (B,), got "
                 f"{images.dtype} of shape {tuple(images.shape)}. Say where they stand in the batch, `images=1` or "
                 "`images='label'`; labels in floats need `images=lambda batch: batch[1].long()`."
             )
@@ -103,7 +102,7 @@ class LabelTeacher(Teacher):
         return self.num_components - 1 if self.card.ignore is None else self.card.ignore
 
     def row_weights(self, images: Tensor) -> Tensor | None:
-        """0 for rows whose label is to be ignored, 1 for others; None if no label is."""
+        """Weights: 0 for rows with the ignored label, else 1; None if no label is ignored."""
         if self.card.ignore is None:
             return None
         return (_column(images).to(float64_device(images.device)) != self.card.ignore).double()
@@ -112,7 +111,7 @@ class LabelTeacher(Teacher):
         self.check_values(images)
         labels = _column(images).to(float64_device(images.device)).long()
         if self.card.ignore is not None:
-            labels = labels.where(labels != self.card.ignore, 0)  # such a row weighs 0, whatever is answered
+            labels = labels.where(labels != self.card.ignore, 0)  # these rows have weight 0, so any answer will do
         hard = nn.functional.one_hot(labels, self.num_components).to(torch.float64)
         return (1 - self.card.floor) * hard + self.card.floor / self.num_components
 

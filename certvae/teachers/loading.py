@@ -1,4 +1,4 @@
-"""Loading a teacher of any kind that is registered."""
+"""Loads a teacher of any registered kind."""
 
 import inspect
 from pathlib import Path
@@ -17,17 +17,17 @@ def load_teacher(path: str | Path, **parts: Any) -> Teacher:
     Args:
         path: a safetensors file written by :meth:`certvae.teachers.Teacher.save`, or the name of a teacher that comes
             with the package: ``"cifar100"`` or ``"tiny_imagenet"``.
-        parts: what the file does not hold and the teacher's kind needs: of a :class:`certvae.teachers.NetworkTeacher`
-            ``network``, the module that takes the weights.
+        parts: arguments that the teacher's kind needs and the file does not hold: for a
+            :class:`certvae.teachers.NetworkTeacher`, ``network``, the module that takes the weights.
 
     Returns:
         The teacher, on the CPU.
 
     Raises:
         FileNotFoundError: if there is no such regular file.
-        TeacherFileError: if the file is not a teacher or is damaged, if it holds what no teacher may hold, if no
-            imported module defines its kind, or if ``parts`` are not those of its kind.
-        OSError: if it may not be read.
+        TeacherFileError: if the file is not a teacher, is damaged or holds invalid values, no imported module defines
+            its kind, or ``parts`` do not fit its kind.
+        OSError: if it cannot be read.
     """
     found = read_teacher_file(teacher_file(path))
     try:

@@ -11,8 +11,8 @@ from certvae.theory.arguments import float64_device
 
 __all__ = ["GaussianMixtureTeacher", "gaussian_log_joint"]
 
-MAX_VALUE = 1e30  # of a value, and of 1 / a variance: the products of five of them are finite in float64
-LARGE = ("center", "projection")  # as an input and as many inputs
+MAX_VALUE = 1e30  # limit on values and on 1 / variance: products of five of them are finite in float64
+LARGE = ("center", "projection")  # as large as one input, and as many inputs
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -45,7 +45,7 @@ class GaussianMixtureTeacher(Teacher):
     with temperature :math:`\tau` and floor :math:`\epsilon`. A spherical mixture has equal variances in each row.
 
     Args:
-        card: gives temperature, floor and K.
+        card: has temperature, floor and K.
         center: mean input, shape ``(D,)``.
         projection: principal directions ``W``, shape ``(D, d)``.
         log_weights: log mixture weights, shape ``(K,)``.
@@ -54,7 +54,7 @@ class GaussianMixtureTeacher(Teacher):
         average: mean teacher over training rows, shape ``(K,)``.
 
     Raises:
-        ValueError: if the shapes do not fit each other or the card, or a value is not finite or above 1e30.
+        ValueError: if shapes do not match each other or the card, or a value is not finite or above 1e30.
     """
 
     kind = "gaussian_mixture"
@@ -89,7 +89,7 @@ class GaussianMixtureTeacher(Teacher):
 
     def features(self, images: Tensor) -> Tensor:
         """Principal components of inputs, shape ``(B, d)``."""
-        # The buffers are float64, and so the difference is, in one pass.
+        # The buffers are float64, so the difference is float64 without another copy.
         flat = images.to(float64_device(images.device)).flatten(start_dim=1)
         if flat.shape[1] != self.center.shape[0]:
             raise ValueError(f"`images` must have {self.center.shape[0]} values a row, got {flat.shape[1]}.")
@@ -101,7 +101,7 @@ class GaussianMixtureTeacher(Teacher):
             return soften(log_joint, self.card.temperature, self.card.floor)
 
     def tensors(self) -> dict[str, Tensor]:
-        """As float64, except what is large: in the smallest type that holds the same numbers."""
+        """Tensors for the file, float64; large ones in the smallest float type that keeps their values."""
         return {name: _narrowed(value) if name in LARGE else value for name, value in self.named_buffers()}
 
 

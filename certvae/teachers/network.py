@@ -26,7 +26,7 @@ class NetworkTeacher(Teacher):
         card_fields: further fields of the :class:`certvae.teachers.TeacherCard`.
 
     Raises:
-        ValueError: if the :class:`certvae.teachers.TeacherCard` refuses an argument.
+        ValueError: if an argument is not valid for the :class:`certvae.teachers.TeacherCard`.
     """
 
     kind = "network"
@@ -49,7 +49,7 @@ class NetworkTeacher(Teacher):
         """Rebuild from a file's tensors and a module of the same architecture.
 
         Raises:
-            ValueError: if ``network`` is missing or does not take the weights.
+            ValueError: if ``network`` is missing or the weights do not fit it.
         """
         if network is None:
             raise ValueError(
@@ -70,7 +70,7 @@ class NetworkTeacher(Teacher):
         return teacher
 
     def train(self, mode: bool = True) -> "NetworkTeacher":
-        """Stay in eval mode whatever the trainer asks: a teacher is fixed."""
+        """Stay in eval mode in every case, because a teacher is fixed."""
         super().train(False)
         return self
 
@@ -89,7 +89,7 @@ class NetworkTeacher(Teacher):
 
 
 def _check_weights(given: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Reject weights of another type, or that are not finite where the network's own are."""
+    """Reject weights with another dtype or shape, and weights that are not finite where the network's own are."""
     for key in given.keys() & own.keys():
         value, fresh = given[key], own[key]
         if value.dtype != fresh.dtype or value.shape != fresh.shape:

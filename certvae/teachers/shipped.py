@@ -1,6 +1,6 @@
-"""Teachers that come with the package: searched on CIFAR-100 and Tiny-ImageNet-200, named instead of a file.
+"""Teachers that come with the package, loaded by name: searched on CIFAR-100 and Tiny-ImageNet-200.
 
-``python -m experiments.teachers`` makes them; each says on its card what it was made from.
+``python -m experiments.teachers`` makes them. The card of each describes its data.
 """
 
 from pathlib import Path
@@ -19,11 +19,11 @@ def teacher_file(teacher: str | Path) -> Path:
     """The path of a teacher's file.
 
     Args:
-        teacher: a path, or the name of a shipped teacher, such as ``"cifar100"``. A file of that name in the current
-            folder comes first.
+        teacher: a path, or the name of a shipped teacher, such as ``"cifar100"``. A file with that name in the current
+            folder takes precedence.
 
     Returns:
-        A path at which there need not be a file.
+        A path. The file may not exist.
     """
     if str(teacher) in shipped_teachers() and not Path(teacher).is_file():
         return FOLDER / f"{teacher}.safetensors"

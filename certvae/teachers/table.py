@@ -17,10 +17,10 @@ __all__ = ["TargetTable"]
 
 
 class TargetTable(Teacher):
-    """Targets looked up by the rows' index; the input is not read.
+    """A teacher that looks up its probabilities by the rows' index; the input is not used.
 
     Args:
-        card: what the targets are; the fingerprint ties them to one data set.
+        card: description of the targets; the fingerprint ties them to one data set.
         targets: probabilities, shape ``(N, K)``; rows without a target are NaN.
         average: mean target over training rows, shape ``(K,)``.
 
@@ -44,15 +44,15 @@ class TargetTable(Teacher):
     @classmethod
     @torch.no_grad()
     def from_teacher(cls, teacher: Teacher, loaders: Iterable[Iterable[Any]], images: InputSource = 0) -> "TargetTable":
-        """Targets of a teacher for every row of some dataloaders.
+        """Compute a teacher's probabilities for every row of some dataloaders.
 
         Args:
-            teacher: the teacher whose answers are kept; its card and average are taken over.
-            loaders: dataloaders of batches ``(images, label, index)``, or with something called ``index``.
-            images: where the teacher's input stands in a batch, as for the callbacks.
+            teacher: the teacher; its card and average are copied.
+            loaders: dataloaders of batches ``(images, label, index)``, or of batches with an entry ``index``.
+            images: where the teacher's input is in a batch, as for the callbacks.
 
         Raises:
-            ValueError: if a batch carries no index, or an index stands for two rows with different targets.
+            ValueError: if a batch has no index, or two rows with different targets have the same index.
         """
         pieces = [_targets_of(teacher, batch, images) for loader in loaders for batch in loader]
         if not pieces:
@@ -93,7 +93,7 @@ def _targets_of(teacher: Teacher, batch: Any, images: InputSource) -> tuple[Tens
 
 
 def _check_index(index: Tensor, kept: Tensor, probs: Tensor) -> None:
-    """Reject an index that is not one: a label or a site in its place would leave one target for many rows."""
+    """Reject an index that is not unique. A label in its place would give many rows the same target."""
     other = ((kept - probs).abs() > 1e-4).any(dim=1)
     if bool(other.any()):
         raise ValueError(

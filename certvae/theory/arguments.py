@@ -1,6 +1,6 @@
-"""What a caller hands in, as a tensor or a number; or an error that names the argument and says what came.
+"""Checks and conversions of arguments. An error names the argument, what is allowed and what was given.
 
-A wrong kind of object is a :class:`TypeError`; everything else that is wrong with an argument is a :class:`ValueError`.
+A wrong type raises :class:`TypeError`; a wrong value or shape raises :class:`ValueError`.
 """
 
 import numbers
@@ -22,22 +22,22 @@ __all__ = [
     "float64_device",
 ]
 
-MAX_MAGNITUDE = 1e50  # of weights: sums of weighted squares stay finite
-MAX_NATS = 1e9  # of log-probabilities and rates: float64 then keeps their mean to 1e-6 nats
-MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers: 8 GiB here
+MAX_MAGNITUDE = 1e50  # limit on weights: sums of weighted squares stay finite
+MAX_NATS = 1e9  # limit on log-probabilities and rates: float64 then keeps their mean to 1e-6 nats
+MAX_COMPONENTS = 2**15  # the sums of a certificate have K^2 numbers, 8 GiB at this K
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """An array as a dense tensor without a graph, in its own type; numbers of a list are taken in float64.
+    """Convert an array to a dense, detached tensor of the same dtype; lists of numbers become float64.
 
     Args:
         values: tensor, array, or nested list of numbers.
         name: the argument's name, for the error.
 
     Raises:
-        TypeError: if ``values`` are not an array of real numbers.
-        ValueError: if the tensor is sparse, nested, quantized, or holds no values (device ``meta``), or values of the
-            array are masked.
+        TypeError: if ``values`` is not an array of real numbers.
+        ValueError: if the tensor is sparse, nested, quantized, or holds no values (device ``meta``), or the array has
+            masked values.
     """
     tensor = values if isinstance(values, Tensor) else _from_array(values, name)
     if tensor.is_complex():
@@ -66,17 +66,17 @@ def _from_array(values: Any, name: str) -> Tensor:
             f"`{name}` must have no masked values, got {np.ma.count_masked(values)} of {array.size}; leave them out."
         )
     native = np.float64 if array.dtype.itemsize > 8 else array.dtype.newbyteorder("=")
-    # A copy: torch takes no negative strides, and warns of arrays that may not be written.
+    # A copy: torch rejects negative strides and warns about read-only arrays.
     return torch.from_numpy(np.array(array, dtype=native, order="C"))
 
 
 def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU where it has no float64, as MPS has none."""
+    """The device itself, or the CPU if the device has no float64 (MPS)."""
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def as_float64(tensor: Tensor) -> Tensor:
-    """The tensor in float64, on the CPU where its device has none."""
+    """The tensor in float64, moved to the CPU if its device has no float64."""
     return tensor.to(float64_device(tensor.device)).to(torch.float64)
 
 
@@ -84,7 +84,7 @@ def as_number(value: Any, name: str) -> float:
     """A real number as a float.
 
     Raises:
-        TypeError: if it is not a number; a bool is none.
+        TypeError: if it is not a number. A bool is not accepted.
         ValueError: if it is too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -100,7 +100,7 @@ def as_fraction(value: Any, name: str) -> float:
 
     Raises:
         TypeError: if it is not a number.
-        ValueError: if it is out of that range.
+        ValueError: if it is not in ``[0, 1)``.
     """
     share = as_number(value, name)
     if not 0 <= share < 1:
@@ -112,8 +112,8 @@ def as_whole_number(value: Any, name: str, least: int, most: int = 10**9) -> int
     """A whole number from ``least`` to ``most``.
 
     Raises:
-        TypeError: if it is not a whole number; a bool or a float is none.
-        ValueError: if it is out of that range.
+        TypeError: if it is not a whole number. A bool or a float is not accepted.
+        ValueError: if it is below ``least`` or above ``most``.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be a whole number, got {value!r}.")

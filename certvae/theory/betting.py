@@ -1,4 +1,4 @@
-r"""Lower confidence bound on the population's margin by betting, for an average teacher that nobody knows.
+r"""Lower confidence bound on the population's margin by betting, with an unknown average teacher.
 
 Notation: independent rows :math:`i = 1..n` with scores :math:`a_i = \sum_k T_{ik} \log S_{ik}`; average teacher
 :math:`\bar T` of the population, :math:`\hat T` of the sample. For any ``q`` on the simplex with
@@ -9,16 +9,16 @@ Notation: independent rows :math:`i = 1..n` with scores :math:`a_i = \sum_k T_{i
 The bet :math:`\lambda_i(m) \ge 0` uses the rows before ``i`` only. So at the true margin and average
 :math:`K_n(M, \bar T)` is the last value of a nonnegative martingale that starts at 1, and is at least
 :math:`1/\alpha` with probability at most :math:`\alpha`. The bound excludes every ``m`` with
-:math:`\min_q K_n(m, q) \ge 1/\alpha`. No union bound over ``q`` is needed: only the true one has to behave. Complete
-proof: the page *Mathematics*.
+:math:`\min_q K_n(m, q) \ge 1/\alpha`. No union bound over ``q`` is needed, because only the true ``q`` enters the
+proof. The page *Mathematics* has the complete proof.
 
-:func:`bet_schedule` chooses the bets, which decide how wide the bound is and never whether it holds.
+:func:`bet_schedule` chooses the bets. They affect the width of the bound, not its validity.
 :class:`~certvae.theory.wealth.WealthFloor` bounds :math:`\min_q \log K_n(m, q)` from below. :func:`betting` finds the
 bound.
 
 Sources: Waudby-Smith and Ramdas, 2023, https://arxiv.org/abs/2010.09686 (bounds by betting); Browne, 1999, *Reaching
 goals by a deadline*, Advances in Applied Probability 31 (the bet); Voracek and Orabona, 2025,
-https://arxiv.org/abs/2505.22422 (a goal and a deadline, for bounds). What is said of an unknown average is ours.
+https://arxiv.org/abs/2505.22422 (a goal and a deadline, for bounds). The treatment of an unknown average is ours.
 """
 
 import math
@@ -33,22 +33,21 @@ from certvae.theory.wealth import CAP, WealthFloor, capped
 __all__ = ["BetSchedule", "bet_schedule", "betting"]
 
 _FEW = 200  # with fewer rows the bets do not depend on the margin
-_EARLY = 0.3  # share of the rows before the cells are laid
-_WARM_UP, _GROWTH = 8, 1.25  # of the early blocks: rows of the first, ratio of their ends
+_EARLY = 0.3  # share of the rows that are read before the cells are chosen
+_WARM_UP, _GROWTH = 8, 1.25  # early blocks: rows of the first block, ratio of successive ends
 _LATE_BLOCKS = 64
-_SPACING, _REACH = 0.07, 3.0  # of the cells, in standard errors of all rows and of what the early rows leave open
+_SPACING, _REACH = 0.07, 3.0  # cells: spacing in standard errors of all rows, reach in those of the remaining rows
 _MOST_CELLS = 300
 
 
 def betting(
     teacher_probs: Tensor, scores: Tensor, alpha: float, *, teacher_floor: float, witness_floor: float
 ) -> float:
-    r"""Rigorous lower bound on the margin, valid at every ``n``, about as wide as the normal one for many rows.
+    r"""Rigorous lower bound on the margin in nats, valid for every ``n``; close to the normal bound for many rows.
 
-    Assumes independent draws from one population, in an order and number that were fixed before their values were seen.
-    Teacher and witness were fixed before, too, with :math:`T_{ik} \ge \epsilon_T / K` and
-    :math:`S_{ik} \ge \epsilon_S / K`. Another order of the rows gives another bound, as valid. A smaller ``alpha``
-    gives a higher one seldom, but sometimes.
+    Assumes independent draws from one population. Their order and number, the teacher and the witness must be fixed
+    before the values are seen, with :math:`T_{ik} \ge \epsilon_T / K` and :math:`S_{ik} \ge \epsilon_S / K`. Another
+    order of the rows gives another valid bound. A smaller ``alpha`` can, in rare cases, give a higher bound.
 
     Args:
         teacher_probs: :math:`T`, float64, shape ``(n, K)``. Rows sum to 1.
@@ -58,8 +57,8 @@ def betting(
         witness_floor: :math:`\epsilon_S`, in (0, 1).
 
     Returns:
-        Lower bound in nats, at most the plug-in margin. Too few rows give :math:`\log(\epsilon_S / K)`, less 1e-9: no
-        score is lower, and no margin.
+        Lower bound in nats, at most the plug-in margin. With too few rows it is :math:`\log(\epsilon_S / K)` less
+        1e-9, which no score and no margin can be below.
 
     Raises:
         ValueError: if shapes do not agree, ``alpha`` or a floor is not in (0, 1), or a score is below
@@ -80,7 +79,7 @@ def betting(
 
 
 def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, witness_floor: float) -> float:
-    """The lowest score that the floors allow, less 1e-9 for its rounding, if the arguments are sound."""
+    """Check the arguments; returns the lowest score that the floors allow, less 1e-9 for rounding."""
     if teacher.ndim != 2 or scores.shape != teacher.shape[:1] or len(scores) == 0 or teacher.shape[1] < 2:
         raise ValueError(
             "`teacher_probs` must have the shape (n, K) and `scores` (n,), with n >= 1 and K >= 2, got "
@@ -99,9 +98,9 @@ def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, 
 
 
 def _bisect(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float) -> float:
-    """A margin from ``excluded`` to ``limit`` up to which all are excluded, a thousandth of the width from the largest.
+    """The largest excluded margin between ``excluded`` and ``limit``, to a thousandth of the width.
 
-    Both ends are of one cell, in which the wealth falls with the margin.
+    Both ends lie in one cell, and within a cell the wealth falls as the margin grows.
     """
     low, high = excluded, limit
     while high - low > 1e-3 * (wealth.margin - low) + 1e-9:
@@ -115,15 +114,15 @@ def _bisect(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, l
 
 @dataclass(frozen=True)
 class BetSchedule:
-    r"""The bets on each row, as a function of the margin ``m`` that is tested.
+    r"""The bets on each row, as a function of the tested margin ``m``.
 
-    Cells :math:`(-\infty, m_1], (m_1, m_2], \dots` cut the line of margins; the last has no upper end. All margins of a
-    cell have the same bets, before the cap.
+    Cells :math:`(-\infty, m_1], (m_1, m_2], \dots` divide the line of margins; the last has no upper end. Before the
+    cap, all margins in a cell have the same bets.
 
     Attributes:
         sizes: number of rows of each block, shape ``(B,)``.
         cell_ends: :math:`m_j` in nats, increasing, shape ``(J,)``.
-        bets: on every row of a block, for the margins of a cell, per nat, shape ``(B, J)``.
+        bets: one bet for each block of rows and each cell of margins, per nat, shape ``(B, J)``.
     """
 
     sizes: Tensor
@@ -138,24 +137,24 @@ class BetSchedule:
 def bet_schedule(
     teacher: Tensor, scores: Tensor, alpha: float, lowest: float, margin: float | None = None
 ) -> BetSchedule:
-    r"""Bets that look at earlier rows only and aim at the wealth :math:`1/\alpha` after the last one.
+    r"""Bets that depend on earlier rows only and aim at the wealth :math:`1/\alpha` after the last row.
 
-    The rows are cut into blocks. The bets of a block follow from the rows before it. If the scores were a Brownian
-    motion of deviation :math:`\sigma` a row, no bet would lead from wealth ``W`` to the goal ``G`` within ``r`` rows
-    with a higher probability than
+    The rows are divided into blocks. The bets of a block are computed from the rows before it. If the scores were a
+    Brownian motion with deviation :math:`\sigma` a row, the following bet would lead from wealth ``W`` to the goal
+    ``G`` within ``r`` rows with the highest probability:
 
     .. math:: \lambda = \frac{\varphi(u)}{p\, \sigma \sqrt r}, \qquad p = W / G, \quad u = \Phi^{-1}(p)
 
-    (Browne, 1999), and the bound would be the normal one, :math:`z_{1-\alpha}` standard errors wide. Bets that stay the
-    same need :math:`\sqrt{2 \log(1/\alpha)}` of them. The wealth depends on ``m``, and so do the bets, cell by cell.
-    The cells are laid after the first 30 % of the rows, whose bets do not depend on ``m``.
+    (Browne, 1999). The bound would then be the normal one, :math:`z_{1-\alpha}` standard errors wide. Constant bets
+    need :math:`\sqrt{2 \log(1/\alpha)}` standard errors. The wealth depends on ``m``, so the bets do too, cell by cell.
+    The cells are chosen after the first 30 % of the rows, whose bets do not depend on ``m``.
 
     Args:
         teacher: :math:`T`, shape ``(n, K)``.
         scores: :math:`a_i` in nats, shape ``(n,)``.
         alpha: allowed error probability.
         lowest: :math:`\log(\epsilon_S / K)`.
-        margin: if given, only the cell that holds it is returned.
+        margin: if given, only the cell that contains it is returned, nats.
     """
     rows, components = teacher.shape
     early, late = _blocks(rows)
@@ -173,10 +172,10 @@ def bet_schedule(
     pilot = _Pilot(ends, components, lowest)
     for block, bet in zip(early, opening, strict=True):
         pilot.add(teacher[block], scores[block], past.mean, bet)
-    goal += 0.03 + 0.3 * typical + 0.3 * typical**2 * components  # about what the pilot overlooks
+    goal += 0.03 + 0.3 * typical + 0.3 * typical**2 * components  # approximates the pilot's error
     bets = []
     for block in late:
-        if block.start > 1.05 * past.rows:  # each estimate reads all rows so far
+        if block.start > 1.05 * past.rows:  # an estimate reads all rows so far, so it is not made at every block
             past = _Past.of(teacher[: block.start], scores[: block.start])
         bets.append(_browne_bet(pilot.log_wealth(), goal, past.deviation, rows - block.start))
         pilot.add(teacher[block], scores[block], past.mean, bets[-1])
@@ -185,7 +184,7 @@ def bet_schedule(
 
 
 def _blocks(rows: int) -> tuple[list[slice], list[slice]]:
-    """Blocks before and after the cells are laid: growing with the rows seen, then shrinking towards the last one."""
+    """Blocks before and after the cells are chosen; they first grow, then shrink towards the last row."""
     first = round(_EARLY * rows) if rows >= _FEW else rows
     early, end = {0, first}, float(_WARM_UP)
     while end < first:
@@ -197,7 +196,7 @@ def _blocks(rows: int) -> tuple[list[slice], list[slice]]:
 
 
 def _opening_bets(teacher: Tensor, scores: Tensor, blocks: list[slice], goal: float) -> Tensor:
-    """Bets for every margin, as if each block was the first, shape ``(blocks,)``."""
+    """Bets that do not depend on the margin, as if each block were the first, shape ``(blocks,)``."""
     pasts = (_Past.of(teacher[: block.start], scores[: block.start]) for block in blocks)
     return torch.cat([_browne_bet(scores.new_zeros(1), goal, past.deviation, len(scores)) for past in pasts])
 
@@ -212,9 +211,9 @@ def _browne_bet(log_wealth: Tensor, log_goal: float, deviation: float, remaining
 
 @dataclass(frozen=True)
 class _Past:
-    """What earlier rows say: their number, average teacher, plug-in margin and the deviation of their plug-in scores.
+    """Statistics of earlier rows: their number, average teacher, plug-in margin and deviation of plug-in scores.
 
-    One more row, a nat off the margin, keeps the deviation of few or equal rows above 0.
+    One pseudo-row, a nat away from the margin, keeps the deviation above 0 if rows are few or equal.
     """
 
     rows: int
@@ -234,14 +233,14 @@ class _Past:
 
 
 def _lay_cells(teacher: Tensor, past: _Past, rows: int, bet: float, goal: float, lowest: float) -> Tensor:
-    """Ends of cells around the place where the bound is expected, seen from the first rows, shape ``(J,)``.
+    """Ends of cells around the expected bound, estimated from the first rows, nats, shape ``(J,)``.
 
-    The plug-in margin of ``s`` rows is short of the population's by ``dispersion / 2s`` nats, to first order.
+    To first order the plug-in margin of ``s`` rows is ``dispersion / 2s`` nats below the population's.
     """
     first = len(teacher)
     dispersion = float((torch.linalg.vector_norm(teacher, dim=0).square() / (first * past.mean)).sum()) - 1
     margin = past.margin + dispersion / 2 * (1 / first - 1 / rows)
-    width = goal / (rows * bet) + bet * past.deviation**2 / 2  # with bets that stay the same
+    width = goal / (rows * bet) + bet * past.deviation**2 / 2  # with constant bets
     reach = _REACH * past.deviation * math.sqrt(1 / first - 1 / rows)
     spacing = _SPACING * past.deviation / math.sqrt(rows)
     low = max(margin - 1.1 * width - reach, lowest + spacing)
@@ -251,12 +250,12 @@ def _lay_cells(teacher: Tensor, past: _Past, rows: int, bet: float, goal: float,
 
 
 class _Pilot:
-    r"""An estimate of the log-wealth at the end of each cell, at the average teacher that is worst for it.
+    r"""An estimate of the log-wealth at the end of each cell, at the least favorable average teacher.
 
     .. math:: \log K(m_j, q) \approx C_j - \sum_k w_{kj} \log q_k,
 
-    expanded around the average teacher of the rows before each block, is smallest at :math:`q \propto w_j`. It steers
-    the bets; nothing that is proved rests on it.
+    expanded around the average teacher of the rows before each block, is smallest at :math:`q \propto w_j`. It only
+    guides the bets; the proof does not use it.
     """
 
     def __init__(self, cell_ends: Tensor, components: int, lowest: float) -> None:

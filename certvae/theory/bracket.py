@@ -1,4 +1,4 @@
-"""The information of a code about its input, from both sides, without a teacher. Proofs are in docs/information.md."""
+"""Lower and upper bounds on the information in a code about its input. Proofs are in docs/information.md."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -20,30 +20,31 @@ __all__ = ["InformationBracket", "information_bracket", "information_bracket_of"
 
 BLOCK = 1024
 MAX_LOG_VARIANCE = 500.0
-SEED_OFFSET = 0x9E3779B9  # a data set made with the same small seed must not be its own noise
-AT_CAP = 0.1  # nats below the cap from which the lower side says 'at least'
+SEED_OFFSET = 0x9E3779B9  # the noise must differ from a data set that was made with the same small seed
+AT_CAP = 0.1  # nats: a lower bound this close to the cap is reported as limited by it
 LowerMethod = Literal["proved", "normal"]
 
 
 @dataclass(frozen=True)
 class InformationBracket:
-    r"""What some rows say of :math:`I(X; Z)`, in nats.
+    r"""Lower and upper bounds on the information :math:`I(X; Z)` that a code carries about its input, in nats.
 
     Attributes:
-        lower: :math:`I(X;Z)` of the population is at least this, with ``confidence``. Proved for independent rows if
-            ``lower_proved``, else for many rows.
-        upper: it is at most this, with ``confidence``, for many rows. No upper bound can be proved for every
-            population. Infinite if neither the other rows nor a rate limit it.
-        rows_lower: the same for the data set that these rows are, ``X`` uniform on them: at least this, with
-            ``confidence`` over the draws. Proved.
-        rows_upper: at most this. Proved.
+        lower: lower bound for the population, with ``confidence``. Proved for independent rows if ``lower_proved``,
+            otherwise an approximation for many rows.
+        upper: upper bound for the population, with ``confidence``; an approximation for many rows. No upper bound can
+            be proved for every population. Infinite if neither the other rows nor a rate limit it.
+        rows_lower: lower bound for this data set, ``X`` uniform on its rows, with ``confidence`` over the draws.
+            Proved.
+        rows_upper: upper bound for this data set. Proved.
         lower_estimate: :math:`L_B`; its expectation is at most the population's information.
-        upper_estimate: the smaller of :math:`U_B` and ``rate``, whose expectations are at least that.
+        upper_estimate: the smaller of :math:`U_B` and ``rate``; the expectation of each is at least the population's
+            information.
         rate: average :math:`KL(q(z|x) \| p(z))`, or None.
-        cap: the most that ``lower_estimate`` can be, the logarithm of the block.
-        rows: rows in all.
-        blocks: into which they were divided.
-        confidence: of each side.
+        cap: the largest possible ``lower_estimate``, the logarithm of the number of rows in a block.
+        rows: number of rows.
+        blocks: number of blocks.
+        confidence: of each bound.
         lower_proved: whether ``lower`` holds for any number of rows.
     """
 
@@ -62,11 +63,11 @@ class InformationBracket:
 
     @property
     def at_cap(self) -> bool:
-        """Whether the lower side stops because no block of this size can show more."""
+        """Whether the block size limits the lower bound."""
         return self.lower_estimate > self.cap - AT_CAP
 
     def to_dict(self) -> dict[str, float | int | bool | None]:
-        """All of it, with None where a bound is infinite."""
+        """All fields as plain values; an infinite bound becomes None."""
         values = asdict(self) | {"at_cap": self.at_cap}
         return {name: None if value in (math.inf, -math.inf) else value for name, value in values.items()}
 
@@ -81,7 +82,7 @@ class InformationBracket:
         return f"between {self.lower:.3g} and {self.upper:.3g} nats" if most else f"at least {self.lower:.3g} nats"
 
     def line(self) -> str:
-        """The population's reading in one sentence."""
+        """The population's bounds in one sentence."""
         confidence = f"{100 * self.confidence:.4g} % confidence"
         return f"the code carries {self.span()} ({confidence}, {self.rows:,} rows)"
 
@@ -98,27 +99,28 @@ def information_bracket(
     seed: int = 0,
     chunk: int = CHUNK,
 ) -> InformationBracket:
-    r"""Bounds on :math:`I(X;Z)` for a diagonal Gaussian code, from one draw a row.
+    r"""Bounds on :math:`I(X;Z)` in nats for a diagonal Gaussian code, from one draw a row.
 
-    Blocks only save time, which grows as rows times ``block``: a larger one raises the cap, and hardly the width. One
-    block of all rows has a confidence statement too.
+    Time grows as rows times ``block``. A larger block raises the cap and hardly changes the width. The bounds also hold
+    for one block of all rows.
 
     Args:
         mean: of the posterior, shape ``(N, latent_dim)``.
         log_variance: of the posterior, same shape.
-        rate: :math:`KL(q(z|x) \| p(z))` of each row in nats for the model's prior, shape ``(N,)``; None: for a standard
-            normal one, which is an upper bound whatever the model's prior is.
-        keys: one integer a row, to which its noise belongs; None: its place. With keys the order of rows is free.
+        rate: :math:`KL(q(z|x) \| p(z))` of each row in nats for the model's prior, shape ``(N,)``. None: computed for a
+            standard normal prior, which gives a valid upper bound for every model.
+        keys: one integer a row, which selects the row's noise, shape ``(N,)``; None: the row's position. With keys the
+            order of the rows does not matter.
         confidence: of each of the four bounds on its own, in (0, 1).
-        block: most rows that are compared with each other, from 3.
-        method: of ``lower``: ``"proved"`` for any number of rows, or ``"normal"``, narrower, for many.
+        block: largest number of rows that are compared with each other, from 3.
+        method: of ``lower``: ``"proved"`` holds for any number of rows; ``"normal"`` is narrower and needs many rows.
         seed: of the draws.
-        chunk: numbers held at once while rows are compared, about.
+        chunk: approximate number of values held in memory while rows are compared.
 
     Raises:
-        TypeError: if an argument is of a wrong kind.
-        ValueError: if there are fewer than 2 rows, `block` is below 3, a value is not finite or out of range, or
-            shapes do not go together.
+        TypeError: if an argument has the wrong type.
+        ValueError: if there are fewer than 2 rows, ``block`` is below 3, a value is not finite or out of range, or
+            shapes do not match.
     """
     posterior = _checked(mean, log_variance)
     rows = len(posterior.mean)
@@ -145,20 +147,21 @@ def information_bracket_of(
     seed: int = 0,
     chunk: int = CHUNK,
 ) -> InformationBracket:
-    """Bounds on the information of any code that can be drawn and has a density: a flow, a mixture, categories.
+    """Bounds in nats on the information of any code with samples and a density: a flow, a mixture, categories.
 
-    All rows make one block. Global random state is left as it was.
+    All rows form one block. The global random state does not change.
 
     Args:
-        posterior: of N rows: a ``torch.distributions`` object with N as the first part of its batch shape, or anything
-            with its ``sample()``, which gives N codes, and ``log_prob(codes)``, which takes codes ``(n, 1, ...)`` and
-            gives ``(n, N)``, or ``(n, N, ...)`` where further axes are summed.
-        prior: one distribution for all rows, N(0, 1) or any other, with ``log_prob(codes)``; the rate is in closed
-            form where torch knows one, else of the draws. None: no rate, so that only other rows give an upper side.
+        posterior: for N rows: a ``torch.distributions`` object whose batch shape starts with N, or any object with the
+            same two methods. ``sample()`` returns N codes. ``log_prob(codes)`` takes codes ``(n, 1, ...)`` and returns
+            ``(n, N)``, or ``(n, N, ...)`` whose further axes are summed.
+        prior: one distribution for all rows, N(0, 1) or any other, with ``log_prob(codes)``. The rate is computed in
+            closed form where torch has one, otherwise from the draws. None: no rate, so only the other rows give an
+            upper bound.
         confidence: of each of the four bounds on its own, in (0, 1).
         method: see :func:`information_bracket`.
         seed: of the draws.
-        chunk: numbers held at once while rows are compared, about.
+        chunk: approximate number of values held in memory while rows are compared.
 
     Raises:
         ValueError: if there are fewer than 2 rows, densities do not have one number for each pair, or a row's own
@@ -202,8 +205,8 @@ def _log_prob(posterior: Any, codes: Tensor) -> Tensor:
         if "within the support" not in str(error):
             raise
         raise ValueError(
-            "`posterior.log_prob` must give -inf for codes that a row cannot give, and refuses some of them. Make the "
-            f"{type(posterior).__name__}, and what it is made of, with validate_args=False."
+            "`posterior.log_prob` must return -inf for codes outside a row's support, but raises an error. Construct "
+            f"the {type(posterior).__name__} and its parts with validate_args=False."
         ) from None
 
 
@@ -261,7 +264,7 @@ def _check_settings(rows: int, confidence: float, block: int, method: str) -> No
 def _bracket(
     parts: list[Contrast], rates: Tensor | None, exact: bool, confidence: float, method: str
 ) -> InformationBracket:
-    """Put the four bounds together; ``rates`` in the order of the parts."""
+    """Compute the four bounds; ``rates`` must be in the order of the parts."""
     whole, sizes, error = (
         Contrast(*map(torch.cat, zip(*parts, strict=True))),
         [len(p.lower) for p in parts],
@@ -276,7 +279,7 @@ def _bracket(
         lower = _population_lower(_draws_lower(whole.lower, error / 2), sizes, error / 2)
     else:
         lower = -_normal_upper(-whole.lower, -whole.lower_influence, error)
-    # The block of a row is a function of the row, and takes at most the entropy of the blocks' sizes.
+    # A row determines its block, and the block carries at most the entropy of the block sizes.
     between = -sum(size / rows * math.log(size / rows) for size in sizes)
     rows_limits = [math.log(rows), upper_bound_of_mean(whole.lower, math.log(max(sizes)), error) + between]
     if rate is not None and exact:
@@ -299,11 +302,11 @@ def _bracket(
 
 
 def _normal_upper(values: Tensor, influence: Tensor, error: float) -> float:
-    r"""Student's upper bound on the expectation of an average, infinite where the average is.
+    r"""Student's upper bound on the expectation of an average; infinite if the average is infinite.
 
-    Where large numbers are rare, a small average comes with a small standard error, and Student's bound is too low too
-    often. So its quantile q grows by :math:`\gamma (2 q^2 + 1) / (6 \sqrt n)` for a skewness :math:`\gamma > 0`, the
-    next term of the expansion. Source: Hall, 1992, *The Bootstrap and Edgeworth Expansion*, section 2.6.
+    If large values are rare, a small average has a small standard error, and Student's bound is too low too often. So
+    the quantile q is raised by :math:`\gamma (2 q^2 + 1) / (6 \sqrt n)` for a skewness :math:`\gamma > 0`, the next
+    term of the expansion. Source: Hall, 1992, *The Bootstrap and Edgeworth Expansion*, section 2.6.
     """
     average, rows = float(values.mean()), len(values)
     if not math.isfinite(average):
@@ -316,14 +319,14 @@ def _normal_upper(values: Tensor, influence: Tensor, error: float) -> float:
 
 
 def _draws_lower(summands: Tensor, error: float) -> float:
-    """Lower bound, over the draws, on the blocks' information, from summands that a mixture keeps above a floor."""
-    floor = min(0.5, 10 / len(summands))  # costs about as much as the bound itself does
+    """Lower bound, over the draws, on the blocks' information; a mixture keeps the summands above a floor."""
+    floor = min(0.5, 10 / len(summands))  # lowers the bound by about as much as the sampling error does
     kept = torch.logaddexp(summands + math.log1p(-floor), torch.full_like(summands, math.log(floor)))
     return lower_bound_of_mean(kept, math.log(floor), error)
 
 
 def _population_lower(information: float, sizes: list[int], error: float) -> float:
-    r"""From the information of blocks to that of the population, by :math:`f = \sum_g B_g I_g` of independent rows."""
+    r"""Lower bound for the population from that for the blocks, :math:`f = \sum_g B_g I_g`, for independent rows."""
     rows, step = sum(sizes), max(map(information_step, sizes))
     value = rows * max(0.0, information)
     return lower_bound_of_expectation(value, step, information_growth(min(sizes)), rows, error) / rows

@@ -1,9 +1,10 @@
-r"""One scale and one prior weight that make a witness fit the noise of the channel.
+r"""Calibration of a witness on noisy draws: one scale and one prior weight.
 
-The raw witness is overconfident on draws ``z ~ q(z|x)``. The calibrated one answers
-:math:`softmax(a \cdot \text{logits} + b \log \bar T)`. Fitted on training rows and scored on others, it is as valid as
-any fixed witness, and its channel margin is closer to what the channel carries. Temperature scaling: Guo et al., 2017,
-https://arxiv.org/abs/1706.04599; the prior weight is the bias of Platt scaling along one direction.
+The raw witness is overconfident on draws ``z ~ q(z|x)``. The calibrated witness answers
+:math:`softmax(a \cdot \text{logits} + b \log \bar T)`. It is fitted on training rows and scored on others, so it is as
+valid as any fixed witness, and its channel margin is closer to the information in the channel. Sources: Guo et al.,
+2017, https://arxiv.org/abs/1706.04599, for temperature scaling; the prior weight is Platt scaling's bias along one
+direction.
 """
 
 from dataclasses import dataclass
@@ -50,27 +51,28 @@ class Calibration:
 
 
 def _log_prior(prior: Tensor) -> Tensor:
-    """``log Tbar``, finite for a component that no row of the fit used."""
+    """``log Tbar``, kept finite for a component with average probability 0."""
     return prior.clamp(min=1e-300).log()
 
 
 def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: int = 50) -> Calibration:
-    r"""Fit scale and prior weight by the mean alignment loss over draws, which is convex in both; Newton's method.
+    r"""Fit scale and prior weight: minimize the mean alignment loss over draws by Newton's method.
 
-    It starts at the better of the raw witness and the best constant one, and no step raises the loss, so the fit is at
-    least as good as both on these rows. The logits' own scale does not matter.
+    The loss is convex in both. The fit starts at the better of the raw witness and the best constant one, and no step
+    raises the loss. So on these rows the fit is at least as good as both. The scale of the logits does not matter.
 
     Args:
         teacher_probs: teacher probabilities of training rows, shape ``(N, K)``.
         channel_logits: the raw witness on draws of the latent, shape ``(draws, N, K)``.
-        iterations: most Newton steps, at least 1.
+        iterations: largest number of Newton steps, at least 1.
 
     Returns:
         The calibration.
 
     Raises:
         TypeError: if an argument is not an array of real numbers.
-        ValueError: if shapes do not fit, there is no row or no draw, or values are not what the names say.
+        ValueError: if shapes do not match, there is no row or no draw, ``teacher_probs`` are not probabilities, or
+            logits are not finite.
     """
     as_whole_number(iterations, "iterations", 1)
     teacher = as_probabilities(teacher_probs, may_be_empty=False)
@@ -82,7 +84,7 @@ def fit_calibration(teacher_probs: Tensor, channel_logits: Tensor, iterations: i
         )
     logits = torch.stack([as_logits(draw, "channel_logits") for draw in draws]).to(teacher.device)
     prior = teacher.mean(dim=0)
-    logits = logits - logits.amax(dim=-1, keepdim=True)  # so that dividing tiny ones keeps their digits
+    logits = logits - logits.amax(dim=-1, keepdim=True)  # small logits then keep their digits in the division
     unit = -float(logits.mean()) or 1.0
     loss = _Loss.of(teacher, logits / unit, _log_prior(prior))
     raw, constant = torch.tensor([[unit, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -102,7 +104,7 @@ class _Loss:
     Attributes:
         logits: shape ``(draws, N, K)``.
         log_prior: shape ``(K,)``.
-        targets: the teacher's mean of both, shape ``(2,)``.
+        targets: the mean over rows of the teacher's average of each, shape ``(2,)``.
     """
 
     logits: Tensor

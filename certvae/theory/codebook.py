@@ -1,7 +1,7 @@
-r"""The information of a discrete code about its input, and the use of its codebook. Proofs are in docs/codebooks.md.
+r"""The information of a discrete code about its input, and codebook usage. Proofs are in docs/codebooks.md.
 
 Everything is in nats. Axes: N rows, P codes a row, m entries of a codebook. A code is an index, or a distribution
-:math:`q(k|x)` over the entries; an index is a distribution that is sure.
+:math:`q(k|x)` over the entries; an index is a one-hot distribution.
 """
 
 import math
@@ -25,23 +25,23 @@ __all__ = ["CodebookInformation", "codebook_information", "information_of_sums"]
 
 @dataclass(frozen=True)
 class CodebookInformation:
-    r"""What some rows say of a discrete code, in nats.
+    r"""Bounds on the information in a discrete code, and the use of its codebook; information is in nats.
 
     Attributes:
-        lower: the information of all codes of a row about the input is at least this, with ``confidence``. Proved for
+        lower: lower bound on the information of all codes of a row about the input, with ``confidence``. Proved for
             independent rows.
-        upper: it is at most this, with ``confidence``. Proved for independent rows.
-        estimate: of one code, :math:`H(\bar q) - \bar H(q)`, averaged over codebooks; with one code a row it is exactly
-            the information for the data set that these rows are. Where codes at several positions share a codebook it
-            counts the information about the position too.
+        upper: upper bound on the same, with ``confidence``. Proved for independent rows.
+        estimate: of one code, :math:`H(\bar q) - \bar H(q)`, averaged over codebooks. With one code a row it is exactly
+            the information for this data set. If several positions share a codebook, it includes the information about
+            the position.
         rate: :math:`KL(q \| uniform)` of all codes of a row, averaged over rows.
-        used: entries that are the code, or the likeliest code, of some row, over all codebooks.
+        used: number of entries that are the code, or the likeliest code, of some row, over all codebooks.
         size: entries of a codebook, m.
         perplexity: :math:`\exp H(\bar q)`, from 1 to m; the geometric mean over codebooks.
         rows: N.
         codes: codes a row, P.
         codebooks: 1, or P if every position has its own.
-        confidence: of each side.
+        confidence: of each bound.
     """
 
     lower: float
@@ -63,16 +63,16 @@ class CodebookInformation:
 
     @property
     def few_used(self) -> bool:
-        """Whether at most half of the entries are used, by rows that have at least as many codes as there are."""
+        """Whether at most half of the entries are used, although the rows have at least as many codes as entries."""
         entries = self.codebooks * self.size
         return 2 * self.used <= entries <= self.rows * self.codes
 
     def to_dict(self) -> dict[str, float | int]:
-        """All of it."""
+        """All fields as plain values, with ``dead``."""
         return asdict(self) | {"dead": self.dead}
 
     def line(self) -> str:
-        """The reading in words."""
+        """Usage and bounds in one sentence."""
         of = f"({self.confidence:.4g} confidence, {self.rows:,} rows)".replace("0.95 ", "95 % ")
         books = "" if self.codebooks == 1 else f"{self.codebooks} x "
         use = f"{self.used:,} of {books}{self.size:,} codes used, perplexity {self.perplexity:.4g}"
@@ -91,37 +91,39 @@ def codebook_information(
     positions: Positions = "shared",
     confidence: float = 0.95,
 ) -> CodebookInformation:
-    r"""Use of a codebook, and bounds on the information of a discrete code about its input.
+    r"""Codebook usage, and bounds in nats on the information of a discrete code about its input.
 
-    For one code a row, :math:`I(X; k) = H(E\,q) - E\,H(q)`, the entropy of the index where it is a function of the
-    input. For several, the information of all codes of a row together: the lower side is that of the code at a
-    position drawn at random or, if every position has its own codebook, of the best position; the upper side adds up
-    positions, whose draws must be independent given the input. Sources: Paninski, 2003, *Estimation of entropy and
-    mutual information*, for the bias; McDiarmid, 1989, and Maurer, 2006, for the deviation.
+    One code a row: :math:`I(X; k) = H(E\,q) - E\,H(q)`, which is the entropy of the index if the input determines it.
+    Several codes a row: the information of all codes of a row together. The lower bound is that of the code at a random
+    position or, if every position has its own codebook, of the best position. The upper bound is a sum over positions,
+    whose draws must be independent given the input. Sources: Paninski, 2003, *Estimation of entropy and mutual
+    information*, for the bias; McDiarmid, 1989, and Maurer, 2006, for the deviation.
 
     Args:
         codes: integers from 0, shape ``(N,)`` or ``(N, ...)``, such as ``(N, h, w)``; or probabilities or logits, with
-            a further axis for the entries of the codebook.
-        size: entries of the codebook, from 2. Needed for indices.
-        kind: None takes integers as ``"indices"`` and floats as ``"probs"``, which must sum to 1.
-        axis: of the entries, for probabilities and logits; None: the last or axis 1, whichever has ``size`` entries.
-        positions: several codes of a row are from one codebook, ``"shared"``, or ``"each"`` has its own.
+            an additional axis for the entries of the codebook.
+        size: number of entries of the codebook, from 2. Required for indices.
+        kind: ``"indices"``, ``"probs"`` or ``"logits"``. None: integers are indices, and floats are probabilities that
+            must sum to 1.
+        axis: axis of the entries in probabilities or logits. None: the last axis or axis 1, whichever has length
+            ``size``.
+        positions: ``"shared"``: all codes of a row use one codebook; ``"each"``: every position has its own.
         confidence: of each bound on its own, in (0, 1).
 
     Raises:
-        TypeError: if an argument is of a wrong kind.
-        ValueError: if an index is out of range, ``size`` is missing, a row is no distribution, or there are fewer than
-            2 rows.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an index is out of range, ``size`` is missing, a row is not a distribution, or there are fewer
+            than 2 rows.
     """
     sums = codebook_sums(codes, size, kind=kind, axis=axis, positions=positions)
     return information_of_sums(sums, confidence)
 
 
 def information_of_sums(sums: CodebookSums, confidence: float = 0.95) -> CodebookInformation:
-    """Use and information of the codes.
+    """Codebook usage and information bounds from additive sums.
 
     Args:
-        sums: over all rows.
+        sums: over all rows, see :func:`certvae.theory.codebook_sums.codebook_sums`.
         confidence: of each bound on its own, in (0, 1).
 
     Raises:
@@ -153,11 +155,11 @@ def information_of_sums(sums: CodebookSums, confidence: float = 0.95) -> Codeboo
 
 
 def _upper(sums: CodebookSums, information: float, own: float, error: float) -> float:
-    """Of all codes of a row, from the sum over them of their information and of their entropy."""
+    """Upper bound for all codes of a row, from the sums of their information and of their entropy."""
     rows, (books, size) = sums.rows, sums.weights.shape
     most = sums.codes * math.log(size)
-    share = error / 2 if sums.soft else error  # an index has no noise, so that its rate is known beforehand
-    # A row has `codes / books` codes from one codebook, and tells those apart too.
+    share = error / 2 if sums.soft else error  # an index has no noise, so its rate is known in advance
+    # A row has `codes / books` codes from one codebook, so it also carries information about the position.
     step = sums.codes * (information_step(rows) + math.log(min(size, sums.codes // books)))
     bound = upper_bound_of_expectation(rows * information, step, information_growth(rows), rows, share) / rows
     limits = [most, bound + sums.codes * math.log1p((size - 1) / rows)]
@@ -168,7 +170,7 @@ def _upper(sums: CodebookSums, information: float, own: float, error: float) -> 
 
 
 def _lower(information: Tensor, rows: int, error: float) -> float:
-    """The largest of the codebooks' lower bounds, which share the error probability."""
+    """The largest of the codebooks' lower bounds; they share the error probability."""
     step, growth, share = information_step(rows), information_growth(rows), error / len(information)
     bounds = [lower_bound_of_expectation(rows * value, step, growth, rows, share) for value in information.tolist()]
     return max(0.0, *bounds) / rows

@@ -1,7 +1,7 @@
-r"""Discrete codes as additive sums over rows: how often each entry of a codebook occurs, and how sure rows are.
+r"""Additive sums over rows of discrete codes: counts of each codebook entry, and entropies.
 
 Axes: N rows, P codes a row, m entries of a codebook. A code is an index, or a distribution :math:`q(k|x)` over the
-entries; an index is a distribution that is sure.
+entries; an index is a one-hot distribution.
 """
 
 import math
@@ -16,7 +16,7 @@ from certvae.theory.information import as_logits, as_probabilities, entropy
 
 __all__ = ["CodeKind", "CodebookSums", "Positions", "codebook_sums"]
 
-CHUNK = 2**22  # numbers held at once
+CHUNK = 2**22  # values held in memory at a time
 MAX_SIZE = 2**24
 CodeKind = Literal["indices", "logits", "probs"]
 Positions = Literal["shared", "each"]
@@ -24,16 +24,16 @@ Positions = Literal["shared", "each"]
 
 @dataclass(frozen=True)
 class CodebookSums:
-    """Additive sums over rows, from which every figure follows; add two with ``+``. O(m) numbers for a codebook.
+    """Additive sums over rows from which all results are computed; add two with ``+``. O(m) numbers a codebook.
 
     Attributes:
-        weights: ``sum q(k|x)``, float64, shape ``(codebooks, m)``; of indices whole numbers.
+        weights: ``sum q(k|x)``, float64, shape ``(codebooks, m)``; counts if codes are indices.
         chosen: how often an entry is the likeliest, float64, same shape.
-        entropies: ``sum H(q)`` over all codes, and ``sum H`` of the average of a row's codes, float64, shape
+        entropies: ``sum H(q)`` over all codes, and ``sum H`` of the average of a row's codes, nats, float64, shape
             ``(codebooks, 2)``.
         rows: N.
         codes: P.
-        soft: whether codes are distributions.
+        soft: whether codes are distributions instead of indices.
     """
 
     weights: Tensor
@@ -46,8 +46,8 @@ class CodebookSums:
     def __add__(self, other: "CodebookSums") -> "CodebookSums":
         if self.weights.shape != other.weights.shape or (self.codes, self.soft) != (other.codes, other.soft):
             raise ValueError(
-                f"all batches must have codes of one kind and shape, got {self._shape()} and {other._shape()}. Give "
-                "rows with another number of codes to a measurement of their own."
+                f"all batches must have codes of one kind and shape, got {self._shape()} and {other._shape()}. Measure "
+                "rows with different numbers of codes separately."
             )
         return CodebookSums(
             self.weights + other.weights,
@@ -63,7 +63,7 @@ class CodebookSums:
         return f"{self.codes} {kind} a row over {self.weights.shape[1]} entries"
 
     def pack(self) -> Tensor:
-        """Rows and sums as one float64 vector, so that one collective adds them up."""
+        """Rows and sums as one float64 vector, so that one all-reduce adds them up."""
         rows = self.weights.new_tensor([self.rows])
         return torch.cat([rows, self.weights.flatten(), self.chosen.flatten(), self.entropies.flatten()])
 
@@ -84,11 +84,11 @@ def codebook_sums(
     axis: int | None = None,
     positions: Positions = "shared",
 ) -> CodebookSums:
-    """The sums of some rows; see :func:`certvae.codebook_information`.
+    """Sums over a batch of codes; see :func:`certvae.codebook_information` for the arguments.
 
     Raises:
-        TypeError: if an argument is of a wrong kind.
-        ValueError: if an index is out of range, ``size`` is missing, or a row is no distribution.
+        TypeError: if an argument has the wrong type.
+        ValueError: if an index is out of range, ``size`` is missing, or a row is not a distribution.
     """
     values = as_tensor(codes, "codes")
     if size is not None:
@@ -117,7 +117,7 @@ def _kind(values: Tensor, size: int | None, kind: str | None) -> str:
         raise TypeError(f"`codes` of kind {kind!r} must be floats, got {values.dtype}; give codes.float().")
     if kind is None and _look_one_hot(values, size):
         raise ValueError(
-            f"`codes` of shape {tuple(values.shape)} look one-hot, and not like indices. Give codes.argmax(-1), or "
+            f"`codes` of shape {tuple(values.shape)} look one-hot, not like indices. Give codes.argmax(-1), or "
             "kind='indices' if they are indices."
         )
     return kind or ("probs" if values.is_floating_point() else "indices")
@@ -132,7 +132,7 @@ def _look_one_hot(values: Tensor, size: int | None) -> bool:
 def _indices(values: Tensor, size: int | None) -> tuple[Tensor, int]:
     """Indices in range, int64, shape ``(N, P)``, and the size of the codebook."""
     if size is None:
-        raise ValueError("`size` must be given with indices: how many entries the codebook has, such as size=512.")
+        raise ValueError("`size` must be given with indices: the number of codebook entries, such as size=512.")
     indices = values.reshape(len(values), -1).long()
     least, most = int(indices.min()), int(indices.max())
     if least < 0 or most >= size:
@@ -153,11 +153,11 @@ def _entries_last(values: Tensor, size: int | None, axis: int | None) -> Tensor:
         if not fitting:
             raise ValueError(f"`codes` must have size={size} entries on their last axis or on axis 1, got {shape}.")
         if len(fitting) > 1:
-            raise ValueError(f"`axis` must say which axis of `codes` has the entries, 1 or -1, for shape {shape}.")
+            raise ValueError(f"`axis` must be given for `codes` of shape {shape}: the axis of the entries, 1 or -1.")
         axis = fitting.pop()
     place = as_whole_number(axis, "axis", -values.ndim, values.ndim - 1) % values.ndim
     if place == 0 or (size is not None and shape[place] != size):
-        raise ValueError(f"`axis` must be the one of `codes` with size={size} entries, and not 0; got {axis}, {shape}.")
+        raise ValueError(f"`axis` must be an axis of `codes` with size={size} entries, not 0; got {axis}, {shape}.")
     return values.movedim(place, -1).reshape(shape[0], -1, shape[place])
 
 
@@ -181,7 +181,7 @@ def _row_entropies(indices: Tensor, size: int) -> Tensor:
 
 
 def _soft_sums(given: Tensor, each: bool, logits: bool) -> CodebookSums:
-    """Of distributions, or of their logarithms, shape ``(n, P, m)``."""
+    """Sums of distributions, or of their logarithms, shape ``(n, P, m)``."""
     probs = given.exp() if logits else given
     rows, codes, size = probs.shape
     books = codes if each else 1

@@ -1,4 +1,4 @@
-"""How much likelier a row makes its own code than other rows make it: the summands of the contrastive bounds."""
+"""Summands of the contrastive bounds: the density of a row's code under the row itself and under other rows."""
 
 import math
 from collections.abc import Callable
@@ -11,8 +11,8 @@ from certvae.theory.posterior import Posterior
 
 __all__ = ["Contrast", "PairDensity", "aggregate_information", "contrast", "gaussian_contrast", "gaussian_density"]
 
-CHUNK = 2**22  # numbers held at once while rows are compared with each other
-LARGEST_SQUARE = 1e9  # of a standardized code: float64 then keeps a log-density, as a difference of squares, to 1e-6
+CHUNK = 2**22  # values held in memory while rows are compared with each other
+LARGEST_SQUARE = 1e9  # of a standardized code: a difference of squares then gives log-densities to 1e-6 in float64
 
 PairDensity = Callable[[Tensor], Tensor]
 
@@ -23,8 +23,8 @@ class Contrast(NamedTuple):
     Attributes:
         lower: :math:`l_{ii} - \log \frac1B \sum_j e^{l_{ij}}`, at most ``log B``.
         upper: :math:`l_{ii} - \log \frac1{B-1} \sum_{j \ne i} e^{l_{ij}}`; infinite in a block of one row.
-        lower_influence: what the row adds to the sum of ``lower``, as code and as a reference for others.
-        upper_influence: the same of ``upper``.
+        lower_influence: contribution of the row to the sum of ``lower``, as code and as reference for other rows.
+        upper_influence: the same for ``upper``.
     """
 
     lower: Tensor
@@ -34,17 +34,17 @@ class Contrast(NamedTuple):
 
 
 def contrast(density: PairDensity, own: Tensor, chunk: int = CHUNK) -> Contrast:
-    r"""Compare the rows of a block with each other.
+    r"""Summands and influences of a block of rows, in nats.
 
-    A row is in the sums twice: by its own summand, and by what it takes from those of others, :math:`1 - \sum_i
-    w_{ij}`, where :math:`w_{ij}` is its share of the density at code i. The influence is both together: the first
-    term of the average's expansion in the distribution of the rows, which gives its standard error.
+    A row enters the sums twice: by its own summand, and by lowering those of other rows, :math:`1 - \sum_i w_{ij}`,
+    where :math:`w_{ij}` is its share of the density at code i. The influence is the sum of both. It is the first-order
+    term of the average in the distribution of the rows, and gives the standard error.
 
     Args:
-        density: gives :math:`l_{ij}` of the codes at places i, int64, shape ``(n,)``, for all j, as ``(n, B)``. It is
-            written over, and the diagonal is not used.
+        density: maps positions i, int64, shape ``(n,)``, to :math:`l_{ij}` for all j, shape ``(n, B)``. The result is
+            overwritten, and its diagonal is not used.
         own: :math:`l_{ii}`, float64, shape ``(B,)``.
-        chunk: numbers held at once, about.
+        chunk: approximate number of values held in memory.
     """
     rows = len(own)
     places = torch.arange(rows, device=own.device)
@@ -68,15 +68,15 @@ def contrast(density: PairDensity, own: Tensor, chunk: int = CHUNK) -> Contrast:
 
 
 def gaussian_density(posterior: Posterior, draws: Tensor, chunk: int = CHUNK) -> PairDensity:
-    r"""Log-densities of every draw under every row's Gaussian, less a constant that cancels.
+    r"""Log-densities in nats of every draw under every row's Gaussian, up to a constant that cancels.
 
-    A product of matrices gives them; where codes are so precise that float64 would lose digits in it, differences
+    They are computed by a matrix product. If the codes are so precise that it would lose digits in float64, differences
     are formed one by one, which takes about ten times as long.
 
     Args:
         posterior: of B rows, float64, centered.
         draws: one code a row, shape ``(B, latent_dim)``.
-        chunk: numbers held at once, about.
+        chunk: approximate number of values held in memory.
     """
     mean, log_variance = posterior
     precision, log_scale = (-log_variance).exp(), log_variance.sum(dim=1)
@@ -93,7 +93,7 @@ def gaussian_density(posterior: Posterior, draws: Tensor, chunk: int = CHUNK) ->
 
 
 def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
-    r"""Mutual information of the data point and the code, with the rows themselves as the aggregate posterior.
+    r"""Mutual information of the data point and the code in nats, with the rows' mixture as aggregate posterior.
 
     .. math:: I = E\,KL(q(z|x) \| p) - KL(q(z) \| p) = E_x E_{q(z|x)} \log \frac{q(z|x)}{q(z)}, \qquad
               q(z) = \frac1B \sum_j q(z|x_j)
@@ -105,7 +105,7 @@ def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
 
     Args:
         posterior: of B rows, float64, shapes ``(B, latent_dim)``.
-        seed: of the draws. The noise belongs to the row's place (:mod:`certvae.theory.row_noise`).
+        seed: of the draws. The noise depends on the row's position (:mod:`certvae.theory.row_noise`).
 
     Returns:
         Scalar in nats, at most ``log B``.
@@ -115,13 +115,13 @@ def aggregate_information(posterior: Posterior, seed: int = 0) -> Tensor:
 
 
 def gaussian_contrast(posterior: Posterior, keys: Tensor, seed: int, chunk: int = CHUNK) -> Contrast:
-    """The summands of one block with one draw a row, whose noise belongs to the row's key.
+    """Summands of one block, in nats, with one draw a row whose noise depends on the row's key.
 
     Args:
         posterior: of B rows, float64, centered.
         keys: one integer a row, int64, shape ``(B,)``.
         seed: of the draws.
-        chunk: numbers held at once, about.
+        chunk: approximate number of values held in memory.
     """
     mean, log_variance = posterior
     draws = posterior.row_draws(keys.to(mean.device), 1, seed)[0]

@@ -1,8 +1,8 @@
-r"""A reader that is fitted in closed form to what a code says about the teacher's components.
+r"""A classifier, fitted in closed form, that predicts the teacher's component from the code.
 
-The raw witness asks whether the code answers in the teacher's own coordinates. The fitted reader asks whether an affine
-map finds the answer anywhere in it. Fitted on other rows than it is scored on, it is a fixed witness there, so that its
-margin is at most the information which the code carries (Barber and Agakov, 2003, *The IM algorithm*).
+The raw witness reads the code in fixed coordinates. The fitted reader finds an affine map that predicts the teacher. It
+is scored on other rows than it is fitted on, so it is a fixed witness there: its margin is at most the information that
+the code carries (Barber and Agakov, 2003, *The IM algorithm*).
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from certvae.theory.calibration import Calibration, fit_calibration
 
 __all__ = ["FittedReader"]
 
-ROUNDING = 1e-9  # share of the average variance below which an axis of the code is rounding
+ROUNDING = 1e-9  # a coordinate whose deviation is below this share of its largest size is rounding error
 
 
 @dataclass(frozen=True)
 class FittedReader:
-    r"""Linear discriminant analysis with soft labels, followed by a scale and a weight of the prior.
+    r"""Linear discriminant analysis with soft labels, then calibration by a scale and a prior weight.
 
     With :math:`\pi_k = E\,T_k`, :math:`m_k = E\,T_k z / \pi_k` and the covariance :math:`\Sigma` within components,
 
@@ -27,14 +27,14 @@ class FittedReader:
 
     :math:`\Sigma` is shrunk towards a multiple of the identity by the share :math:`d / (n + d)`, so that codes with
     more coordinates than rows can be read. Source: Fisher, 1936; Hastie, Tibshirani and Friedman, 2009, *The Elements
-    of Statistical Learning*, section 4.3. Soft labels blur the means, and many coordinates fit the noise; a scale and
-    a weight of the prior (:func:`certvae.theory.calibration.fit_calibration`) mend both. They are fitted on answers to
-    held-out rows: of readers that were fitted on one half of the rows, about the other half.
+    of Statistical Learning*, section 4.3. Soft labels blur the means, and many coordinates overfit. A scale and a prior
+    weight (:func:`certvae.theory.calibration.fit_calibration`) correct both. They are fitted on held-out answers: a
+    reader fitted on one half of the rows predicts the other half.
 
     Attributes:
         weights: shape ``(latent_dim, K)``.
         offsets: shape ``(K,)``.
-        calibration: scale and weight of the prior.
+        calibration: scale and prior weight.
     """
 
     weights: Tensor
@@ -43,11 +43,11 @@ class FittedReader:
 
     @classmethod
     def fit(cls, codes: Tensor, teacher_probs: Tensor) -> "FittedReader":
-        """Fit a reader on rows that it will not be scored on.
+        """Fit a reader. Score it on other rows only.
 
         Args:
             codes: shape ``(n, latent_dim)``, finite, with at least two rows.
-            teacher_probs: the teacher's answers, shape ``(n, K)``.
+            teacher_probs: teacher probabilities, shape ``(n, K)``.
         """
         codes = codes.double()
         teacher = teacher_probs.to(codes)
@@ -59,7 +59,7 @@ class FittedReader:
         return cls(*_discriminant(codes, teacher), fit_calibration(teacher.cpu(), held_out.cpu()[None]))
 
     def __call__(self, codes: Tensor) -> Tensor:
-        """Logits of codes ``(n, latent_dim)``, float64 on the CPU, shape ``(n, K)``."""
+        """Logits for codes ``(n, latent_dim)``, float64 on the CPU, shape ``(n, K)``."""
         logits = codes.to(self.weights) @ self.weights + self.offsets
         return self.calibration(logits.cpu()[None])[0]
 
@@ -76,7 +76,7 @@ def _discriminant(codes: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scale(codes: Tensor) -> Tensor:
-    """Deviation of each coordinate; infinite where it is rounding, so that the coordinate counts for nothing."""
+    """Deviation of each coordinate; infinite if it is only rounding error, so the coordinate is ignored."""
     deviation = codes.std(dim=0, correction=0)
     resolved = deviation > ROUNDING * codes.abs().amax(dim=0)
     return torch.where(resolved, deviation, torch.inf)
@@ -98,7 +98,7 @@ def _solve_shrunk(codes: Tensor, fitted: Tensor, means: Tensor) -> Tensor:
         covariance = (1 - share) / rows * within.T @ within
         covariance.diagonal().add_(share * spread)
         return torch.linalg.solve(covariance, means.T).T
-    # Fewer rows than coordinates: the same by the identity of Woodbury, in the size of the rows.
+    # Fewer rows than coordinates: Woodbury's identity gives the same from an n x n system.
     ridge, factor = share * spread, within * ((1 - share) / rows) ** 0.5
     gram = factor @ factor.T
     gram.diagonal().add_(ridge)

@@ -1,4 +1,4 @@
-"""A confidence bound on the average mean of independent numbers that are bounded on one side, by fixed bets."""
+"""Confidence bounds, by fixed bets, on the average mean of independent numbers with a limit on one side."""
 
 import math
 
@@ -7,24 +7,24 @@ from torch import Tensor
 
 __all__ = ["lower_bound_of_mean", "upper_bound_of_mean"]
 
-SMALLEST, LARGEST, BETS = 1e-4, 0.999, 16  # shares of the capital that are staked, evenly spaced in the logarithm
-HALVINGS = 22  # the bound is then short by a millionth of its distance from the limit
+SMALLEST, LARGEST, BETS = 1e-4, 0.999, 16  # stakes as shares of the wealth, evenly spaced in the logarithm
+HALVINGS = 22  # leaves an error of a millionth of the bound's distance from the limit
 
 
 def lower_bound_of_mean(values: Tensor, least: float, error: float) -> float:
-    r"""A number that is below the average mean of independent numbers, except with probability ``error``.
+    r"""Lower confidence bound on the average mean of independent numbers; it errs with probability ``error``.
 
     .. math::
         \inf \left\{ m > a : \frac1K \sum_k \prod_i \left(1 + c_k \frac{y_i - m}{m - a}\right) < 1 / \alpha \right\}
 
-    The numbers need not have the same distribution, nor an upper limit, and their order does not matter, because the
-    stakes :math:`c_k` are fixed in advance. Proof in docs/information.md. Source of the idea: Waudby-Smith and Ramdas,
-    2023, https://arxiv.org/abs/2010.09686, section 4, whose stakes follow the numbers and need equal means.
+    The numbers may have different distributions and no upper limit. Their order does not matter, because the stakes
+    :math:`c_k` are fixed in advance. Proof in docs/information.md. Source of the idea: Waudby-Smith and Ramdas, 2023,
+    https://arxiv.org/abs/2010.09686, section 4; their stakes adapt to the numbers and need equal means.
 
     Args:
         values: float64, shape ``(n,)``, none below ``least``.
-        least: the lower limit a, known beforehand.
-        error: probability, alpha in (0, 1).
+        least: the lower limit a, known in advance.
+        error: error probability alpha, in (0, 1).
 
     Returns:
         The bound; at least ``least``.
@@ -49,11 +49,12 @@ def _log_wealth(ratios: Tensor) -> float:
 
 
 def upper_bound_of_mean(values: Tensor, most: float, error: float) -> float:
-    """The mirror image of :func:`lower_bound_of_mean`, for numbers that are at most ``most``.
+    """Upper confidence bound on the average mean of independent numbers; see :func:`lower_bound_of_mean`.
 
     Args:
         values: float64, shape ``(n,)``, none above ``most``.
-        most: the upper limit, known beforehand.
-        error: probability in (0, 1).
+        most: the upper limit, known in advance.
+        error: error probability, in (0, 1).
+
     """
     return -lower_bound_of_mean(-values, -most, error)

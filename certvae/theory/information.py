@@ -1,8 +1,7 @@
 r"""Information quantities of a teacher and a witness, as pure functions in float64.
 
-Functions of ``Any`` take arrays and tensors of every float type, check them, and work without a graph.
-:func:`entropy`, :func:`kl_divergence` and :func:`floor_log_probabilities` work on tensors that were checked, keep
-their type and graph, and look at no value.
+Arguments typed ``Any`` may be arrays or tensors of any float type; they are checked and detached. :func:`entropy`,
+:func:`kl_divergence` and :func:`floor_log_probabilities` expect checked tensors, and keep their dtype and graph.
 
 Everything is in nats. Axes: N rows (data points), K components. ``T`` is the teacher, ``S`` the witness,
 ``Tbar`` the average teacher over the rows. The threshold of the certificate is Zhang, Peng and Zhang, 2026,
@@ -79,8 +78,8 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
 
     Raises:
         TypeError: if it is not an array of real numbers.
-        ValueError: if it is not dense, the shape is not ``(N, K >= 2)``, a logit is NaN or infinite, or two of a row
-            are more than 1e9 apart.
+        ValueError: if it is not dense, the shape is not ``(N, K >= 2)``, a logit is NaN or infinite, or two logits of a
+            row differ by more than 1e9.
     """
     values = _as_rows(as_tensor(logits, name), name, may_be_empty)
     log_probs = values.log_softmax(dim=1)
@@ -107,13 +106,13 @@ def _as_rows(values: Tensor, name: str, may_be_empty: bool) -> Tensor:
 
 
 def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
-    r"""Log of the probabilities mixed with the uniform distribution, so that none is below ``floor / K``.
+    r"""Log-probabilities after mixing in the uniform distribution, so that none is below ``floor / K``.
 
     .. math:: \log\left((1 - \epsilon) p_k + \epsilon / K\right)
 
     Args:
         log_probs: log-probabilities, shape ``(..., K)``.
-        floor: the share of the uniform distribution, in ``[0, 1)``; 0 changes nothing.
+        floor: share of the uniform distribution, in ``[0, 1)``; 0 changes nothing.
 
     Returns:
         Log-probabilities in nats, shape ``(..., K)``.
@@ -133,7 +132,7 @@ def entropy(probs: Tensor) -> Tensor:
 
 
 def x_log_x(probs: Tensor) -> Tensor:
-    r""":math:`p \log p` of each number, 0 at 0; by a logarithm of several numbers at a time, which ``xlogy`` lacks."""
+    r""":math:`p \log p` of each number, 0 at 0; faster than ``xlogy``, whose logarithm is not vectorized."""
     return probs * probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
@@ -184,12 +183,12 @@ def teacher_information(teacher_probs: Any) -> Tensor:
 
 
 def _spread(probs: Tensor) -> Tensor:
-    """``H(mean) - mean H``, at least 0 by concavity; rounding alone would say otherwise."""
+    """``H(mean) - mean H`` in nats, at least 0 by concavity; a negative value from rounding becomes 0."""
     return (entropy(probs.mean(dim=0)) - entropy(probs).mean()).clamp(min=0)
 
 
 def constant_student_loss(teacher_probs: Any, student: Any) -> Tensor:
-    r"""Alignment cost of answering ``student`` for every input.
+    r"""Alignment loss in nats of a student that answers ``student`` for every input.
 
     .. math:: \frac1N \sum_i KL(T(\cdot|x_i) \| q) = I_T + KL(\bar T \| q) \ge I_T
 
@@ -208,7 +207,7 @@ def constant_student_loss(teacher_probs: Any, student: Any) -> Tensor:
 
 
 def alignment_loss(teacher_probs: Any, witness_logits: Any) -> Tensor:
-    r"""Mean divergence of the witness from the teacher.
+    r"""Mean KL divergence from the witness to the teacher, in nats.
 
     .. math:: A = \frac1N \sum_i KL(T(\cdot|x_i) \| S(\cdot|z_i))
 
@@ -224,7 +223,7 @@ def alignment_loss(teacher_probs: Any, witness_logits: Any) -> Tensor:
 
 
 def margin(teacher_probs: Any, witness_logits: Any) -> Tensor:
-    r"""Raw-witness margin: how far the witness beats every constant student.
+    r"""Raw-witness margin: by how many nats the witness beats the best constant student.
 
     .. math:: M = I_T - A = \frac1N \sum_i \sum_k T_{ik} (\log S_{ik} - \log \bar T_k) \le I(X; z)
 
@@ -260,7 +259,7 @@ def as_pair(teacher_probs: Any, witness_logits: Any, may_be_empty: bool = True) 
 
     Raises:
         TypeError: if either is not an array of real numbers.
-        ValueError: if either is not what it should be, or their shapes differ.
+        ValueError: if ``teacher_probs`` are not probabilities, ``witness_logits`` are not finite, or shapes differ.
     """
     probs = as_probabilities(teacher_probs, may_be_empty=may_be_empty)
     log_witness = as_logits(witness_logits).to(probs.device)

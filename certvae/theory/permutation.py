@@ -1,7 +1,7 @@
 r"""Permutation test of 'the witness is independent of the input'.
 
-Permuting the witness rows against the teacher rows leaves the teacher information as it is, so the margins of two
-pairings differ only in the mean of :math:`T_i \cdot \log S_{\pi(i)}`, and that is all that is computed.
+Permuting the witness rows does not change the teacher information. So the margins of two pairings differ only in the
+mean of :math:`T_i \cdot \log S_{\pi(i)}`, and only this mean is computed.
 """
 
 from typing import Any
@@ -29,16 +29,16 @@ def permutation_p_value(
         p = \frac{1 + \#\{b : m(\pi_b) \ge m(id)\}}{1 + B}, \qquad
         m(\pi) = \frac1N \sum_i \sum_k T_{ik} \log S_{\pi(i) k},
 
-    with B permutations drawn independently and uniformly. A pairing that differs from the seen one by rounding only
-    counts as a tie, so that a constant witness gets exactly 1.
+    with B permutations drawn independently and uniformly. Means that differ only by rounding count as ties, so a
+    constant witness gets exactly 1.
 
-    **Validity.** If the witness rows are exchangeable given the teacher rows, as they are when the rows are
-    independent draws and the witness is independent of the teacher, then the seen pairing and the B drawn ones are
-    exchangeable, and :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`, every N and every B, whatever the
-    distributions. Counting the seen pairing is what makes it exact: without the two ones, p could be 0. The witness
-    must not have been fitted on these rows. The smallest possible value is ``1 / (1 + B)``.
+    **Validity.** Assume that the witness rows are exchangeable given the teacher rows. This holds for independent rows
+    and a witness that is independent of the teacher. Then the observed pairing and the B drawn ones are exchangeable,
+    and :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`, N, B and distribution. The observed pairing is
+    counted too; without the two ones in the formula, p could be 0. The witness must not have been fitted on these rows.
+    The smallest possible value is ``1 / (1 + B)``.
 
-    A small p-value says that the witness depends on the input. It does not say that the margin is positive: a
+    A small p-value shows that the witness depends on the input. It does not show that the margin is positive: a
     dependent witness can be too badly calibrated to beat the best constant student.
 
     Source: Phipson and Smyth, 2010, *Permutation p-values should never be zero*,
@@ -48,15 +48,16 @@ def permutation_p_value(
         teacher_probs: teacher probabilities, shape ``(N, K)``.
         witness_logits: unnormalized log-probabilities of the witness, shape ``(N, K)``.
         permutations: B, at least 1. Time grows as ``B * N * K``, memory as ``N * K``.
-        generator: CPU generator of the permutations; the global random state is then left alone. Default: the
-            global state.
+        generator: CPU generator of the permutations; default: the global random state.
 
     Returns:
         The p-value, a multiple of ``1 / (1 + B)`` in ``(0, 1]``.
 
     Raises:
-        TypeError: if an argument is of another kind than this page says.
-        ValueError: if its value is not what this page says, or there is no row.
+        TypeError: if an array does not hold real numbers, ``permutations`` is not a whole number, or ``generator`` is
+            not a CPU ``torch.Generator``.
+        ValueError: if ``teacher_probs`` are not probabilities, logits are not finite, shapes differ, ``permutations``
+            is below 1, or there is no row.
     """
     as_whole_number(permutations, "permutations", 1)
     if generator is not None and not (isinstance(generator, torch.Generator) and generator.device.type == "cpu"):

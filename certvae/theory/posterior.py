@@ -1,4 +1,4 @@
-"""The approximate posterior that an encoder gives: a diagonal Gaussian."""
+"""The approximate posterior of an encoder: a diagonal Gaussian."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ __all__ = ["Posterior"]
 
 
 class Posterior(NamedTuple):
-    """Diagonal Gaussian ``q(z|x)``. Training passes through it, so shapes and values are not checked.
+    """Diagonal Gaussian ``q(z|x)``. It is used in training steps, so shapes and values are not checked.
 
     Attributes:
         mean: shape ``(B, latent_dim)``.
@@ -30,12 +30,15 @@ class Posterior(NamedTuple):
         return self.mean + (0.5 * self.log_variance).exp() * noise.to(self.mean.dtype)
 
     def row_draws(self, keys: Tensor, samples: int, seed: int) -> Tensor:
-        """Draws whose noise belongs to the rows (:mod:`certvae.theory.row_noise`), shape ``(samples, B, latent_dim)``.
+        """Draws whose noise depends on the rows' keys only; see :mod:`certvae.theory.row_noise`.
 
         Args:
             keys: one integer a row, int64, shape ``(B,)``.
             samples: draws a row, at least 1.
             seed: another seed gives other draws.
+
+        Returns:
+            Codes, shape ``(samples, B, latent_dim)``.
 
         Raises:
             TypeError: if ``samples`` or ``seed`` is not a whole number, or ``keys`` are not an array of numbers.
@@ -52,11 +55,11 @@ class Posterior(NamedTuple):
         r""":math:`\log q(z|x)` in nats, a sum over coordinates.
 
         Args:
-            latents: codes whose shape goes with ``(B, latent_dim)``: ``(B, latent_dim)`` asks each row about its own
-                code, ``(N, 1, latent_dim)`` every row about every code.
+            latents: codes, broadcast with ``(B, latent_dim)``. Shape ``(B, latent_dim)``: each row's own code. Shape
+                ``(N, 1, latent_dim)``: every code under every row's posterior.
 
         Returns:
-            The shape of both together, without the last axis: ``(B,)`` or ``(N, B)``.
+            The broadcast shape without the last axis: ``(B,)`` or ``(N, B)``.
         """
         squares = (latents - self.mean) ** 2 * (-self.log_variance).exp()
         return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(dim=-1)
@@ -66,5 +69,5 @@ class Posterior(NamedTuple):
 
         Source: Kingma and Welling, 2014, appendix B, https://arxiv.org/abs/1312.6114.
         """
-        # Not exp() - 1: in float32 the rate of a collapsed posterior would be rounding, and could be negative.
+        # Not exp() - 1: in float32 the rate of a collapsed posterior would be rounding error, and could be negative.
         return 0.5 * (self.mean**2 + self.log_variance.expm1() - self.log_variance)

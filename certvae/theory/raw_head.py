@@ -1,8 +1,8 @@
 r"""The trained raw witness: a small network from the latent code to component probabilities.
 
-It sees the code and nothing else, as the simplex witness does; unlike that one it has parameters, which the alignment
-term trains. Whatever they are, they are fixed when a certificate is made, and the certificate is as valid. The papers'
-summaries speak of a margin "via a raw head" (https://arxiv.org/abs/2605.05813); shape and start are ours.
+Like the simplex witness it reads the code only. Unlike it, it has parameters, which the alignment term trains. They are
+fixed when a certificate is made, so the certificate is equally valid. The papers' summaries mention a margin "via a raw
+head" (https://arxiv.org/abs/2605.05813); architecture and initialization are ours.
 """
 
 import torch
@@ -17,28 +17,27 @@ __all__ = ["RawHead"]
 class RawHead(nn.Module):
     r"""Trainable witness :math:`S(\cdot|z) = softmax(f(z) / \tau)`, with ``f`` linear or a perceptron.
 
-    **At its start it answers the prior, whatever the code**: the last layer's weights are 0 and its bias is
-    :math:`\tau \log \text{prior}`. So the margin is known before the first step, for every code:
-    :math:`-KL(\bar T \| \text{prior})`, which is 0 where the prior is the teacher's average. The start also has no pull
-    on a code: :meth:`alignment_gradient` is 0 there, and the weights themselves are pulled only by codes that vary (see
-    the page Mathematics).
+    **At initialization it answers the prior for every code**: the last layer's weights are 0 and its bias is
+    :math:`\tau \log \text{prior}`. So before the first step the margin is :math:`-KL(\bar T \| \text{prior})` for every
+    code, which is 0 if the prior is the teacher's average. :meth:`alignment_gradient` is 0 at initialization, and the
+    weights get a gradient only from codes that vary (see the page Mathematics).
 
-    The alignment term trains it, and nothing else does: with the alignment off it gets no gradient. Its parameters are
-    in the model's ``state_dict`` when the model owns it, as :class:`certvae.VAE` does with ``witness=RawHead()``. Over
-    several processes with the alignment off, DDP needs ``strategy="ddp_find_unused_parameters_true"``.
+    Only the alignment term trains it; with the alignment off it gets no gradient. If the model owns the head, as
+    :class:`certvae.VAE` does with ``witness=RawHead()``, its parameters are in the model's ``state_dict``. On several
+    processes with the alignment off, DDP needs ``strategy="ddp_find_unused_parameters_true"``.
 
     Args:
-        num_components: K, at least 2; None: left to :meth:`bind`, as a VAE does it with its teacher.
-        latent_dim: size of the latent, at least 1; None: left to :meth:`bind`.
-        hidden: units of the one hidden layer, rectified; 0 makes the head linear.
-        temperature: :math:`\tau`, from 1e-6 to 1e6. A lower one learns faster.
-        prior: positive probabilities that it answers at its start, shape ``(K,)``; None: uniform, or what
-            :meth:`bind` gives.
+        num_components: K, at least 2; None: set by :meth:`bind`, which a VAE calls with its teacher's K.
+        latent_dim: size of the latent, at least 1; None: set by :meth:`bind`.
+        hidden: units of the one hidden layer (ReLU); 0 makes the head linear.
+        temperature: :math:`\tau`, from 1e-6 to 1e6. A lower temperature learns faster.
+        prior: positive probabilities that the head answers at initialization, shape ``(K,)``; None: those given to
+            :meth:`bind`, or uniform.
 
     Raises:
-        TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
-        ValueError: if a size is too small, ``temperature`` is not from 1e-6 to 1e6, or a prior's probability is not
-            above 0.
+        TypeError: if an argument is not a number, or ``prior`` is not an array of numbers.
+        ValueError: if a size is too small, ``temperature`` is not from 1e-6 to 1e6, or a probability of ``prior`` is
+            not above 0.
     """
 
     def __init__(
@@ -60,15 +59,16 @@ class RawHead(nn.Module):
             self._build(num_components, latent_dim)
 
     def bind(self, num_components: int, latent_dim: int, prior: Tensor | None = None) -> "RawHead":
-        """Make the layers, with what was left open; returns the head itself.
+        """Set the sizes that are still None and build the layers; returns the head itself.
 
         Args:
             num_components: K of the teacher.
             latent_dim: size of the code.
-            prior: what the head answers at its start, unless it was given one.
+            prior: probabilities that the head answers at initialization, shape ``(K,)``; ignored if the head has a
+                prior.
 
         Raises:
-            ValueError: if the head was made for other numbers.
+            ValueError: if the head has another ``num_components`` or ``latent_dim``.
         """
         for name, came in (("num_components", num_components), ("latent_dim", latent_dim)):
             own = getattr(self, name)
@@ -88,7 +88,7 @@ class RawHead(nn.Module):
         if self.hidden:
             self.layers.append(nn.Linear(width, self.hidden))
             width = self.hidden
-        # Without its random start, which would only move the run's random stream.
+        # No random initialization: it would only advance the run's random stream.
         last = nn.utils.skip_init(nn.Linear, width, self.num_components)
         with torch.no_grad():
             last.weight.zero_()
@@ -102,7 +102,7 @@ class RawHead(nn.Module):
             latents: codes of any float type, shape ``(..., latent_dim)``; computed in float32 or wider.
 
         Returns:
-            Logits, shape ``(..., K)``; not finite where a code is not.
+            Logits, shape ``(..., K)``; not finite for a code that is not finite.
 
         Raises:
             TypeError: if ``latents`` is not a tensor of floats.
@@ -116,21 +116,21 @@ class RawHead(nn.Module):
             return _linear(last, values) / self.temperature
 
     def alignment_gradient(self, latents: Tensor, probs: Tensor) -> Tensor:
-        r"""Gradient of the row's alignment loss by its code, :math:`\tfrac1\tau (S - T) W`, in closed form.
+        r"""Gradient of each row's alignment loss at its code, :math:`\tfrac1\tau (S - T) W`, in closed form.
 
-        With a hidden layer :math:`\tfrac1\tau [(S - T) W_2 \odot 1_{h > 0}] W_1`. At the start ``W`` is 0, and so is
-        the gradient, at every code and for every teacher.
+        With a hidden layer it is :math:`\tfrac1\tau [(S - T) W_2 \odot 1_{h > 0}] W_1`. At initialization ``W`` is 0,
+        so the gradient is 0 for every code and every teacher.
 
         Args:
             latents: codes, shape ``(N, latent_dim)``.
             probs: teacher probabilities, shape ``(N, K)``.
 
         Returns:
-            Gradient, float64, shape ``(N, latent_dim)``.
+            Gradient in nats per unit of the code, float64, shape ``(N, latent_dim)``.
 
         Raises:
             TypeError: if an argument does not hold real numbers.
-            ValueError: if shapes do not fit, or ``probs`` are not probabilities.
+            ValueError: if shapes do not match, or ``probs`` are not probabilities.
         """
         codes = as_codes(latents, self._width())
         *hidden, last = self._linears()
@@ -158,6 +158,6 @@ class RawHead(nn.Module):
 
 
 def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
-    """The layer in the wider type of its weights and the values."""
+    """Apply the layer in the wider dtype of its weights and the values."""
     dtype = torch.promote_types(values.dtype, layer.weight.dtype)
     return nn.functional.linear(values.to(dtype), layer.weight.to(dtype), layer.bias.to(dtype))

@@ -1,8 +1,8 @@
-"""Random numbers that belong to a row, not to a process: the same however rows are split over batches or ranks.
+"""Random numbers that depend on a row, not on a process: batches and ranks do not change them.
 
 Each number is a hash of (seed, row key, position): the SplitMix64 finalizer of Steele, Lea and Flood, 2014,
-*Fast splittable pseudorandom number generators*. Nothing here touches a global random state, so that watching a
-run does not change it.
+*Fast splittable pseudorandom number generators*. The global random state is not used, so observing a run does not
+change it.
 """
 
 import math
@@ -45,11 +45,11 @@ def as_keys(keys: Any) -> Tensor:
 
 
 def row_hash(rows: Tensor, index: Tensor | None = None) -> Tensor:
-    """A hash of the contents of each row, which no order of the rows changes.
+    """A hash of the contents of each row. It does not depend on the other rows or their order.
 
     Args:
-        rows: numbers, shape ``(B, ...)``; equal rows have equal hashes in one type of numbers.
-        index: counts as a part of the row, int64, shape ``(B,)``.
+        rows: numbers, shape ``(B, ...)``. Equal rows of one dtype have equal hashes.
+        index: included in the hash, int64, shape ``(B,)``.
 
     Returns:
         int64, shape ``(B,)``, on the device of the rows.

@@ -1,4 +1,4 @@
-"""A sample of rows that no order of the rows, and no split over processes, changes."""
+"""A random sample of rows that does not depend on their order or on the number of processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +13,10 @@ __all__ = ["RowSample"]
 
 
 class RowSample:
-    """The rows with the smallest hash of their index. It holds at most twice ``size`` rows and a batch.
+    """Keeps the rows whose index has the smallest hash. Memory holds at most twice ``size`` rows and a batch.
 
     Args:
-        size: rows kept.
+        size: number of rows in the sample.
         seed: of the hash.
     """
 
@@ -25,23 +25,23 @@ class RowSample:
         self._parts: list[tuple[Tensor, Tensor]] = []
 
     def add(self, features: Tensor, index: Tensor) -> None:
-        """Offer rows, shape ``(B, d)``, with the integer that stands for each, shape ``(B,)``."""
+        """Add rows, shape ``(B, d)``, with an integer that identifies each, shape ``(B,)``."""
         self._parts.append((row_uniform(index.cpu(), 1, self.seed)[:, 0], features.cpu()))
         if sum(len(keys) for keys, _ in self._parts) > 2 * self.size:
             self._merge()
 
     @property
     def rows(self) -> Tensor:
-        """The sample in the order of its hash, shape ``(n, d)``; ``(0, 0)`` if none was offered."""
+        """The sample sorted by hash, shape ``(n, d)``; ``(0, 0)`` if no row was added."""
         return self._merge()[1]
 
     @property
     def keys(self) -> Tensor:
-        """The hash of each row of the sample, rising, float64, shape ``(n,)``."""
+        """The hash of each row of the sample, increasing, float64, shape ``(n,)``."""
         return self._merge()[0]
 
     def restore(self, keys: Tensor, rows: Tensor) -> None:
-        """Go on from the ``keys`` and ``rows`` of another sample."""
+        """Restore the ``keys``, shape ``(n,)``, and ``rows``, shape ``(n, d)``, of a saved sample."""
         self._parts = [(keys, rows)] if rows.shape[1] else []
 
     def _merge(self) -> tuple[Tensor, Tensor]:
@@ -59,11 +59,11 @@ class RowSample:
         return keys[fresh][: self.size], rows[chosen]
 
     def gather(self, all_gather: Callable[[Tensor], Any], width: int | None = None) -> "RowSample":
-        """The sample over all processes, the same on each; a row that several of them have seen counts once.
+        """The sample over all processes, equal on each. A row that several processes have seen counts once.
 
         Args:
-            all_gather: a collective, which stacks what the processes give.
-            width: columns of the rows, for a process that has seen none; all of them then say it.
+            all_gather: a collective that stacks the tensors of all processes.
+            width: number of columns, needed if a process may have no rows. All processes must pass it.
         """
         keys, rows = self._merge()
         if len(keys) == 0 and width is not None:
@@ -72,7 +72,7 @@ class RowSample:
         whole, known = RowSample(self.size, self.seed), everywhere[everywhere.isfinite()].unique()  # in order
         if not len(known):
             return whole
-        # Only rows that are chosen are sent: of a thousand processes each sends a thousandth of what it has kept.
+        # Send chosen rows only: each of a thousand processes sends about a thousandth of its sample.
         chosen, mine = everywhere <= known[: self.size][-1], keys <= known[: self.size][-1]
         most = int(chosen.sum(dim=1).max())
         sent = pad(rows[mine].double(), (0, 0, 0, most - int(mine.sum())))

@@ -1,4 +1,4 @@
-"""Checked rows with their scores: what sums and bounds are made from."""
+"""Checked rows with their scores, the input of sums and bounds."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,15 +17,15 @@ SCORES = ("mean", "channel", "calibrated")
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows that were checked once; everything is float64 on one device.
+    """Checked rows with their scores; all tensors are float64 on one device.
 
     Attributes:
         teacher: probabilities, shape ``(N, K)``.
         log_witness: log-probabilities of the floored witness on the mean path, shape ``(N, K)``.
-        weights: from 0, shape ``(N,)``.
-        scores: ``sum_k T_k log S_k`` of each row, shape ``(N,)``: ``"mean"`` always, ``"channel"`` and ``"calibrated"``
-            where given, averaged over draws.
-        rate: nats of each row, shape ``(N,)``, or None.
+        weights: at least 0, shape ``(N,)``.
+        scores: ``sum_k T_k log S_k`` of each row in nats, shape ``(N,)``, by name: ``"mean"`` always; ``"channel"`` and
+            ``"calibrated"``, averaged over draws, if given.
+        rate: of each row in nats, shape ``(N,)``, or None.
     """
 
     teacher: Tensor
@@ -57,12 +57,12 @@ class ScoredRows:
             calibrated_logits: the calibrated witness on draws of the latent, shape ``(draws, N, K)``.
             rate: ``KL(q(z|x) || p(z))`` of each row in nats, at most 1e9 in size, shape ``(N,)``.
             witness_floor: share of the uniform distribution mixed into every witness.
-            teacher_floor: share for which every teacher probability is promised to be at least
-                ``teacher_floor / K``; checked, not applied.
+            teacher_floor: every teacher probability must be at least ``teacher_floor / K``. This is checked; the floor
+                is not mixed in.
 
         Raises:
-            TypeError: if an array does not hold real numbers, or a floor is no number.
-            ValueError: if shapes do not fit each other, or values are not what the names say.
+            TypeError: if an array does not hold real numbers, or a floor is not a number.
+            ValueError: if shapes do not match, or a value is out of range.
         """
         as_fraction(witness_floor, "witness_floor")
         as_fraction(teacher_floor, "teacher_floor")
@@ -89,15 +89,18 @@ class ScoredRows:
         return [ScoredRows(*block) for block in zip(*columns, scores, rates, strict=True)]
 
     def counted(self) -> "OrderedRows":
-        """The rows of positive weight, in their order."""
+        """The rows with positive weight, in their order."""
         kept = self.weights > 0
         return OrderedRows(self.teacher[kept], {name: score[kept] for name, score in self.scores.items()})
 
     def pack(self, positions: Tensor) -> Tensor:
-        """The rows of positive weight with their positions in the set, shape ``(n, K + 4)``, for :class:`OrderedRows`.
+        """Pack the rows with positive weight and their positions, for :meth:`OrderedRows.unpack`.
 
         Args:
-            positions: one integer a row, shape ``(N,)``.
+            positions: of the rows in the data set, integers, shape ``(N,)``.
+
+        Returns:
+            float64, shape ``(n, K + 4)``.
         """
         absent = torch.full_like(self.weights, torch.nan)
         columns = [positions.to(absent), *(self.scores.get(name, absent) for name in SCORES)]
@@ -106,7 +109,7 @@ class ScoredRows:
 
 @dataclass(frozen=True)
 class OrderedRows:
-    """Rows in the order of their set, for the bounds that need them.
+    """Rows in the order of the data set, for bounds that need the rows themselves.
 
     Attributes:
         teacher: probabilities, float64, shape ``(n, K)``.
@@ -118,7 +121,7 @@ class OrderedRows:
 
     @classmethod
     def unpack(cls, packed: Tensor) -> "OrderedRows":
-        """Sort what :meth:`ScoredRows.pack` gave, from whatever batches and processes, by position."""
+        """Sort the concatenated outputs of :meth:`ScoredRows.pack`, from all batches and processes, by position."""
         rows = packed[packed[:, 0].argsort(stable=True)]
         scores = {name: rows[:, 1 + place] for place, name in enumerate(SCORES)}
         return cls(
@@ -165,11 +168,11 @@ def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:
 
 
 def as_weights(weights: Any, teacher: Tensor) -> Tensor:
-    """Weights of the rows of ``teacher`` in float64, shape ``(N,)``; 1 for each if None is given.
+    """Checked weights of the rows of ``teacher``, float64, shape ``(N,)``; all 1 for None.
 
     Raises:
         TypeError: if they are not numbers.
-        ValueError: if their shape is another, or one is not from 0 to 1e50.
+        ValueError: if the shape is not ``(N,)``, or a weight is not from 0 to 1e50.
     """
     if weights is None:
         return torch.ones(teacher.shape[0], dtype=torch.float64, device=teacher.device)

@@ -1,6 +1,6 @@
-r"""The additive float64 sums from which every number of a certificate follows.
+r"""The additive float64 sums from which every number of a certificate is computed.
 
-A row of the data enters through the features ``f = (1, T_1..T_K, h, a, c, d, r)``:
+Each row has the features ``f = (1, T_1..T_K, h, a, c, d, r)``:
 
 =====  ==========================================================================================
 ``T``  teacher probabilities
@@ -11,11 +11,10 @@ A row of the data enters through the features ``f = (1, T_1..T_K, h, a, c, d, r)
 ``r``  rate, ``KL(q(z|x) || p(z))``
 =====  ==========================================================================================
 
-The sums are ``sum_i w_i f_i f_i^T``, for the witness information ``sum_i w_i S_i`` and ``sum_i w_i H(S_i)``, and
-for the parts of each component ``sum_i w_i T_ik log S_ik`` and ``sum_i w_i T_ik log T_ik``: O(K^2) numbers however
-many rows there are, and nothing per row. Means, variances and covariances of every linear function of the features
-follow exactly. That covers the margins, because the average teacher enters them only through coefficients that are
-known at the end.
+The sums are ``sum_i w_i f_i f_i^T``; for the witness information ``sum_i w_i S_i`` and ``sum_i w_i H(S_i)``; and for
+the parts of each component ``sum_i w_i T_ik log S_ik`` and ``sum_i w_i T_ik log T_ik``. These are O(K^2) numbers for
+any number of rows. They determine the mean, variance and covariance of every linear function of the features. The
+margins are such functions: their coefficients depend on the average teacher, which is known at the end.
 """
 
 from dataclasses import dataclass
@@ -31,16 +30,16 @@ __all__ = ["CertificateSums", "ComponentMargin", "WholeSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
 _BLOCK = 2**16  # numbers of each array that are read at a time
-_ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding
+_ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding error
 
 
 @dataclass  # not frozen: torchmetrics copies a certificate field by field
 class ComponentMargin:
-    """What one component of the teacher adds, in nats.
+    """One component's part of the margin and of the teacher information, in nats.
 
     Attributes:
-        share: its average probability.
-        margin: its part of the margin; below 0 where the witness does worse than the average teacher.
+        share: average probability of the component.
+        margin: its part of the margin; below 0 if the average teacher predicts it better than the witness does.
         information: its part of the teacher information.
     """
 
@@ -56,8 +55,8 @@ class CertificateSums:
     Attributes:
         moments: ``sum_i w_i f_i f_i^T``, float64, shape ``(K + 6, K + 6)``.
         witness: ``sum_i w_i (S_i, H(S_i))``, float64, shape ``(K + 1,)``.
-        counts: number of rows with positive weight, ``sum w^2``, and the weight of the rows that came with
-            channel, calibrated and rate values, float64, shape ``(5,)``.
+        counts: number of rows with positive weight, ``sum w^2``, and the total weight of the rows with channel,
+            calibrated and rate values, float64, shape ``(5,)``.
         parts: ``sum_i w_i T_ik log S_ik`` and ``sum_i w_i T_ik log T_ik``, float64, shape ``(2, K)``.
     """
 
@@ -78,7 +77,7 @@ class CertificateSums:
 
         Raises:
             TypeError: if ``num_components`` is not a whole number.
-            ValueError: if the vector has another length than ``packed_size(num_components)``.
+            ValueError: if the length of the vector is not ``packed_size(num_components)``.
         """
         if packed.shape != (cls.packed_size(num_components),):
             raise ValueError(
@@ -91,7 +90,7 @@ class CertificateSums:
         return cls(moments.view(features, features), witness, counts, parts.view(2, num_components))
 
     def pack(self) -> Tensor:
-        """All sums as one float64 vector, so that one collective adds them up."""
+        """All sums as one float64 vector, so that one all-reduce adds them up."""
         return torch.cat([self.moments.flatten(), self.witness, self.counts, self.parts.flatten()])
 
     def __add__(self, other: "CertificateSums") -> "CertificateSums":
@@ -105,7 +104,7 @@ class CertificateSums:
 
     @classmethod
     def of(cls, rows: ScoredRows) -> "CertificateSums":
-        """Sums over rows that were checked."""
+        """Sums over checked rows."""
         features, vectors = _in_blocks(rows)
         return cls((features * rows.weights[:, None]).T @ features, *vectors)
 
@@ -124,7 +123,7 @@ class CertificateSums:
         """``sum_i w_i``.
 
         Raises:
-            ValueError: if no row was counted, or the weights are so small that their squares vanish.
+            ValueError: if no row has positive weight, or the weights are so small that their squares underflow.
         """
         total = self.moments[0, 0]
         if self.num_rows == 0:
@@ -135,7 +134,7 @@ class CertificateSums:
 
     @property
     def effective_size(self) -> float:
-        """``(sum w)^2 / sum w^2`` (Kish, 1965); the number of rows when every weight is 0 or one common value."""
+        """Effective number of rows ``(sum w)^2 / sum w^2`` (Kish, 1965); the number of rows for equal weights."""
         return float(self.num_rows) if self.equal_weights else float(self.total_weight**2 / self.counts[1])
 
     @property
@@ -145,11 +144,11 @@ class CertificateSums:
 
     @property
     def teacher_mean(self) -> Tensor:
-        """The average teacher, the best constant student, shape ``(K,)``."""
+        """The average teacher, which is the best constant student, shape ``(K,)``."""
         return self.moments[0, 1 : self.num_components + 1] / self.total_weight
 
     def has(self, score: str) -> bool:
-        """Whether every row came with ``score``: ``"mean"``, ``"channel"``, ``"calibrated"`` or ``"rate"``."""
+        """Whether every row has ``score``: ``"mean"``, ``"channel"``, ``"calibrated"`` or ``"rate"``."""
         return score == "mean" or _equal(self.counts[2 + _position(score, _OPTIONAL)], self.total_weight)
 
     def teacher_information(self) -> float:
@@ -163,12 +162,12 @@ class CertificateSums:
         return max(0.0, float(entropy(mean[:-1]) - mean[-1]))
 
     def components(self) -> list["ComponentMargin"]:
-        r"""The parts of margin and teacher information that belong to each component; they add up to both.
+        r"""Each component's part of the margin and of the teacher information; the parts add up to the totals.
 
         .. math:: M_k = E\, T_k \log S_k - \bar T_k \log \bar T_k, \qquad
                   I_k = E\, T_k \log T_k - \bar T_k \log \bar T_k \ge M_k + E (T_k - S_k)
 
-        A single :math:`M_k` can exceed its :math:`I_k`, where the witness is too sure of the component.
+        A single :math:`M_k` can exceed its :math:`I_k` if the witness is overconfident in the component.
         """
         mean = self.teacher_mean
         score, most = self.parts / self.total_weight - x_log_x(mean)
@@ -202,8 +201,8 @@ class CertificateSums:
     def standard_deviation(self, coefficients: Tensor) -> float:
         """Sample standard deviation (``n - 1``) of a linear function of the features; NaN for one row.
 
-        Where the sums cannot resolve it, because the function varies by less than 3e-7 of its size, the largest
-        deviation that they allow: too large is safe in a lower bound, 0 is not.
+        If the function varies by less than 3e-7 of its size, the sums cannot resolve the deviation. The largest
+        possible value is returned then, because a value that is too small would make a lower bound invalid.
         """
         size = self.effective_size
         if size <= 1:
@@ -213,16 +212,16 @@ class CertificateSums:
         return float((variance * size / (size - 1)) ** 0.5)
 
     def _squares(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        """The sum of squares of a linear function, and that of the sizes of its terms."""
+        """Sum over rows of the squared linear function, and of the squared sum of its terms' absolute values."""
         size = coefficients.abs()
         return coefficients @ self.moments @ coefficients, size @ self.moments.abs() @ size
 
 
 @dataclass(frozen=True)
 class WholeSums(CertificateSums):
-    """The same of rows that are all at hand: they are kept, and ``moments`` is its first row only.
+    """Sums over rows that are all in memory. The rows are kept, and ``moments`` is only its first row.
 
-    That takes O(NK) steps instead of O(NK^2). They can be neither packed nor added.
+    This takes O(NK) steps instead of O(NK^2). Such sums cannot be packed or added.
 
     Attributes:
         features: ``f_i``, shape ``(N, K + 6)``.
@@ -263,7 +262,7 @@ def _features(rows: ScoredRows, negative_entropies: Tensor) -> Tensor:
 
 
 def _vectors(rows: ScoredRows, negative_entropies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What :class:`CertificateSums` holds beside the moments."""
+    """The fields of :class:`CertificateSums` other than the moments."""
     teacher, weights, witness = rows.teacher, rows.weights, rows.log_witness.exp()
     total = weights.sum()
     given = [*rows.scores, *([] if rows.rate is None else ["rate"])]
@@ -282,5 +281,5 @@ def _position(score: str, scores: tuple[str, ...]) -> int:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Equal up to rounding, whatever the unit of the weights."""
+    """Equal up to rounding, for weights of any scale."""
     return bool(torch.isclose(one, other, rtol=1e-9, atol=0.0))

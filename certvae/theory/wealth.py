@@ -1,4 +1,4 @@
-r"""A lower bound on the wealth of :mod:`certvae.theory.betting`, over every average teacher that is possible."""
+r"""A lower bound on the wealth of :mod:`certvae.theory.betting` over all possible average teachers."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 __all__ = ["CAP", "WealthFloor", "capped"]
 
 CAP = 0.95  # c: the largest share of the wealth that one row may take
-_CHUNK = 8192  # rows that are summed at once
-_CELLS = 64  # margins that are bounded at once
+_CHUNK = 8192  # rows summed at a time
+_CELLS = 64  # margins bounded at a time
 _STEEPEST = 2 * ((-CAP - math.log1p(-CAP)) * (1 - CAP) / CAP - CAP)
-_MOST_CURVATURE = 6.0  # of `_curvatures`: 5.64 at the steepest
+_MOST_CURVATURE = 6.0  # above the largest value of `_curvatures`, 5.64
 
 
 def capped(bets: Tensor, margins: Tensor, lowest: float) -> Tensor:
-    r"""The bets under :math:`c / (m - \log(\epsilon_S / K))`, so that every factor of the wealth is at least 1 - c."""
+    r"""Bets limited to :math:`c / (m - \log(\epsilon_S / K))`, so that each factor of the wealth is at least 1 - c."""
     return torch.minimum(bets, CAP / (margins - lowest).clamp(min=1e-12))
 
 
@@ -31,15 +31,15 @@ class WealthFloor:
         \log K_n(m, q) \ge \sum_k \Big[ \underbrace{\sum_i T_{ik}\, \psi(\lambda_i (\hat g_i + d_k - m))}_{A_k(d_k)}
             + \mu \hat T_k (e^{-d_k} - 1) \Big],
 
-    as the last terms add up to :math:`\mu (\sum_k q_k - 1) = 0`. Each term is a function of one :math:`d_k`. On a cell
-    :math:`[u, v]` the concave :math:`A_k` is at least its chord, of slope ``s``; chord plus convex rest is smallest
-    at :math:`\log(\mu \hat T_k / s)`, moved into the cell. The cells cover every possible :math:`d_k`.
+    because the last terms add up to :math:`\mu (\sum_k q_k - 1) = 0`. Each term depends on one :math:`d_k` only. On a
+    cell :math:`[u, v]` the concave :math:`A_k` is at least its chord, with slope ``s``. Chord plus convex term is
+    smallest at :math:`\log(\mu \hat T_k / s)`, clamped to the cell. The cells cover every possible :math:`d_k`.
 
     Args:
         teacher: :math:`T`, shape ``(n, K)``.
-        scores: :math:`a_i`, shape ``(n,)``.
+        scores: :math:`a_i` in nats, shape ``(n,)``.
         teacher_floor: :math:`\epsilon_T`.
-        lowest: :math:`\log(\epsilon_S / K)`.
+        lowest: :math:`\log(\epsilon_S / K)`, nats.
 
     Attributes:
         margin: the plug-in margin, in nats.
@@ -56,7 +56,7 @@ class WealthFloor:
         self._points = _points(smallest, largest, 2.5 / math.sqrt(len(scores))).to(teacher)
 
     def at(self, margin: float, bets: Tensor) -> float:
-        """The bound in nats for one margin, less what rounding may have added.
+        """The bound in nats for one margin, less the possible rounding error.
 
         Args:
             margin: ``m`` in nats, above the lowest score.
@@ -69,15 +69,16 @@ class WealthFloor:
         return float(self._smallest(concave[..., None], multiplier)) - self._rounding(gains, bets, float(multiplier))
 
     def at_cells(self, sizes: Tensor, margins: Tensor, bets: Tensor) -> Tensor:
-        r"""Lower and faster bounds, at many margins at once, for bets that are the same within blocks of rows.
+        r"""Faster but lower bounds for many margins at once, if bets are constant within blocks of rows.
 
-        For :math:`x \ge y` and :math:`y < 0`, :math:`\psi(x) \ge x - \kappa(y) x^2`, see :func:`_curvatures`. So
-        every ``A_k`` is at least a sum over the blocks that needs only their moments
-        :math:`\sum_i T_{ik} (1, \hat g_i, \hat g_i^2)`. Far below the bound, where the wealth is large, that is enough.
+        For :math:`x \ge y` and :math:`y < 0`, :math:`\psi(x) \ge x - \kappa(y) x^2`, see :func:`_curvatures`. So every
+        ``A_k`` is at least a sum over the blocks that needs only their moments
+        :math:`\sum_i T_{ik} (1, \hat g_i, \hat g_i^2)`. This suffices for margins far below the bound, where the wealth
+        is large.
 
         Args:
             sizes: number of rows of each block, shape ``(B,)``.
-            margins: ``m_j`` in nats, shape ``(J,)``. The plug-in margin takes the place of a higher one.
+            margins: ``m_j`` in nats, shape ``(J,)``. A margin above the plug-in margin is replaced by it.
             bets: before the cap, shape ``(B, J)``.
 
         Returns:
@@ -97,10 +98,10 @@ class WealthFloor:
         return floors - self._error(largest + _MOST_CURVATURE * largest**2, float(multipliers.max()))
 
     def _smallest(self, concave: Tensor, multiplier: Tensor) -> Tensor:
-        """The sum over the components of the smallest value on any cell, shape ``(J,)``.
+        """The sum over components of the smallest value on any cell, shape ``(J,)``.
 
         Args:
-            concave: at most ``A_k`` at the ends of the cells, shape ``(K, points, J)``.
+            concave: lower bounds on ``A_k`` at the ends of the cells, shape ``(K, points, J)``.
             multiplier: shape ``(J,)``.
         """
         weights = multiplier * self._mean[:, None, None]
@@ -121,16 +122,16 @@ class WealthFloor:
         return sums
 
     def _rounding(self, gains: Tensor, bets: Tensor, multiplier: float) -> float:
-        r"""At least the error of the sums of :meth:`at`, in which :math:`|\psi(x)| \le |x| / (1 - c)`."""
+        r"""Upper bound on the rounding error of :meth:`at`; uses :math:`|\psi(x)| \le |x| / (1 - c)`."""
         largest = (gains.abs().max() + bets.max() * self._points.abs().max()) / (1 - CAP)
         return self._error(float(largest), multiplier)
 
     def _error(self, largest: float, multiplier: float) -> float:
-        r"""At least the error of float64 in sums over the rows of terms of at most this size.
+        r"""Upper bound on the float64 error of sums over the rows, for terms of at most size ``largest``.
 
-        A sum of ``N`` products is off by at most :math:`N u` times the sum of their sizes (Higham, 2002, *Accuracy and
-        Stability of Numerical Algorithms*, section 3.1), with ``u`` half of ``eps``. 1000 stands for the few steps to
-        each term, whose error the tangent may stretch 20 times.
+        The error of a sum of ``N`` products is at most :math:`N u` times the sum of their sizes, with ``u`` half of
+        ``eps`` (Higham, 2002, *Accuracy and Stability of Numerical Algorithms*, section 3.1). The constant 1000 covers
+        the few steps that compute a term; the tangent may enlarge their error 20 times.
         """
         rows, components = self._teacher.shape
         steps = min(rows, _CHUNK) + rows / _CHUNK + components + 1000
@@ -163,7 +164,7 @@ class _Blocks:
         return (bets * (rows - bets * (first - margins * rows) + bets**2 * squares)).sum(dim=0)
 
     def concave_parts(self, bets: Tensor, shifts: Tensor) -> Tensor:
-        """At most every ``A_k``, for each :math:`d - m_j` of ``shifts``, shape ``(K, points, J)``."""
+        """Lower bounds on every ``A_k``, for each :math:`d - m_j` of ``shifts``, shape ``(K, points, J)``."""
         bets = bets[:, None]  # (B, 1, J)
         curvatures = _curvatures(bets * (self.smallest[:, None, None] + shifts)) * bets**2
         factors = bets * shifts - curvatures * shifts**2, bets - 2 * curvatures * shifts, -curvatures
@@ -184,7 +185,7 @@ def _curvatures(smallest: Tensor) -> Tensor:
 
 
 def _points(smallest: float, largest: float, width: float) -> Tensor:
-    """Ends of cells that cover an interval around 0, about ``width`` wide near 0 and growing in proportion to it."""
+    """Ends of cells that cover an interval around 0; the cells are about ``width`` wide near 0 and grow outwards."""
     first, last = math.asinh(smallest / width), math.asinh(largest / width)
     left = torch.linspace(first, 0, math.ceil(-first) + 1, dtype=torch.float64)
     right = torch.linspace(0, last, math.ceil(last) + 1, dtype=torch.float64)

@@ -1,6 +1,6 @@
 r"""The simplex witness: a fixed linear map from the latent code to component probabilities.
 
-It has no parameters, so nothing but the latent can carry the answer. Source: the follow-up of the certificate's
+It has no parameters, so its answer can only come from the latent code. Source: the follow-up to the certificate's
 paper, https://arxiv.org/abs/2605.18224; the prior is ours (see :class:`SimplexWitness`).
 """
 
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def simplex_basis(num_components: int) -> Tensor:
-    r"""Helmert's orthonormal basis of the vectors that sum to zero.
+    r"""Orthonormal basis of the vectors that sum to zero (Helmert's basis).
 
     Column ``j`` is :math:`(1, \dots, 1, -j, 0, \dots, 0) / \sqrt{j (j + 1)}`.
 
@@ -66,21 +66,21 @@ def centered(values: Tensor) -> Tensor:
 class SimplexWitness(nn.Module):
     r"""Fixed witness :math:`S(\cdot|z) = softmax(\text{scale} \cdot z_{1..K-1} U^T + \log \text{prior})`.
 
-    ``U`` is an orthonormal basis of the sum-zero subspace. With ``prior`` the collapsed code ``z = 0`` answers the
-    prior; if that is the teacher's average, collapse lands exactly on the threshold of the certificate. Without
-    it ``z = 0`` answers the uniform distribution, as in arXiv 2605.18224.
+    ``U`` is an orthonormal basis of the sum-zero subspace. With ``prior`` the answer to the collapsed code ``z = 0`` is
+    the prior; if it is the teacher's average, a collapsed code has margin 0. Without ``prior`` the answer to ``z = 0``
+    is the uniform distribution, as in arXiv 2605.18224.
 
     Args:
         num_components: K, at least 2.
         latent_dim: size of the latent, at least ``K - 1``; only the first ``K - 1`` coordinates are read.
-        scale: factor of the code, from 1e-15 to 1e15. Larger makes codes cheaper on the mean path and noisier on the
-            channel.
-        prior: positive probabilities that the zero code answers, shape ``(K,)``; default uniform.
+        scale: factor of the code, from 1e-15 to 1e15. A larger scale makes codes cheaper on the mean path and logits
+            noisier on draws.
+        prior: positive probabilities that the witness answers at ``z = 0``, shape ``(K,)``; default uniform.
 
     Raises:
-        TypeError: if an argument is not a number, or ``prior`` not an array of numbers.
-        ValueError: if a size is too small, ``scale`` is not from 1e-15 to 1e15, or a prior's probability is not above
-            0.
+        TypeError: if an argument is not a number, or ``prior`` is not an array of numbers.
+        ValueError: if a size is too small, ``scale`` is not from 1e-15 to 1e15, or a probability of ``prior`` is not
+            above 0.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class SimplexWitness(nn.Module):
             latents: codes of any float type, shape ``(..., latent_dim)``; computed in float32 or wider.
 
         Returns:
-            Logits, shape ``(..., K)``; not finite where a code is not, for training passes through here.
+            Logits, shape ``(..., K)``; not finite for a code that is not finite.
 
         Raises:
             TypeError: if ``latents`` is not a tensor of floats.
@@ -127,7 +127,7 @@ class SimplexWitness(nn.Module):
             return self.scale * codes @ basis.T + log_prior
 
     def inverse(self, probs: Tensor) -> Tensor:
-        r"""The code that makes the witness answer ``probs``; alignment loss 0.
+        r"""The code for which the witness answers ``probs`` exactly, so that the alignment loss is 0.
 
         .. math:: \mu^*(T) = U^T (c(T) - c(\text{prior})) / \text{scale}
 
@@ -138,7 +138,7 @@ class SimplexWitness(nn.Module):
             Codes, float64, shape ``(N, latent_dim)``; coordinates that the witness does not read are 0.
 
         Raises:
-            TypeError: if ``probs`` are not an array of real numbers.
+            TypeError: if ``probs`` is not an array of real numbers.
             ValueError: if they are not rows of K positive probabilities.
         """
         teacher = self._positive(probs)
@@ -147,7 +147,7 @@ class SimplexWitness(nn.Module):
         return nn.functional.pad(codes, (0, self.latent_dim - self.num_components + 1))
 
     def energy(self, probs: Tensor) -> Tensor:
-        r"""Rate that the inverse code costs through its mean, :math:`|c(T) - c(prior)|^2 / (2\, scale^2)`.
+        r"""Part of the rate due to the mean of the inverse code, :math:`|c(T) - c(prior)|^2 / (2\, scale^2)`.
 
         Args:
             probs: positive probabilities, shape ``(N, K)``.
@@ -164,20 +164,20 @@ class SimplexWitness(nn.Module):
         return ((centered_log(teacher) - prior) ** 2).sum(dim=-1) / (2 * self.scale**2)
 
     def alignment_gradient(self, latents: Tensor, probs: Tensor) -> Tensor:
-        r"""Gradient of the row's alignment loss by its code: :math:`\text{scale} \cdot (S - T) U`, in closed form.
+        r"""Gradient of each row's alignment loss at its code: :math:`\text{scale} \cdot (S - T) U`, in closed form.
 
-        It is not zero at the collapsed code for any teacher that differs from the prior.
+        At the collapsed code it is zero only if the teacher equals the prior.
 
         Args:
             latents: codes, shape ``(N, latent_dim)``.
             probs: teacher probabilities, shape ``(N, K)``.
 
         Returns:
-            Gradient, float64, shape ``(N, latent_dim)``.
+            Gradient in nats per unit of the code, float64, shape ``(N, latent_dim)``.
 
         Raises:
             TypeError: if an argument does not hold real numbers.
-            ValueError: if shapes do not fit, or ``probs`` are not probabilities.
+            ValueError: if shapes do not match, or ``probs`` are not probabilities.
         """
         teacher = teacher_rows(probs, latents, self.num_components)
         difference = self(latents).softmax(dim=-1).to(teacher) - teacher
@@ -192,13 +192,13 @@ class SimplexWitness(nn.Module):
 
     @property
     def prior(self) -> Tensor:
-        """The distribution that the zero code answers, float64, shape ``(K,)``."""
+        """The distribution that the witness answers at ``z = 0``, float64, shape ``(K,)``."""
         return self._log_prior.exp()
 
     def _constants(self, like: Tensor) -> tuple[Tensor, Tensor]:
         key = (like.device, like.dtype)
         if key not in self._cache:
-            with torch.inference_mode(False):  # Lightning's `validate` would leave tensors that cannot be trained with
+            with torch.inference_mode(False):  # inference tensors of Lightning's `validate` could not be trained with
                 constants = (self._basis, self._log_prior)
                 basis, log_prior = (value.to(like.dtype).to(like.device) for value in constants)
             self._cache[key] = (basis, log_prior)
@@ -209,7 +209,7 @@ class SimplexWitness(nn.Module):
 
 
 def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
-    """The module's attribute ``witness``, unless it belongs to a teacher with other components."""
+    """The module's attribute ``witness``; None if it is not a module or has another number of components."""
     witness = getattr(module, "witness", None)
     ours = callable(getattr(witness, "alignment_gradient", None))
     if ours and getattr(witness, "num_components", num_components) != num_components:
@@ -218,11 +218,11 @@ def own_witness(module: nn.Module, num_components: int) -> nn.Module | None:
 
 
 def as_codes(latents: Tensor, latent_dim: int) -> Tensor:
-    """Codes as a witness reads them, in float32 or wider.
+    """Checked codes in float32 or wider.
 
     Args:
         latents: codes of any float type, shape ``(..., latent_dim)``.
-        latent_dim: coordinates that they must have.
+        latent_dim: required number of coordinates.
 
     Raises:
         TypeError: if ``latents`` is not a tensor of floats.
@@ -239,16 +239,16 @@ def as_codes(latents: Tensor, latent_dim: int) -> Tensor:
 
 
 def teacher_rows(probs: Any, latents: Tensor | None, num_components: int) -> Tensor:
-    """Teacher probabilities for a witness, float64, shape ``(N, K)``.
+    """Checked teacher probabilities for a witness, float64, shape ``(N, K)``.
 
     Args:
         probs: shape ``(N, K)``.
-        latents: the codes of these rows, shape ``(N, latent_dim)``; None where there are none.
+        latents: the codes of these rows, shape ``(N, latent_dim)``; None skips the comparison of the row counts.
         num_components: K of the witness.
 
     Raises:
-        TypeError: if ``probs`` are not an array of real numbers.
-        ValueError: if they are not rows of K probabilities, or of another number of rows than the codes.
+        TypeError: if ``probs`` is not an array of real numbers.
+        ValueError: if the rows are not K probabilities, or ``probs`` and ``latents`` have different numbers of rows.
     """
     rows = as_probabilities(probs, "probs")
     if rows.shape[1] != num_components:
@@ -261,7 +261,7 @@ def teacher_rows(probs: Any, latents: Tensor | None, num_components: int) -> Ten
 
 
 def log_prior_of(prior: Tensor | list[float] | None, num_components: int) -> Tensor:
-    """Logarithms of what a witness answers by itself, float64, shape ``(K,)``.
+    """Log-probabilities of a witness's prior, float64, shape ``(K,)``.
 
     Args:
         prior: positive probabilities, shape ``(K,)``; None: the uniform distribution.

@@ -123,7 +123,7 @@ def test_files_that_are_no_certificate_are_refused(tmp_path: Path) -> None:
     values = strong().to_dict()
     for content, message in (
         ("{", "is not JSON"),
-        ("[]", "expected a JSON object"),
+        ("[]", "must be a JSON object"),
         ("{}", "`schema` must be"),
         (json.dumps({**values, "extra": 1}), "unknown \\['extra'\\]"),
         (json.dumps({k: v for k, v in values.items() if k != "margin"}), "missing \\['margin'\\]"),

@@ -97,5 +97,5 @@ def test_the_figure_of_many_says_how_many_it_leaves_out() -> None:
 def test_a_certificate_of_version_0_1_has_no_components_to_print_or_draw() -> None:
     old = Certificate.load(OLD)
     assert "components   " not in str(old)
-    with pytest.raises(ValueError, match="`certificate` must have components, and those of version 0.1 have none"):
+    with pytest.raises(ValueError, match="`certificate` must have components; files of version 0.1 have none"):
         components_figure(old)

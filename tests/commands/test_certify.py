@@ -225,9 +225,9 @@ def test_claims_that_contradict_each_other_are_noticed(run: dict[str, Path]) -> 
         ({"confidence": 2.0}, "`confidence` must be between 0 and 1"),
         ({"leaks": ["order"]}, "status follows"),
         ({"channel_margin": 99.0}, "channel_margin <= teacher_information"),
-        ({"look": "a"}, "`look` is 'a', which is not of its type"),
+        ({"look": "a"}, "`look` is 'a', which has the wrong type"),
         ({"provenance": None}, "`provenance` is None"),
-        ({"leaks": [None]}, "`leaks` is not what it should be"),
+        ({"leaks": [None]}, "`leaks` must be printable text"),
         ({"p_value": True}, "`p_value` is True"),
         ({"num_components": 10**400}, "`num_components`"),
     ):

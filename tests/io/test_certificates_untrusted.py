@@ -103,8 +103,8 @@ FIELDS = [
 
 REASONS = {
     **{name: "nested deeper than" for name in TEXTS if " deep" in name},
-    "a key twice": "stands twice",
-    "a key of the provenance twice": "stands twice",
+    "a key twice": "occurs twice",
+    "a key of the provenance twice": "occurs twice",
     "1e999": "not finite",
     "no digest": "its digest does not fit",
     "escape codes in a leak": "printable",

@@ -118,7 +118,7 @@ def test_the_scale_is_read_as_it_is_said_to_be(scale: Any) -> None:
 
 @pytest.mark.parametrize("scale", ["std", "variance"])
 def test_a_negative_deviation_is_refused(scale: Any) -> None:
-    with pytest.raises(ValueError, match=r"not positive. Say what it is, Latents\('encoder', ..., scale='log_var"):
+    with pytest.raises(ValueError, match=r"not positive. Set its kind, Latents\('encoder', ..., scale='log_var"):
         read_latents((MEAN, LOG_VARIANCE), scale=scale)
 
 

@@ -65,5 +65,5 @@ def test_a_mean_alone_is_replaced_alone() -> None:
 
 
 def test_what_cannot_be_replaced_says_so() -> None:
-    with pytest.raises(TypeError, match="no other code can be put in the place of a Categorical"):
+    with pytest.raises(TypeError, match="the code in a Categorical cannot be replaced"):
         replace_code(Categorical(logits=MEAN), "", standard_normal)

@@ -153,4 +153,4 @@ def test_what_images_need_is_no_link_out_of_the_folder(foreign: Path, name: str)
     assert main(["report", str(foreign)]) == 0
     page = (foreign / "report.html").read_text()
     assert "secret: 1" not in page
-    assert "is not read: put the file itself there" in page
+    assert "is not read: copy the file there" in page

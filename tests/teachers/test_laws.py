@@ -181,7 +181,7 @@ def test_a_part_that_the_kind_does_not_take_is_refused(case: Case, tmp_path: Pat
 
 
 def test_a_kind_is_given_once() -> None:
-    with pytest.raises(TypeError, match=r"`kind = 'labels'` of .*Other is that of .*LabelTeacher already"):
+    with pytest.raises(TypeError, match=r"`kind = 'labels'` of .*Other is already used by .*LabelTeacher"):
 
         class Other(Teacher):
             kind = "labels"

@@ -328,7 +328,7 @@ def test_the_rate_is_that_of_the_prior_that_is_given() -> None:
 def test_codes_that_a_row_cannot_give_have_no_density_or_an_error_that_says_so() -> None:
     """Intervals of length 1 that do not meet tell rows apart; other rows then give no upper limit, but log N does."""
     left = 2.0 * torch.arange(50, dtype=torch.float64)[:, None]
-    with pytest.raises(ValueError, match="must give -inf for codes.*Make the Uniform.*with validate_args=False"):
+    with pytest.raises(ValueError, match="must return -inf for codes.*Construct the Uniform.*with validate_args=False"):
         information_bracket_of(Uniform(left, left + 1, validate_args=True))
     found = information_bracket_of(Uniform(left, left + 1, validate_args=False))
     assert found.lower_estimate == pytest.approx(math.log(50))

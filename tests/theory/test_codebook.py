@@ -246,9 +246,11 @@ def test_the_place_of_the_entries_is_found_or_asked_for() -> None:
     assert codebook_information(probs.movedim(-1, 1), 6) == last
     assert codebook_information(probs.movedim(-1, 2), axis=2) == last
     assert codebook_information(probs[:, 0, 0]).codes == 1
-    with pytest.raises(ValueError, match="`axis` must say which axis of `codes` has the entries, 1 or -1"):
+    with pytest.raises(
+        ValueError, match="`axis` must be given for `codes` of shape .*: the axis of the entries, 1 or -1"
+    ):
         codebook_information(probs)
-    with pytest.raises(ValueError, match="`axis` must say which"):
+    with pytest.raises(ValueError, match="`axis` must be given for `codes`"):
         codebook_information(random_probs(0, 5, 6, 6), 6)
 
 
@@ -292,7 +294,7 @@ def test_what_cannot_work_says_why() -> None:
         (indices, {"size": 5, "confidence": 1.0}, "`confidence` must lie between 0 and 1"),
         (torch.eye(5).long(), {"size": 5}, "look one-hot"),
         (probs, {"size": 4}, "`codes` must have size=4 entries on their last axis or on axis 1"),
-        (probs, {"axis": 0}, "`axis` must be the one of `codes`"),
+        (probs, {"axis": 0}, "`axis` must be an axis of `codes`"),
         (probs * 3, {}, "`codes` must hold non-negative rows that sum to 1.*softmax"),
         (probs[0], {}, r"`codes` must have shape \(N, ..., size\)"),
         (probs / 0, {"kind": "logits"}, "`codes` must be finite"),

@@ -1,4 +1,4 @@
-"""A candidate teacher of the search, and what is measured of it."""
+"""A candidate teacher of the search, and its measurements."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ __all__ = ["Candidate", "measured_row", "teacher_sums"]
 
 @dataclass
 class Candidate:
-    """A mixture to try; every temperature of it is another teacher."""
+    """A mixture to try; each temperature gives another teacher."""
 
     components: int
     covariance: str
@@ -24,7 +24,7 @@ class Candidate:
 
     @property
     def fitted(self) -> MixtureEM:
-        """The mixture, once it was started."""
+        """The mixture; available after the starting points."""
         assert self.mixture is not None
         return self.mixture
 
@@ -43,7 +43,7 @@ def _information(sums: Tensor, components: int) -> tuple[float, Tensor]:
 def measured_row(
     candidate: Candidate, temperature: float, train: Tensor, held_out: Tensor, scale: float
 ) -> CandidateRow:
-    """The table's row of a candidate at a temperature.
+    """The table row of a candidate at one temperature.
 
     Args:
         candidate: the fitted mixture.

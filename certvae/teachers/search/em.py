@@ -1,4 +1,4 @@
-"""Expectation-maximization of a diagonal or spherical Gaussian mixture on additive sums."""
+"""Expectation-maximization (EM) of a diagonal or spherical Gaussian mixture on additive sums."""
 
 from typing import Any
 
@@ -32,8 +32,8 @@ class MixtureEM:
 
     Attributes:
         log_likelihood: mean log-likelihood of a row in nats under the parameters before the last step.
-        gain: by how much the last step's likelihood exceeded the one before.
-        restarted: components that were found empty and restarted, over all steps.
+        gain: increase of the log-likelihood in the last step, nats a row.
+        restarted: number of empty components that were restarted, over all steps.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class MixtureEM:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], sums: Tensor) -> "MixtureEM":
-        """What :meth:`state_dict` gave, with the sums of the current pass."""
+        """Rebuild from the output of :meth:`state_dict` and the sums of the current pass."""
         mixture = cls(*(state[name] for name in _PARAMETERS))
         for name in _RESULTS:
             setattr(mixture, name, state[name])
@@ -136,7 +136,7 @@ class MixtureEM:
         self._restart_empty(mass)
 
     def _restart_empty(self, mass: Tensor) -> None:
-        """Give a component with less than one row a half of the heaviest, split along its widest direction."""
+        """Restart a component with less than one row: split the heaviest component along its widest direction."""
         for empty in (mass < 1).nonzero().flatten().tolist():
             heavy = int(self.log_weights.argmax())
             self.restarted += 1

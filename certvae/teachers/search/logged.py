@@ -1,4 +1,4 @@
-"""What a search shows in Weights & Biases, or another logger with tables."""
+"""Logs a search in Weights & Biases, or in another logger with tables."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, fields
@@ -12,7 +12,7 @@ __all__ = ["log_candidates", "log_teacher"]
 
 
 def log_candidates(loggers: Iterable[Any], rows: Sequence[CandidateRow]) -> None:
-    """Log all candidates as the table ``search/candidates``, in loggers that have tables."""
+    """Log all candidates as the table ``search/candidates``, in loggers that support tables."""
     columns = [item.name for item in fields(CandidateRow)]
     for logger in loggers:
         if hasattr(logger, "log_table"):

@@ -1,4 +1,4 @@
-"""The search for a teacher, as a LightningModule that streams the data."""
+"""The teacher search as a LightningModule that streams the data."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,15 +29,15 @@ __all__ = ["TeacherSearch", "TeacherSearchError"]
 
 
 class TeacherSearch(LightningModule):
-    """Search a Gaussian-mixture teacher on principal components, for a whole grid of candidates at once.
+    """Search for a Gaussian-mixture teacher on principal components, over a grid of candidates.
 
-    Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``: some
-    epochs for the principal components, one for the starting points, and one to measure every candidate at every
-    temperature on training and validation rows. EM runs on projected rows that were kept; with more than 2^26 numbers
-    of them on a process it takes an epoch for each iteration of all candidates together. Validation rows
-    are used to compare candidates, never to fit one. Of the teachers that meet the criteria, the one with the most
-    held-out information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it
-    goes on from the end of any pass to the same teacher, bit for bit.
+    Run :meth:`search`, or ``Trainer.fit``, on images or vectors, in batches such as ``(images, label, index)``. The
+    search takes some epochs for the principal components, one for the starting points, and one to measure every
+    candidate at every temperature on training and validation rows. EM runs on projected rows in memory. If a process
+    has more than 2^26 values of them, each EM iteration of all candidates takes an epoch. Validation rows are used to
+    compare candidates, never to fit them. Of the teachers that meet the criteria, the one with the most held-out
+    information is saved. Checkpoints hold the whole search: with :class:`certvae.callbacks.LastCheckpoint` it resumes
+    from the end of any pass and finds the same teacher, bit for bit.
 
     Args:
         components: numbers of components K to try.
@@ -45,20 +45,20 @@ class TeacherSearch(LightningModule):
         temperatures: divisors of the log-posteriors to try; higher is softer.
         initializations: starts for each K and covariance.
         floor: every probability is at least ``floor / K``; in (0, 1).
-        pca_dim: principal components kept; at most the values of a row.
-        pca_passes: passes over the data for them.
-        em_iterations: most EM iterations.
+        pca_dim: number of principal components; at most the number of values of a row.
+        pca_passes: passes over the data for the principal components.
+        em_iterations: largest number of EM iterations.
         tolerance: EM ends when every candidate's gain is below this, nats a row.
-        relative_variance_floor: added to each variance, as a share of the mean variance of a component.
-        witness_scale: the scale of the witness for which energies are given.
-        criteria: what a teacher must meet to be chosen; default: ``SelectionCriteria()``.
-        sample_size: rows drawn for the k-means starts.
-        output_dir: where ``teacher.safetensors`` and ``candidates.csv`` go; default: the run's directory.
+        relative_variance_floor: added to each variance, as a share of the mean variance of a principal component.
+        witness_scale: witness scale at which energies are given.
+        criteria: conditions for the choice of a teacher; default: ``SelectionCriteria()``.
+        sample_size: number of rows drawn for the k-means starts.
+        output_dir: folder for ``teacher.safetensors`` and ``candidates.csv``; default: the run's directory.
         seed: of the search; default: the seed of the run.
-        images: where the input stands in a batch, as for the callbacks.
+        images: where the input is in a batch, as for the callbacks.
 
     Attributes:
-        rows: the table of all candidates, when the search has ended.
+        rows: the table of all candidates, after the search.
 
     Raises:
         ValueError: if ``components`` holds a number below 2, ``covariances`` an unknown name or ``temperatures`` a
@@ -86,7 +86,7 @@ class TeacherSearch(LightningModule):
         images: InputSource = 0,
     ) -> None:
         super().__init__()
-        # A checkpoint with a function in it would not load without running code.
+        # A checkpoint that contains a function cannot be loaded without running code.
         self.save_hyperparameters(ignore=["criteria", "images"])
         self.automatic_optimization = False
         # Never trained: DistributedDataParallel refuses a module without any parameter that could be.
@@ -119,14 +119,14 @@ class TeacherSearch(LightningModule):
 
     @property
     def teacher(self) -> GaussianMixtureTeacher | None:
-        """The chosen teacher, when the search has ended."""
+        """The chosen teacher; None before the end of the search."""
         return self._chosen[0] if self._chosen else None
 
     def search(self, train_dataloader: Any, val_dataloader: Any) -> GaussianMixtureTeacher:
-        """Run with a quiet Trainer of its own, for the Trainer of ``lightning.pytorch`` refuses this class.
+        """Run the search with its own quiet Trainer, because ``lightning.pytorch``'s Trainer rejects this class.
 
-        The global random state is afterwards as it was before, and does not matter: with a ``seed`` the teacher is the
-        same whatever was drawn before, although a loader that shuffles draws from that state.
+        The global random state is restored afterwards. With a ``seed`` it does not influence the teacher, even if the
+        loader shuffles.
         """
         quiet: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
         trainer = Trainer(max_epochs=-1, devices=1, enable_model_summary=False, num_sanity_val_steps=0, **quiet)
@@ -136,7 +136,7 @@ class TeacherSearch(LightningModule):
 
     @property
     def max_passes(self) -> int:
-        """Most epochs that the search takes."""
+        """Largest number of epochs that the search takes."""
         return self.settings.max_passes
 
     @property
@@ -206,20 +206,21 @@ class TeacherSearch(LightningModule):
             check_all_read(self.trainer, loader, self.trainer.num_val_batches[0])
 
     def _counted(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Inputs of a batch and an integer for each, without the rows that a sampler repeated as padding."""
+        """Inputs of a batch and an integer for each, without rows that a sampler repeated as padding."""
         images, index = inputs_and_index(batch, self.images)
         self._check_rows(images)
         assert self._positions is not None
         positions, weights = self._positions.next(images.shape[0])
         keep = (weights > 0).to(images.device)
-        # A third entry that repeats itself is a class or a site: rows that share it would be one row of the sample.
+        # A third entry with repeated values is not an index: rows that share a value would be one row of the sample.
+
         if index is None or len(index) != len(images) or index.unique().numel() < len(images):
-            # The places of a stream's rows depend on the number of processes; their contents do not.
+            # Positions in a stream depend on the number of processes; the rows' contents do not.
             index = row_hash(images) if self._positions.streamed else positions.to(images.device)
         return images[keep], index[keep]
 
     def _check_rows(self, images: Tensor) -> None:
-        """Refuse what has no distances: tokens, and rows of several lengths."""
+        """Reject rows that cannot be compared by distance: tokens, and rows of different lengths."""
         if images.is_nested or (self._image_shape and tuple(images.shape[1:]) != self._image_shape):
             raise TeacherSearchError(
                 f"the search needs rows of one shape, got {describe(images)} after rows of {self._image_shape}. Give "
@@ -258,10 +259,10 @@ class TeacherSearch(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the search of a checkpoint.
+        """Resume the search from a checkpoint.
 
         Raises:
-            TeacherSearchError: if it holds no search, one with other settings, or one saved in the middle of a pass.
+            TeacherSearchError: if the checkpoint holds no search, has other settings, or was saved during a pass.
         """
         state = checkpoint.get(STATE)
         if state is None:
@@ -275,7 +276,7 @@ class TeacherSearch(LightningModule):
         self._image_shape, self._fingerprint = tuple(state["image_shape"]), state["fingerprint"]
 
     def _choose(self) -> None:
-        """End the search: choose a teacher, and write it with the table of all candidates."""
+        """End the search: choose a teacher; write its file and the table of all candidates."""
         passes = self._passes
         assert passes.measured is not None
         rows = [
@@ -310,7 +311,7 @@ class TeacherSearch(LightningModule):
             self.settings.floor,
             self.settings.seed,
             self._image_shape,
-            # Columns of vectors that were scaled on training rows leave [0, 1] on others.
+            # Vectors that were scaled to [0, 1] on training rows can leave this range on other rows.
             None if self._passes.outside or len(self._image_shape) < 2 else (0.0, 1.0),
             self._fingerprint,
             row.information_train,

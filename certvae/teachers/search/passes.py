@@ -1,4 +1,4 @@
-"""The passes of a teacher search over the data: what each adds up, what follows at its end, and how it is kept."""
+"""The passes of a teacher search over the data: sums within a pass, updates at its end, and saved state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -19,13 +19,13 @@ __all__ = ["STATE", "Phase", "SearchPasses", "saved_within_pass"]
 
 STATE = "certvae.teacher_search"  # the key of a search in a checkpoint
 
-MOST_KEPT = 2**26  # numbers of projected rows that a process keeps: half a GiB
+MOST_KEPT = 2**26  # values of projected rows that a process keeps: half a GiB
 
 Collective = Callable[[Tensor], Any]
 
 
 class Phase(StrEnum):
-    """What a pass over the data is for."""
+    """The purpose of a pass over the data."""
 
     PCA = "principal components"
     START = "starting points"
@@ -35,27 +35,28 @@ class Phase(StrEnum):
 
 
 def saved_within_pass(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds a search that was saved in the middle of a pass, where it cannot go on."""
+    """Whether a checkpoint holds a search that was saved during a pass, from which it cannot resume."""
     return bool(checkpoint.get(STATE, {}).get("within_pass"))
 
 
 class SearchPasses:
-    """A search as it goes over the data, without a trainer: additive sums within a pass, parameters between passes.
+    """The state of a teacher search, without a trainer: additive sums within a pass, parameters between passes.
 
-    The pass for the starting points keeps the projected rows, up to 2^26 numbers on each process. If all are kept, the
-    mixtures are fitted on them at its end; else by further passes over the data, with the same result.
+    The pass for the starting points keeps the projected rows, up to 2^26 values on each process. If all rows are kept,
+    the mixtures are fitted on them at the end of the pass. Otherwise they are fitted by further passes over the data,
+    with the same result.
 
     Args:
         settings: of the search.
 
     Attributes:
-        phase: what the current pass is for.
-        pca: the principal components, once a batch was seen.
-        candidates: every mixture to try.
+        phase: purpose of the current pass.
+        pca: the principal components; None before the first batch.
+        candidates: all mixtures to try.
         grid: every candidate with every temperature.
-        outside: whether any row of any process held a value outside [0, 1].
-        measured: for training and held-out rows, :func:`certvae.teachers.search.candidates.teacher_sums` of each of
-            ``grid``, when the search is done.
+        outside: whether a row of any process had a value outside [0, 1].
+        measured: after the search, :func:`certvae.teachers.search.candidates.teacher_sums` of each entry of ``grid`` on
+            training and held-out rows.
     """
 
     def __init__(self, settings: SearchSettings) -> None:
@@ -84,12 +85,12 @@ class SearchPasses:
 
     @property
     def fitted_pca(self) -> StreamingPCA:
-        """The principal components, once a batch was seen."""
+        """The principal components; available after the first batch."""
         assert self.pca is not None
         return self.pca
 
     def add(self, rows: Tensor, index: Tensor) -> None:
-        """Add training rows, float64, shape ``(B, D)``, with an integer for each, shape ``(B,)``."""
+        """Add training rows, float64, shape ``(B, D)``, with an integer that identifies each, shape ``(B,)``."""
         self._prepare(rows)
         pca_pass = self.phase is Phase.PCA
         outside = float(((rows < 0) | (rows > 1)).any(dim=1).sum()) if pca_pass else 0.0
@@ -109,10 +110,10 @@ class SearchPasses:
     def _keep(self, features: Tensor) -> None:
         kept = sum(part.numel() for part in self._kept)
         self._too_many = self._too_many or kept + features.numel() > MOST_KEPT
-        self._kept = [] if self._too_many else [*self._kept, features]  # some of them are of no use
+        self._kept = [] if self._too_many else [*self._kept, features]  # EM needs all rows or none
 
     def add_held_out(self, rows: Tensor) -> None:
-        """Add held-out rows, float64, shape ``(B, D)``; they count in the evaluation only."""
+        """Add held-out rows, float64, shape ``(B, D)``; they are used in the evaluation only."""
         if self.phase is Phase.EVALUATE:
             self._held_out = self._measure(self.fitted_pca.project(rows), self._held_out)
 
@@ -122,7 +123,7 @@ class SearchPasses:
             generator = torch.Generator().manual_seed(settings.seed)
             rank = min(settings.pca_dim, rows.shape[1])
             self.pca = StreamingPCA(rows.shape[1], rank, generator=generator, device=rows.device)
-        if self._counts.device != rows.device:  # the first batch, also of a search that goes on from a checkpoint
+        if self._counts.device != rows.device:  # the first batch, also after a resume from a checkpoint
             self._counts = self._counts.to(rows.device)
             self.pca.to(rows.device)
             for candidate in self.candidates:
@@ -140,19 +141,20 @@ class SearchPasses:
         """End a pass.
 
         Args:
-            reduce: adds a tensor up over all processes.
+            reduce: sums a tensor over all processes.
             gather: stacks a tensor of all processes.
 
         Returns:
-            What is worth logging.
+            Values to log, by name.
 
         Raises:
-            TeacherSearchError: if the pass saw another number of rows than the first, or there are no held-out rows.
+            TeacherSearchError: if the pass and the first pass saw different numbers of rows, or there are no held-out
+                rows.
         """
         rows, outside = reduce(self._counts).tolist()
         if self._num_rows not in (0, int(rows)):
             raise TeacherSearchError(
-                f"this pass saw {int(rows)} rows, the first one {self._num_rows}: every pass must see the same data."
+                f"this pass read {int(rows)} rows, the first one {self._num_rows}: every pass must read the same data."
             )
         self._num_rows, self.outside = int(rows), self.outside or outside > 0
         self._counts = torch.zeros_like(self._counts)
@@ -187,7 +189,7 @@ class SearchPasses:
         return self._fit(kept, reduce) if int(reduce(rows)) == self._num_rows else {}
 
     def _fit(self, kept: list[Tensor], reduce: Collective) -> dict[str, Tensor]:
-        """Fit the mixtures on all processes' projected rows, batch by batch, as further passes would."""
+        """Fit the mixtures on the projected rows of all processes, batch by batch."""
         found: dict[str, Tensor] = {}
         while self.phase is Phase.EM:
             for features in kept:
@@ -221,10 +223,10 @@ class SearchPasses:
         return {}
 
     def state_dict(self, reduce: Collective, gather: Collective) -> dict[str, Any]:
-        """The whole search as plain values and tensors; sums of a pass under way are those of all processes.
+        """The whole search as plain values and tensors; sums of an unfinished pass are totals over all processes.
 
         Args:
-            reduce: adds a tensor up over all processes.
+            reduce: sums a tensor over all processes.
             gather: stacks a tensor of all processes.
         """
 
@@ -252,14 +254,14 @@ class SearchPasses:
         }
 
     def load_state_dict(self, state: dict[str, Any], first: bool = True) -> None:
-        """Go on where :meth:`state_dict` was taken.
+        """Resume from the output of :meth:`state_dict`.
 
         Args:
-            state: what it gave.
-            first: whether this process takes the sums of all processes; the others begin with none.
+            state: the output of :meth:`state_dict`.
+            first: whether this process takes the total sums; all other processes start from zero.
 
         Raises:
-            TeacherSearchError: if the state is of a search with other settings.
+            TeacherSearchError: if the state belongs to a search with other settings.
         """
         self.settings.check_same(state["settings"])
         self.phase, self._passes = Phase(state["phase"]), state["passes"]
@@ -274,7 +276,7 @@ class SearchPasses:
 
 
 def _shared(sums: Any, first: bool) -> Any:
-    """Sums as they are for the first process, zeros of the same shapes for any other."""
+    """The sums for the first process; zeros of the same shapes for the others."""
     if isinstance(sums, dict):
         return {key: _shared(value, first) for key, value in sums.items()}
     if isinstance(sums, list):

@@ -1,4 +1,4 @@
-"""Principal components of a stream, by block power iteration on additive sums."""
+"""Principal components of streamed data, by block power iteration on additive sums."""
 
 from typing import Any
 
@@ -9,18 +9,18 @@ __all__ = ["StreamingPCA"]
 
 
 class StreamingPCA:
-    r"""Leading principal directions from several passes over the data, in O(D l) memory.
+    r"""Leading principal directions from several passes over the data, in O(D l) memory for l directions.
 
-    Each pass adds up :math:`n, \sum x` and :math:`\sum x\, (x^T Q)`; its end replaces ``Q`` by an orthonormal basis
+    Each pass sums :math:`n, \sum x` and :math:`\sum x\, (x^T Q)`. At its end ``Q`` is replaced by an orthonormal basis
     of the covariance times ``Q``. The last pass solves the small eigenproblem of :math:`Q^T C Q` (Rayleigh-Ritz).
     Source: Halko, Martinsson and Tropp, 2011, algorithm 4.4, https://arxiv.org/abs/0909.4061.
 
     Args:
         dim: number of values in a row, D.
-        rank: number of directions wanted; at most D.
-        oversample: directions carried along beside them, which speed up convergence.
-        generator: seeds the first ``Q``.
-        device: where the sums live.
+        rank: number of directions; at most D.
+        oversample: number of additional directions, which speed up convergence.
+        generator: random generator for the first ``Q``.
+        device: device of the sums.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class StreamingPCA:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], sums: Tensor) -> "StreamingPCA":
-        """What :meth:`state_dict` gave, with the sums of the current pass."""
+        """Rebuild from the output of :meth:`state_dict` and the sums of the current pass."""
         pca = cls(*state["projection"].shape)
         pca.basis, pca.mean, pca.sums = state["basis"], state["mean"], sums
         pca.eigenvalues, pca.projection = state["eigenvalues"], state["projection"]
@@ -70,7 +70,7 @@ class StreamingPCA:
         self.sums += torch.cat([count, rows.sum(dim=0), product.flatten()])
 
     def step(self, sums: Tensor) -> None:
-        """End a pass, with the sums of all processes."""
+        """End a pass, given the sums over all processes."""
         dim, width = self.basis.shape
         count, total, product = sums.split([1, dim, dim * width])
         self.mean = total / count

@@ -1,4 +1,4 @@
-"""The table of all candidate teachers, the choice among them, and how both are shown."""
+"""The table of all candidate teachers, the choice among them, and their display."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ __all__ = ["CandidateRow", "SelectionCriteria", "choose", "rich_table", "write_t
 
 @dataclass(frozen=True)
 class SelectionCriteria:
-    """What a teacher must meet to be chosen.
+    """Conditions that a teacher must meet to be chosen.
 
     Args:
-        max_energy: most energy of the inverse code at the search's witness scale, nats.
-        min_use: least use of a component on training rows, as a share of ``1 / K``.
-        max_use: most use of a component on training rows, as a probability.
-        max_drift: most ``KL(held-out average || training average)``, nats.
+        max_energy: largest energy of the inverse code at the search's witness scale, nats.
+        min_use: smallest average probability of a component on training rows, as a share of ``1 / K``.
+        max_use: largest average probability of a component on training rows.
+        max_drift: largest ``KL(held-out average || training average)``, nats.
 
     Raises:
         ValueError: if an energy or a drift is not positive, or a use is not in [0, 1].
@@ -40,7 +40,7 @@ class SelectionCriteria:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """One candidate teacher: what it is, what was measured, and what followed. Nats, except the uses."""
+    """One candidate teacher with its settings, measurements and result. Values are in nats, except the uses."""
 
     components: int
     covariance: str
@@ -68,11 +68,11 @@ class CandidateRow:
 
 
 def choose(rows: Sequence[CandidateRow], criteria: SelectionCriteria) -> tuple[list[CandidateRow], int | None]:
-    """Mark what meets the criteria, the front and the choice: of those that meet them, the most held-out information.
+    """Choose the candidate that meets the criteria and has the most held-out information; mark it and the front.
 
     Args:
         rows: the candidates.
-        criteria: what must be met.
+        criteria: the conditions.
 
     Returns:
         The marked rows and the position of the chosen one; None if no candidate meets the criteria.
@@ -94,7 +94,7 @@ def _on_front(row: CandidateRow, rows: Sequence[CandidateRow]) -> bool:
 
 
 def explain(row: CandidateRow, rows: Sequence[CandidateRow], criteria: SelectionCriteria, scale: float) -> str:
-    """One sentence on why this candidate was chosen; ``scale`` is that of the witness for which energies are given."""
+    """One sentence on why this candidate was chosen; ``scale`` is the witness scale at which energies are given."""
     eligible = sum(other.within_bounds for other in rows)
     return (
         f"Chosen: {row.components} {row.covariance} components at temperature {row.temperature:g}, with the most "
@@ -110,7 +110,7 @@ def write_table(rows: Sequence[CandidateRow], path: Path) -> Path:
 
 
 def rich_table(rows: Sequence[CandidateRow], most: int = 12) -> Table:
-    """The candidates with the most held-out information, the chosen one among them, as a rich table."""
+    """The candidates with the most held-out information, including the chosen one, as a rich table."""
     table = Table(
         title=f"Candidate teachers ({len(rows)} tried; nats)", box=None, padding=(0, 1, 0, 0), title_justify="left"
     )

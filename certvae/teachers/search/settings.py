@@ -1,4 +1,4 @@
-"""What decides the passes of a teacher search, and the error of a search that cannot go on."""
+"""The settings of a teacher search, and its error class."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,15 +11,15 @@ __all__ = ["SearchSettings", "TeacherSearchError"]
 
 
 class TeacherSearchError(RuntimeError):
-    """No candidate meets the criteria, the search was cut short, or it cannot go on from a checkpoint."""
+    """No candidate meets the criteria, the search was cut short, or it cannot resume from a checkpoint."""
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """What decides the passes of a search; see :class:`certvae.TeacherSearch`.
+    """The settings of a search; see :class:`certvae.TeacherSearch`.
 
     Raises:
-        ValueError: naming the setting, what is allowed, and what came.
+        ValueError: if a setting is out of range. The message names it.
     """
 
     components: Sequence[int]
@@ -51,11 +51,11 @@ class SearchSettings:
 
     @property
     def max_passes(self) -> int:
-        """Most passes that the search takes."""
+        """Largest number of passes that the search takes."""
         return self.pca_passes + 1 + self.em_iterations + 1
 
     def candidates(self) -> list[Candidate]:
-        """One for each K, covariance and start."""
+        """One candidate for each K, covariance and start."""
         return [
             Candidate(k, covariance, start)
             for k in self.components
@@ -64,10 +64,10 @@ class SearchSettings:
         ]
 
     def check_same(self, saved: dict[str, Any]) -> None:
-        """Reject the settings of another search.
+        """Check that saved settings equal these.
 
         Raises:
-            TeacherSearchError: naming what differs.
+            TeacherSearchError: if they differ. The message lists the differences.
         """
         own = asdict(self)
         changed = [f"`{key}` was {saved.get(key)}, is {own[key]}" for key in own if saved.get(key) != own[key]]

@@ -1,4 +1,4 @@
-"""A search over a stream: as many batches on each process, every row, and each of them once."""
+"""Checks for a search over a stream: equally many batches on each process, and every row exactly once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,16 +15,16 @@ __all__ = ["EvenBatches", "check_all_read", "check_read_once"]
 
 
 class EvenBatches:
-    """The batches of a stream, and empty ones until the stream of every process has ended.
+    """The batches of a stream, followed by empty ones until the streams of all processes have ended.
 
-    Processes that train wait for each other at every batch, also in a search, which Lightning would leave hanging where
-    one has more batches. A stream that is read through this has no length: it is read to its end.
+    Training processes wait for each other at every batch. If one process had more batches, the search would hang in
+    Lightning. The wrapped stream has no length and is read to its end.
 
     Args:
-        loader: of the training rows; it must give each process a batch.
+        loader: dataloader of the training rows; every process must get at least one batch.
 
     Raises:
-        TeacherSearchError: while it is read, if a process has no batch.
+        TeacherSearchError: during iteration, if a process gets no batch.
     """
 
     def __init__(self, loader: Any) -> None:
@@ -48,7 +48,7 @@ class EvenBatches:
 
 
 def _everywhere(here: bool) -> list[bool]:
-    """Whether something is so, on each process; a collective."""
+    """The values of ``here`` on all processes; a collective."""
     if not torch.distributed.is_initialized():
         return [here]
     answers = [here] * torch.distributed.get_world_size()
@@ -57,21 +57,21 @@ def _everywhere(here: bool) -> list[bool]:
 
 
 def _empty(batch: Any) -> Any:
-    """A batch of the same kind without rows."""
+    """A batch of the same structure without rows."""
     return apply_to_collection(batch, Tensor, lambda values: values[:0])
 
 
 def check_all_read(trainer: Trainer, loader: Any, batches: float, training: bool = False) -> None:
-    """Refuse a stream of which rows would be left out; collectives that every process must reach.
+    """Reject a stream that would leave out rows; runs collectives, which every process must reach.
 
     Args:
-        trainer: knows the processes.
-        loader: of the rows.
-        batches: how many of its batches the trainer takes.
-        training: whether processes take its batches together.
+        trainer: gives the processes.
+        loader: dataloader of the rows.
+        batches: number of its batches that the trainer reads.
+        training: whether processes wait for each other at each batch.
 
     Raises:
-        TeacherSearchError: naming the fault and its cure.
+        TeacherSearchError: if it would. The message names the fault and the remedy.
     """
     if training and trainer.world_size > 1 and is_stream(loader) and not isinstance(loader, EvenBatches):
         raise TeacherSearchError(
@@ -85,16 +85,17 @@ def check_all_read(trainer: Trainer, loader: Any, batches: float, training: bool
 
 
 def check_read_once(trainer: Trainer, rows: CountedRows | None, device: torch.device) -> None:
-    """Refuse rows that were read more than once; collectives.
+    """Reject rows that were read more than once; runs collectives.
 
     Args:
-        trainer: knows the processes.
-        rows: those of this process; None if a sampler deals them out.
-        device: of the collectives.
+        trainer: gives the processes.
+        rows: the rows counted on this process; None if a sampler splits the rows.
+        device: device of the collectives.
 
     Raises:
         TeacherSearchError: if there are any.
     """
+
     if trainer.strategy.reduce_boolean_decision(rows is not None, all=False):
         found = (rows or CountedRows()).gather(trainer, device)
         if found:

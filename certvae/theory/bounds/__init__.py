@@ -9,15 +9,15 @@ The plug-in margin :math:`\hat M` uses :math:`\hat T`, which depends on every ro
 
 **Gibbs' step.** :math:`\hat M = \frac1n \sum_i g_i - KL(\hat T \| \bar T) \le \frac1n \sum_i g_i`, since
 :math:`H(\hat T) = -\sum_k \hat T_k \log \bar T_k - KL(\hat T \| \bar T)`. So the plug-in margin never exceeds a mean
-of independent variables with expectation :math:`M`, and bounds for such means hold for it, although the
-threshold is estimated from the same rows.
+of independent variables with expectation :math:`M`. Lower bounds for such means hold for it, although the threshold
+is estimated from the same rows.
 
 Every bound assumes that teacher and witness were fixed before these rows were seen: a witness fitted on them, or chosen
 among several on them, makes the :math:`g_i` dependent. The lower bounds of one certificate (mean path, channel,
 calibrated channel) hold at the stated confidence each, not all at once.
 
-All values are in nats. A bound is an object of :class:`certvae.theory.bounds.base.Bound` in a file of its own, which
-stands in :data:`BOUNDS` by its name.
+All values are in nats. A bound is an instance of :class:`certvae.theory.bounds.base.Bound` in a file of its own.
+:data:`BOUNDS` holds all bounds by name.
 """
 
 from certvae.theory.bounds.base import BOUNDS, Bound, Evidence, find_bound, register, score_range

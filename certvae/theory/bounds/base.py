@@ -1,4 +1,4 @@
-"""What a bound is, what it may look at, and the list of all bounds by their names."""
+"""The base class of bounds, the evidence they use, and the registry of all bounds by name."""
 
 import math
 from abc import ABC, abstractmethod
@@ -29,18 +29,18 @@ PROVEN = "A proven bound holds if the rows were drawn independently, and nothing
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rows say of one margin; nats.
+    """Statistics of the rows from which a bound on one margin is computed, in nats.
 
     Attributes:
         margin: plug-in margin.
         deviation: sample standard deviation (``n - 1``) of the plug-in scores; NaN for fewer than two rows.
-        size: number of rows, or Kish's effective size of weighted ones.
+        size: number of rows, or Kish's effective size of weighted rows.
         num_components: K.
         teacher_floor: every teacher probability is at least ``teacher_floor / K``.
         witness_floor: every witness probability is at least ``witness_floor / K``.
         equal_weights: whether every row counts the same.
-        teacher_probs: of the rows in a fixed order, float64, shape ``(N, K)``; None where they were not kept.
-        scores: ``sum_k T_k log S_k`` of these rows, shape ``(N,)``; None where they were not kept.
+        teacher_probs: of the rows in a fixed order, float64, shape ``(N, K)``; None if they were not kept.
+        scores: ``sum_k T_k log S_k`` of these rows, shape ``(N,)``; None if they were not kept.
     """
 
     margin: float
@@ -55,22 +55,22 @@ class Evidence:
 
     @property
     def score_range(self) -> float:
-        """Width of the interval that holds every score; see :func:`score_range`."""
+        """Width of the interval that contains every score, in nats; see :func:`score_range`."""
         return score_range(self.num_components, self.teacher_floor, self.witness_floor)
 
 
 class Bound(ABC):
-    """A lower confidence bound on a margin. A new one is a file here, with ``@register`` before its class.
+    """A lower confidence bound on a margin. To add one, write a file in this folder with a class under ``@register``.
 
     Attributes:
-        name: by which settings, certificates and commands know it.
-        rigorous: whether it is proved for every number of rows. It then needs both floors, and equal weights.
-        min_rows: fewest rows of which it says anything.
+        name: used in settings, certificates and commands.
+        rigorous: whether it is proved for every number of rows. It then needs both floors and equal weights.
+        min_rows: fewest rows for a finite bound.
         needs_rows: whether it needs the rows themselves and not only their sums.
-        fallback: name of the bound that is taken where it needs the rows and there are too many to keep.
-        default_witness_floor: share of the uniform distribution that is mixed into the witness unless told otherwise.
-        sentence: what a report says of its confidence.
-        confidence_text: how a report states the confidence; ``{}`` stands for it.
+        fallback: name of the bound that is used instead if there are too many rows to keep.
+        default_witness_floor: default share of the uniform distribution that is mixed into the witness.
+        sentence: a report's sentence about its confidence.
+        confidence_text: how a report states the confidence; ``{}`` is replaced by the number.
     """
 
     name: ClassVar[str]
@@ -84,21 +84,26 @@ class Bound(ABC):
 
     @abstractmethod
     def lower(self, evidence: Evidence, alpha: float) -> float:
-        """The bound.
+        """Compute the bound.
 
         Args:
-            evidence: what the rows say.
+            evidence: statistics of the rows.
             alpha: allowed error probability, in (0, 1).
 
         Returns:
-            Nats, at most the margin; minus infinity where there are too few rows.
+            Nats, at most the margin; minus infinity if there are too few rows.
         """
 
     def claims(self, evidence: Evidence, alpha: float, lower: float) -> list[Claim]:
-        """What must hold of a stated bound; ``evidence`` comes without deviation and rows.
+        """Statements that a stated bound must satisfy; ``evidence`` has no deviation and no rows.
+
+        Args:
+            evidence: statistics of the rows.
+            alpha: allowed error probability, in (0, 1).
+            lower: the stated bound, nats.
 
         Returns:
-            Sentences, and whether each holds.
+            Each statement, and whether it holds.
         """
         return [
             ("margin_lower <= margin", alpha > 0.5 or lower <= evidence.margin + 1e-9),
@@ -106,10 +111,10 @@ class Bound(ABC):
         ]
 
     def check(self, teacher_floor: float, witness_floor: float) -> None:
-        """Refuse floors with which the bound does not hold.
+        """Reject floors for which the bound is not valid.
 
         Raises:
-            ValueError: naming the floors, and what to give.
+            ValueError: if the bound is rigorous and a floor is 0.
         """
         if self.rigorous and not (teacher_floor > 0 and witness_floor > 0):
             raise ValueError(
@@ -123,7 +128,7 @@ BOUNDS: dict[str, Bound] = {}
 
 
 def register(cls: type[Bound]) -> type[Bound]:
-    """Add a bound to the list.
+    """Add a bound to :data:`BOUNDS`.
 
     Raises:
         ValueError: if another bound has its name.
@@ -135,10 +140,10 @@ def register(cls: type[Bound]) -> type[Bound]:
 
 
 def find_bound(method: str) -> Bound:
-    """The bound of a name.
+    """The bound with this name.
 
     Raises:
-        ValueError: if there is none, with all names.
+        ValueError: if there is none. The message lists all names.
     """
     if not isinstance(method, str) or method not in BOUNDS:
         raise ValueError(f"`method` must be one of {', '.join(BOUNDS)}, got {method!r}.")
@@ -146,7 +151,7 @@ def find_bound(method: str) -> Bound:
 
 
 def score_range(num_components: int, teacher_floor: float, witness_floor: float) -> float:
-    r"""Width of the interval that holds every :math:`g_i`, in nats.
+    r"""Width of the interval that contains every :math:`g_i`, in nats.
 
     :math:`\log(\epsilon_S / K) \le g_i \le \log(K / \epsilon_T)`, as :math:`S_{ik} \ge \epsilon_S / K` and
     :math:`\bar T_k \ge \epsilon_T / K`.
@@ -174,7 +179,7 @@ def log_range(num_components: int, floor: float, name: str) -> float:
 
 
 def check_numbers(margin: float, alpha: float, size: float, **spreads: float) -> tuple[float, ...]:
-    """The arguments as floats, in this order; one out of its range is a TypeError or ValueError that names it."""
+    """The arguments as floats, in this order. Raises a TypeError or ValueError that names a bad argument."""
     if not abs(as_number(margin, "margin")) <= _MAX_SQUARE:
         raise ValueError(f"`margin` must be finite, got {margin}.")
     if not 0 < as_number(alpha, "alpha") < 1:

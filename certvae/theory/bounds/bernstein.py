@@ -34,14 +34,14 @@ def bernstein_bound(
 
     .. math:: M \ge \hat M - \hat\sigma \sqrt{2L/n} - \frac{7RL}{3(n-1)} + c_B s^2 - s \sqrt{2L/(n-1)},
 
-    and the last two terms are at least :math:`-L / (2 c_B (n-1))` for every ``s``. So the slack of Gibbs' step pays
-    for not knowing the variance; no event is added, and no union bound is needed.
+    and the last two terms are at least :math:`-L / (2 c_B (n-1))` for every ``s``. So the slack of Gibbs' step
+    compensates for the unknown variance. No further event is needed, and no union bound.
 
     Args:
-        margin: plug-in margin.
-        deviation: sample standard deviation of :math:`\hat g_i`.
-        score_range: ``R``, see :func:`score_range`.
-        teacher_log_range: ``B``, at least ``log 2``.
+        margin: plug-in margin, nats.
+        deviation: sample standard deviation of :math:`\hat g_i`, nats.
+        score_range: ``R`` in nats, see :func:`score_range`.
+        teacher_log_range: ``B`` in nats, at least ``log 2``.
         size: number of rows ``n``.
         alpha: allowed error probability.
 
@@ -50,8 +50,8 @@ def bernstein_bound(
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
-            above 1e100.
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, a deviation or range is below 0, or a
+            number is above 1e100.
     """
     margin, alpha, size, deviation, score_range, teacher_log_range = check_numbers(
         margin, alpha, size, deviation=deviation, score_range=score_range, teacher_log_range=teacher_log_range

@@ -1,4 +1,4 @@
-"""The rigorous bound that is nearly as narrow as the normal one; its mathematics is :mod:`certvae.theory.betting`."""
+"""The rigorous bound that is nearly as narrow as the normal one; see :mod:`certvae.theory.betting`."""
 
 import math
 
@@ -10,7 +10,7 @@ __all__ = ["Betting"]
 
 @register
 class Betting(Bound):
-    """:func:`certvae.theory.betting.betting`; it needs the rows, and they count in the order of their set."""
+    """:func:`certvae.theory.betting.betting` as a bound; it needs the rows in the order of the data set."""
 
     name = "betting"
     rigorous = True

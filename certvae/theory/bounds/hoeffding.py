@@ -1,4 +1,4 @@
-"""The rigorous bound that knows the range of the scores only."""
+"""The rigorous bound that uses only the range of the scores."""
 
 import math
 
@@ -14,14 +14,14 @@ def hoeffding_bound(margin: float, score_range: float, size: float, alpha: float
     then Hoeffding, 1963, theorem 2, for the mean of :math:`g_i`.
 
     Args:
-        margin: plug-in margin.
-        score_range: ``R``, see :func:`score_range`.
+        margin: plug-in margin, nats.
+        score_range: ``R`` in nats, see :func:`score_range`.
         size: number of rows ``n``.
         alpha: allowed error probability.
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, ``score_range`` is below 0, or a number is
             above 1e100.
     """
     margin, alpha, size, score_range = check_numbers(margin, alpha, size, score_range=score_range)

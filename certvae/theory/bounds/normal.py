@@ -14,28 +14,28 @@ def normal_bound(margin: float, deviation: float, size: float, alpha: float) -> 
     Assumes independent rows and a large ``n``. Delta method: :math:`g_i - M` is the influence function of the
     plug-in margin, because the derivative of :math:`H(\bar T)` in the direction of a row is
     :math:`-\sum_k (T_{ik} - \bar T_k) \log \bar T_k` (van der Vaart, 1998, *Asymptotic Statistics*, chapter 20).
-    Not rigorous at finite ``n``: where errors are rare and gross (a witness that is confidently wrong on 1 % of the
-    rows), a sample without such a row puts the bound above the margin. A witness floor limits how gross they are.
+    Not rigorous at finite ``n``. If errors are rare and large (a witness that is confidently wrong on 1 % of the rows),
+    a sample without such a row gives a bound above the margin. A witness floor limits the size of these errors.
 
     Args:
-        margin: plug-in margin.
-        deviation: sample standard deviation of :math:`\hat g_i`.
+        margin: plug-in margin, nats.
+        deviation: sample standard deviation of :math:`\hat g_i`, nats.
         size: number of rows ``n``.
         alpha: allowed error probability.
 
     Returns:
-        Lower bound in nats, at most the margin: a confidence below one half is taken as one half. Minus infinity for
-        fewer than two rows.
+        Lower bound in nats, at most the margin: a confidence below one half is treated as one half. Minus infinity
+        for fewer than two rows.
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if one is out of its range: ``alpha`` in (0, 1), ``size`` above 0, spreads at least 0, none
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, ``deviation`` is below 0, or a number is
             above 1e100.
     """
     margin, alpha, size, deviation = check_numbers(margin, alpha, size, deviation=deviation)
     if size < 2:
         return -math.inf
-    quantile = max(0.0, -NormalDist().inv_cdf(alpha))  # not of 1 - alpha, which rounds to 1 for a tiny alpha
+    quantile = max(0.0, -NormalDist().inv_cdf(alpha))  # not inv_cdf(1 - alpha): it rounds to 1 for a tiny alpha
     return margin - quantile * deviation / math.sqrt(size)
 
 

@@ -1,4 +1,4 @@
-"""The margin itself, which says nothing about other rows."""
+"""The margin itself, which makes no statement about other rows."""
 
 from certvae.theory.bounds.base import Bound, Claim, Evidence, check_numbers, register
 

@@ -162,7 +162,7 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path: Path) -> None:
         search(tmp_path, stop=Stop(4, "train_batch_end"))
     with pytest.raises(TeacherSearchError, match="the checkpoint is of a search on data with fingerprint"):
         search(tmp_path, "last", Inverted(batch_size=300))
-    with pytest.raises(TeacherSearchError, match="this pass saw 1000 rows, the first one 1197"):
+    with pytest.raises(TeacherSearchError, match="this pass read 1000 rows, the first one 1197"):
         search(tmp_path, "last", DigitsDataModule(batch_size=300, subset=1000))
 
 
