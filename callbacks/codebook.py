@@ -169,7 +169,7 @@ class CodebookCallback(RowsCallback):
             return
         sums, missing = self._gathered(trainer, device)
         if sums is None:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         self.information = information_of_sums(sums, self.confidence)
         self._publish(trainer, pl_module, self.information, missing, device)
 

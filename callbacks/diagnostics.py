@@ -110,7 +110,7 @@ class CollapseDiagnostics(RowsCallback):
         sums, sample = self._gathered(trainer, device)
         count, rate, dim = sums[0], sums[1], (len(sums) - 2) // 2
         if count == 0:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         mean, second = (sums[2:] / count).split(dim)
         self._log(pl_module, "active_units", (second - mean**2 >= self.threshold).sum().double())
         if len(sample.rows):

@@ -144,7 +144,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         device = float64_device(pl_module.device)
         counted, missing = self._counts(trainer, device)
         if counted == 0:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         self.bracket, self.brackets = None, {}
         if self._diverged(trainer, device):
             return
