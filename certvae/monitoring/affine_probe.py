@@ -58,7 +58,7 @@ class AffineProbe(nn.Module):
         """Standardized codes with a column of ones appended, shape ``(B, latent_dim + 1)``."""
         dim = self._weights.shape[1] - 1
         if codes.shape[1] != dim:
-            raise ValueError(f"`latents` must have {dim} numbers per row, as the probe was fitted with, got {codes.shape[1]}.")
+            raise ValueError(f"`latents` must have {dim} numbers per row, as in the fit, got {codes.shape[1]}.")
         count, total, squares = self._sums.split([1, dim, dim])
         mean, second = total / count.clamp(min=1), squares / count.clamp(min=1)
         variance = second - mean**2

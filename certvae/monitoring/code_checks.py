@@ -150,7 +150,7 @@ def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) 
         return ""
     return (
         "gives mean and log-variance side by side in one tensor, and both are read as the mean. Split them: "
-        f"latents='{source.path}:chunk', if the mean is the first half of axis 1; otherwise give a function (pl_module, "
+        f"latents='{source.path}:chunk', if the mean is the first half of axis 1; else give a function (pl_module, "
         "batch) -> (mean, log_variance)."
     )
 
