@@ -1,4 +1,4 @@
-"""What a protocol declares: its phases, and the table, claims and figure of its summary."""
+"""The summary of a protocol: its phases, table, claims and figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ __all__ = ["OPTIONAL_PHASES", "PHASES", "claims", "margin_figure", "summarize", 
 
 PHASES = ("full", "no_align", "rescue")
 OPTIONAL_PHASES = ("ablate", "guarded", "prefit")
-CERTIFIED = {  # what a protocol is to show
+CERTIFIED = {  # expected result of each phase
     "full": True,
     "no_align": False,
     "rescue": True,
@@ -42,7 +42,7 @@ COLUMNS = {
     "s/ep": "{seconds_per_epoch:.1f}",
 }
 NARROW = ("seed", "phase", "status", "reading", "margin", ">=", "I_T", "code")
-WIDE = 100  # columns of a terminal that has room for all
+WIDE = 100  # terminal columns that the full table needs
 
 
 def summarize(
@@ -53,7 +53,7 @@ def summarize(
     phases: Sequence[str],
     made: str,
 ) -> dict[str, Any]:
-    """Collect what the phases left, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
+    """Collect the phases' results and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
 
     Args:
         dataset: name for the table and the figure.
