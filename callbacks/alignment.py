@@ -23,7 +23,7 @@ __all__ = ["NEEDS_LOG_VARIANCE", "AlignmentCallback", "check_path"]
 
 NEEDS_LOG_VARIANCE = (
     "`path='draw'` needs the posterior's log-variance, and `latents` gave only a mean. Name both, as in "
-    "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or take path='mean'."
+    "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or use path='mean'."
 )
 KEPT = "certvae_witness"  # checkpoint key of a trained witness
 DRAWS = 1  # seed of the draws, different from the certificate's

@@ -246,8 +246,8 @@ class CertificateCallback(CheckedLatents):
         # A process that skips validation would miss the collectives at its end.
         if trainer.strategy.reduce_boolean_decision(not sum(counts), all=False):
             raise ValueError(
-                "CertificateCallback measures on validation rows, but the validation set is empty or missing, on one "
-                "process at least. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
+                "CertificateCallback measures on validation rows, but the validation set is empty or missing on at least "
+                "one process. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
                 "above 0; or give the rows to the callback, which then needs no `validation_step`: "
                 "CertificateCallback(..., dataloader=DataLoader(rows, 256))."
             )
@@ -350,9 +350,7 @@ class CertificateCallback(CheckedLatents):
             if self.certificate is not self._said:
                 self._say(pl_module, self.certificate, "at the end", "val")
         elif self.looks == 0 and not self._never:
-            rank_zero_warn(
-                "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
-            )
+            rank_zero_warn("No validation ran in this fit, so nothing was certified: see `check_val_every_n_epoch`.")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         certificate = self._finish(trainer, pl_module, "test")
@@ -364,7 +362,7 @@ class CertificateCallback(CheckedLatents):
         ledger = self._ledger if self.spending else None
         certificate = self._evaluation.finish(trainer, ledger, self.looks if stage == "val" else 1)
         if certificate is None:
-            self.certificate, lacking = None, "There is no certificate of this epoch"
+            self.certificate, lacking = None, "There is no certificate for this epoch"
             answer_divergence(trainer, self._evaluation.fault, lacking, self.on_divergence)
             return None
         certificate.provenance |= self._provenance(trainer, stage)

@@ -116,8 +116,8 @@ class DecoderCheck(Callback):
         named = as_latents(latents)
         if named is None or callable(named.path) or named.scale_path:
             raise TypeError(
-                "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only what a "
-                f"submodule gives can be replaced on its way to the decoder; got {type(latents).__name__}."
+                "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only a "
+                f"submodule's output can be replaced; got {type(latents).__name__}."
             )
         if batches < 2:
             raise ValueError(f"`batches` must be at least 2, for a standard error, got {batches}.")
@@ -188,11 +188,11 @@ class DecoderCheck(Callback):
             found = [self._ask(trainer, pl_module, *batch) for batch in self._kept]
         self._kept, self.losses = [], None
         if fault := shared_fault(trainer, self._fault, float64_device(pl_module.device)):
-            answer_divergence(trainer, fault, "DecoderCheck has no losses of this epoch", self.on_divergence)
+            answer_divergence(trainer, fault, "DecoderCheck has no losses for this epoch", self.on_divergence)
             return
         self.losses = losses = self._gathered(trainer, pl_module, [line for line in found if line is not None])
         if losses is None:
-            self._warn("every batch has a single row, whose code has no other to be exchanged with")
+            self._warn("every batch has a single row, so no codes can be exchanged")
             return
         for key in ("own", "shuffled", "prior"):
             if math.isfinite(value := getattr(losses, key)):
@@ -279,7 +279,7 @@ class DecoderCheck(Callback):
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
-            rank_zero_warn(f"DecoderCheck says nothing: {reason}. Smaller batches of at least two rows help.")
+            rank_zero_warn(f"DecoderCheck has no result: {reason}. Smaller batches of at least two rows help.")
         self._warned = True
 
     def _detach(self) -> None:

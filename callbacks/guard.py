@@ -184,13 +184,13 @@ class CertificateGuard(AlignmentCallback):
         if information is not None and self.target + self.headroom >= information:
             raise ValueError(
                 f"`target` must be below {information - self.headroom:.3f} nats, the teacher information of "
-                f"{information:.3f} less `headroom`, got {self.target}. No code can reach more than the teacher varies."
+                f"{information:.3f} less `headroom`, got {self.target}. No code can carry more about the teacher."
             )
         assert isinstance(self._watched, CertificateCallback)
         if self.path == "draw" and self._watched.channel_samples == 0:
             raise ValueError(
-                "`path='draw'` watches the channel margin, which the CertificateCallback leaves out with "
-                "`channel_samples=0`. Let it draw, CertificateCallback(channel_samples=1), or take path='mean'."
+                "`path='draw'` needs the channel margin, which the CertificateCallback does not measure with "
+                "`channel_samples=0`. Use CertificateCallback(channel_samples=1) or path='mean'."
             )
 
     def _check_cap(self, watched: InformationCallback) -> None:
@@ -333,7 +333,7 @@ def _check_arguments(target: float, on_loss: str, headroom: float, on: str, numb
             )
     if on == "bracket" and on_loss == "rescue" and len(numbers) != 1:
         raise ValueError(
-            "`kl_weight` must name the float attribute that the module multiplies its KL term with, as in "
-            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'), which is lowered; or `free_bits` the one "
-            f"below which its rate costs nothing, which is raised. One of them, got {numbers or 'none'}."
+            "`kl_weight` must name the float attribute by which the module multiplies its KL term, as in "
+            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'); or `free_bits` must name the floor below "
+            f"which the rate costs nothing. Give one of them, got {numbers or 'none'}."
         )

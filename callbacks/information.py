@@ -183,9 +183,8 @@ class InformationCallback(RowsCallback, CheckedLatents):
         measures = f"{type(self).__name__} measures nothing{of}: the code is"
         if self.capture.deterministic:
             rank_zero_warn(
-                f"{measures} deterministic. No noise comes between it and the decoder, so there is no channel, and the "
-                "information of a continuous code without noise is not finite. What can be read from it, "
-                "CertificateCallback says by its fitted reader."
+                f"{measures} deterministic. The information of a continuous code without noise is not finite. The fitted "
+                "reader of CertificateCallback measures what can be read from it."
             )
         else:
             rank_zero_warn(

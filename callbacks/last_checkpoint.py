@@ -124,14 +124,14 @@ class LastCheckpoint(ModelCheckpoint):
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first, all=True):
             raise CheckpointError(
-                f"the processes would go on from different checkpoints: the first from {first or 'none'!r}, this one "
-                f"from {own or 'none'!r}. Put `dirpath={self.last.parent}` on a disk that every node sees."
+                f"the processes would resume from different checkpoints: the first from {first or 'none'!r}, this one "
+                f"from {own or 'none'!r}. Put `dirpath={self.last.parent}` on a disk that all nodes share."
             )
         hidden = requeue_checkpoint(trainer)
         if hidden is not None and own and own not in (hidden.name, self.last.name, self.previous.name):
             rank_zero_warn(
-                f"`ckpt_path={trainer.ckpt_path}` hides {hidden}, which SLURM's requeue left, so that the run begins "
-                "there again each time. Give ckpt_path='last', and `init_weights_from` for weights to begin with."
+                f"`ckpt_path={trainer.ckpt_path}` hides {hidden}, which SLURM's requeue left, so the run starts from "
+                "there each time. Give ckpt_path='last', and `init_weights_from` for initial weights."
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -151,7 +151,7 @@ class LastCheckpoint(ModelCheckpoint):
             return
         if len(streams) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint has the random streams of {len(streams)} processes, and {trainer.world_size} go on: "
+                f"The checkpoint has the random streams of {len(streams)} processes, but {trainer.world_size} resume: "
                 "the run will not equal an uninterrupted one bit for bit."
             )
         if trainer.global_rank < len(streams):

@@ -87,8 +87,8 @@ class ProbeCallback(Callback):
         self._watched = CertificateCallback.find(trainer, self.certificate, self)
         if self._watched.own_rows is not None:
             raise ValueError(
-                "ProbeCallback scores on the rows that the trainer validates on, and its CertificateCallback has a "
-                "`dataloader` of its own. Give the rows to the trainer, with a `validation_step`, or leave it out."
+                "ProbeCallback scores on the rows of the trainer's validation, but its CertificateCallback has its own "
+                "`dataloader`. Give these rows to the trainer, with a `validation_step`, or remove ProbeCallback."
             )
         given = self._watched.reader
         self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)

@@ -143,7 +143,7 @@ class RowsCallback(Callback, ABC):
         """
         self.fault = shared_fault(trainer, self.fault, device)
         if self.fault:
-            lacking = f"{type(self).__name__} has no numbers of this epoch"
+            lacking = f"{type(self).__name__} has no numbers for this epoch"
             answer_divergence(trainer, self.fault, lacking, self.on_divergence)
         return bool(self.fault)
 

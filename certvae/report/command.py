@@ -19,7 +19,7 @@ the model and the data that the run's YAML names. A YAML is code: of a run that 
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """``certvae report``: write the report, and print where it is and its verdict."""
+    """``certvae report``: write the report, and print its path and verdict."""
     parser = argparse.ArgumentParser(
         prog="certvae report", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -46,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _save_figures(report: Report, folder: Path, formats: Sequence[str]) -> None:
     for number, charts in enumerate(report.charts.values()):
-        # A name may be a path, where two folders are called the same.
+        # A name may be a path if two folders have the same name.
         name = re.sub(r"[^\w.-]+", "_", list(report.charts)[number])
         place = folder if len(report.charts) == 1 else folder / f"{number}_{name}"
         for chart in charts:

@@ -1,4 +1,4 @@
-"""What a certificate says in words that are no stronger than its guarantee, and what it does not say."""
+"""Sentences on certificates, no stronger than their guarantee, and on what they do not show."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table: rounded, a dash for None, and a minus sign that does not break from its number."""
+    """A number for a table: rounded, a dash for None, with a non-breaking minus sign."""
     if value is None:
         return DASH
     if math.isinf(value):
@@ -36,7 +36,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def at_least(nats: float) -> str:
-    """A positive lower bound in nats and bits, each rounded down to three digits: rounding must not add to it."""
+    """A positive lower bound in nats and bits, each rounded down to three digits."""
     return f"{_floor(nats)}\u00a0nats ({_floor(nats / math.log(2))}\u00a0bits)"
 
 
@@ -46,12 +46,12 @@ def _floor(value: float) -> str:
 
 
 def status_name(status: Status) -> str:
-    """The status with spaces."""
+    """The status with spaces instead of underscores."""
     return str(status).replace("_", " ")
 
 
 def read_as(certificate: Certificate) -> Reading | None:
-    """The reading; None for a certificate of version 0.1, which was made without asking for one."""
+    """The reading; None for a certificate of version 0.1, which has none."""
     return certificate.reading if certificate.components or certificate.information is not None else None
 
 
@@ -79,7 +79,7 @@ def _confidence(certificate: Certificate, split: str) -> str:
 
 
 def unknown_confidence(c: Certificate) -> bool:
-    """Whether its bound is an approximation for many rows, made from few: then no percentage is stated."""
+    """Whether the bound is a large-sample approximation from few rows; then no percentage is stated."""
     return c.method != "plugin" and not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS
 
 
@@ -94,12 +94,12 @@ WHAT = {
 
 
 def what_it_is(phase: Phase) -> str:
-    """What a phase of a protocol is; empty for other fits."""
+    """Description of a protocol's phase; empty for other fits."""
     return WHAT.get(phase.name, "") if phase.seed else ""
 
 
 def _uncertified(c: Certificate) -> str:
-    """What is known of a code that is not certified; for collapse and information the reading must have shown them."""
+    """What is known of a code that is not certified; collapse and information are stated only with a reading."""
     part = c.information or c.fitted
     if part is None or read_as(c) not in (Reading.INFORMATIVE, Reading.COLLAPSED):
         return "it is not shown that this model's code depends on the input; this does not prove that it has collapsed"
@@ -112,7 +112,7 @@ def _uncertified(c: Certificate) -> str:
 
 
 def sentence(certificate: Certificate, split: str) -> str:
-    """The verdict of one model, for a reader who knows none of the terms."""
+    """The verdict on one model, for a reader who does not know the terms."""
     c, rows = certificate, _rows(certificate, split)
     return {
         Status.CERTIFIED: lambda: (
@@ -142,7 +142,7 @@ _CLAUSES: dict[Status | Reading, str] = {
 
 
 def headline(phases: Sequence[Phase]) -> str:
-    """The verdict of all models in one sentence."""
+    """The verdict on all models in one sentence."""
     if len(phases) == 1:
         return sentence(phases[0].certificate, phases[0].split)
     by_status: dict[Status | Reading, list[Phase]] = {
@@ -172,7 +172,7 @@ def headline(phases: Sequence[Phase]) -> str:
 
 
 def _count(found: Sequence[Phase], every: Sequence[Phase]) -> str:
-    """How many, and which where their names tell them from the others."""
+    """Number of models, with their names if these are distinctive."""
     if len(found) == len(every):
         return "all of them"
     names = _unique(phase.name for phase in found)
@@ -185,7 +185,7 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def limits(phases: Sequence[Phase]) -> list[str]:
-    """What the verdict does not say, for these certificates."""
+    """Sentences on what the verdict on these certificates does not show."""
     every = [phase.certificate for phase in phases]
     methods = {c.method for c in every}
     said = [
