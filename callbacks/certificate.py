@@ -246,8 +246,8 @@ class CertificateCallback(CheckedLatents):
         # A process that skips validation would miss the collectives at its end.
         if trainer.strategy.reduce_boolean_decision(not sum(counts), all=False):
             raise ValueError(
-                "CertificateCallback measures on validation rows, but the validation set is empty or missing on at least "
-                "one process. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
+                "CertificateCallback measures on validation rows, but the validation set is empty or missing on at "
+                "least one process. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
                 "above 0; or give the rows to the callback, which then needs no `validation_step`: "
                 "CertificateCallback(..., dataloader=DataLoader(rows, 256))."
             )

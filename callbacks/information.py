@@ -183,7 +183,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         measures = f"{type(self).__name__} measures nothing{of}: the code is"
         if self.capture.deterministic:
             rank_zero_warn(
-                f"{measures} deterministic. The information of a continuous code without noise is not finite. The fitted "
+                f"{measures} deterministic. The information of a continuous code without noise is infinite. The fitted "
                 "reader of CertificateCallback measures what can be read from it."
             )
         else:

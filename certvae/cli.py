@@ -12,8 +12,8 @@ USAGE = """usage: certvae COMMAND ...
   protocol                          search, full, no_align, rescue for each seed, then a table, a summary and a figure
   certify                           certificate.json from a checkpoint, a teacher and a YAML, on rows kept for it
   verify                            recompute a certificate.json; exit status 0 only if it holds
-  diagnose                          what a certificate.json says of the code, why, and what to do
-  report                            one HTML file on a run, or on several side by side
+  diagnose                          what a certificate.json shows about the code, why, and what to do
+  report                            one HTML file on a run, or a comparison of several
 
 certvae COMMAND --help lists the options of each; certvae --version prints the version."""
 

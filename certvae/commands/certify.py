@@ -210,7 +210,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_limited(path, CONFIG_LIMIT, "YAML"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML of a run: {' '.join(str(error).split())[:500]}") from None
+        raise ValueError(f"{path} is not the YAML of a run: {' '.join(str(error).split())[:500]}") from None
     parts = [values.get(name) if isinstance(values, dict) else None for name in ("model", "data")]
     if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
         raise ValueError(f"{path} must hold `model` and `data`, each with a `class_path`, as a run's YAML does.")
@@ -225,7 +225,7 @@ def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options:
     """The model's own witness, else the teacher's, as in the callback."""
     own = own_witness(model, teacher.num_components)
     if own is not None and options.witness_scale is not None:
-        raise ValueError("`witness_scale` must be left out, for the model has a witness of its own, which is used.")
+        raise ValueError("`witness_scale` must be left out, because the model has its own witness.")
     return teacher.witness(latent_dim, options.witness_scale or 2.0) if own is None else own
 
 
@@ -333,7 +333,7 @@ def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Add the options for the three input files of a certificate."""
     parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
     parser.add_argument("--teacher", type=teacher_file, required=required, help="teacher file, or a shipped one's name")
-    parser.add_argument("--config", type=Path, required=required, help="the run's YAML: code, give only your own")
+    parser.add_argument("--config", type=Path, required=required, help="the run's YAML; it is code: give only your own")
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -349,7 +349,7 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
     parser.add_argument(
-        "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
+        "--witness_scale", type=float, help="scale of the teacher's witness, if the model has none; default 2"
     )
     for name in ("safety_margin", "confidence", "teacher_floor", "witness_floor"):
         parser.add_argument(f"--{name}", type=float, default=getattr(CertifyOptions, name))
@@ -363,5 +363,5 @@ def main(args: Sequence[str] | None = None) -> int:
     print(f"{certificate}\nSaved to {certificate.save(output)}.")
     if run is not None:
         publish(run, certificate, {**files, "certificate": output})
-        print(f"Published. Anybody with access can check it: certvae verify --wandb {run}")
+        print(f"Published. Anyone with access can check it: certvae verify --wandb {run}")
     return 0

@@ -184,6 +184,6 @@ def main(args: Sequence[str] | None = None) -> int:
             raise
         raise FileNotFoundError(_with_search(str(missing), sys.argv[1:] if args is None else args)) from error
     except SIGTERMException:  # Lightning would end with status 0
-        print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` goes on.", file=sys.stderr)
+        print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0

@@ -82,7 +82,7 @@ class Run:
         if there is not None and any(item != self.config for item in self.folder.iterdir()):
             raise RunError(
                 f"{self.folder} holds a run with other settings than now asked for (compare {self.config}). Give "
-                "another `--output_dir`, or delete that folder to run it anew."
+                "another `--output_dir`, or delete that folder to run it again."
             )
         write_atomic(self.config, content)
 
@@ -158,7 +158,7 @@ def interruptible(folder: Path) -> Iterator[None]:
         # Lightning turns Ctrl-C into `sys.exit(1)`; other exits are the parser's.
         if isinstance(stop, SystemExit) and stop.code != 1:
             raise
-        raise RunError(f"{folder} was interrupted; run the same command again to go on.") from None
+        raise RunError(f"{folder} was interrupted; run the same command again to resume.") from None
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

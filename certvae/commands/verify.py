@@ -111,7 +111,7 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
     try:
         options = CertifyOptions(**stated["options"])
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise VerificationError(Refusal.CLAIMS, f"its provenance states no usable options: {error}") from None
+        raise VerificationError(Refusal.CLAIMS, f"its provenance has no valid options: {error}") from None
     try:
         fresh = certify_checkpoint(checkpoint, teacher, config, options)
     except TeacherMismatchError as error:
@@ -164,7 +164,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="certvae verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("certificate", type=Path, nargs="?", help="its file; left out with --wandb")
+    parser.add_argument("certificate", type=Path, nargs="?", help="file of the certificate; left out with --wandb")
     add_inputs(parser, required=False)
     parser.add_argument("--wandb", metavar=RUN, help="fetch all four files from this run of W&B; its YAML is code")
     parser.add_argument("--claims-only", action="store_true", help="check the file by itself, without the model")

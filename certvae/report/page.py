@@ -94,50 +94,49 @@ SECTIONS = (
     _Section(
         "margin",
         "Margin",
-        "The margin is how much better the witness answers than the best answer that ignores the input. Certified is "
-        "what stays above the dashed line down to the lower edge of its band. More than the teacher's information "
-        "cannot be shown.",
+        "The margin is how much better the witness predicts the teacher than the best constant. A run is certified if "
+        "the lower edge of its band is above the dashed line. The margin is at most the teacher's information.",
         "No curve: the folder holds no history of validations.",
         margin_chart,
     ),
     _Section(
         "information",
         "What the code carries",
-        "The noisy code carries at least the lower edge of the band and at most the upper edge, about anything in the "
-        "input, whatever the teacher asks. The margin, dashed, is the part of the teacher's answer that the witness "
-        "reads from the mean.",
+        "The noisy code carries at least the lower edge of the band and at most the upper edge of information about "
+        "the input, whatever the teacher is. The dashed margin is what the witness predicts of the teacher's outputs from "
+        "the mean.",
         "",
         information_chart,
     ),
     _Section(
         "channel",
         "Rate and channel margin",
-        "The rate is the most that the noisy code can carry; the channel margin is what the same witness shows on "
-        "noisy draws, which are what the decoder receives. It is often below 0 although the mean is certified, because "
-        "the witness is overconfident on noise.",
+        "The rate is the most that the noisy code can carry. The channel margin is the margin of the same witness on "
+        "noisy draws, which the decoder receives. It is often below 0 although the mean is certified, because the "
+        "witness is overconfident on noise.",
         "No curve: there is no history, or the model's code has no known noise.",
         channel_chart,
     ),
     _Section(
         "loss",
         "Validation loss",
-        "What the model itself minimizes. It may fall to a low value although the code has collapsed.",
+        "The loss that the model minimizes. It can be low although the code has collapsed.",
         "",
         loss_chart,
     ),
     _Section(
         "alignment",
         "Alignment against information",
-        "Each mark is a final certificate: what the witness costs, against what the teacher knows. On the line it does "
-        "no better than a constant; the margin is the distance below it.",
+        "Each mark is a final certificate: the alignment loss against the teacher information. On the line, the "
+        "witness is no better than a constant; the margin is the distance below the line.",
         "",
         alignment_chart,
     ),
     _Section(
         "path",
         "The way there",
-        "From the first validation (hollow) to the last (filled): what the witness costs, against how much its own "
-        "answers vary. A code that tells nothing ends at the left, on the line.",
+        "From the first validation (hollow) to the last (filled): the alignment loss against the witness information. "
+        "A constant code ends at the left, on the line.",
         "No curve: the folder holds no history of validations.",
         path_chart,
     ),

@@ -190,16 +190,16 @@ def limits(phases: Sequence[Phase]) -> list[str]:
     methods = {c.method for c in every}
     said = [
         "It does not say that the code is disentangled, that it is useful for another task, or that samples are good.",
-        "It speaks of this teacher, this witness and these rows, as the run divided them, and of inputs drawn as they "
-        "were; another teacher may see more or less in the same code.",
+        "It applies only to this teacher, this witness, and inputs drawn like these rows; another teacher may find "
+        "more or less in the same code.",
         "It is about the mean of the code. The decoder receives noisy draws around that mean, which may carry less or, "
-        "by their variance, something else: the channel margin and the rate below are about those.",
+        "through their variance, something else. The channel margin and the rate below describe these draws.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
     ]
     if any(read_as(c) is Reading.COLLAPSED for c in every):
         said[-1] = (
-            "The teacher's test can only say yes, or 'not shown'. That a code has collapsed is said by its reading, "
-            "from an upper bound on what any reader could find in it, which holds for many rows."
+            "The teacher's test can only say yes, or 'not shown'. Collapse is shown by the reading, "
+            "from an upper bound on what any reader can find in the code, which holds for many rows."
         )
     said += sorted({find_bound(method).sentence for method in methods})
     if any(not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS for c in every):
@@ -208,7 +208,7 @@ def limits(phases: Sequence[Phase]) -> list[str]:
         said.append("Each certificate holds at its confidence by itself, not all of them at once.")
     if any(phase.split == "val" for phase in phases):
         said.append(
-            "Validation rows were looked at during training. A certificate to publish is made once on other rows, by "
+            "Validation rows were used during training. To publish, make a certificate once on other rows, with "
             "'certvae certify'."
         )
     return said
