@@ -102,9 +102,9 @@ SECTIONS = (
     _Section(
         "information",
         "What the code carries",
-        "The noisy code carries at least the lower edge of the band and at most the upper edge of information about "
-        "the input, whatever the teacher is. The dashed margin is what the witness predicts of the teacher's outputs from "
-        "the mean.",
+        "The noisy code carries at least as much information about the input as the lower edge of the band shows, and "
+        "at most the upper edge, whatever the teacher is. The dashed margin is what the witness predicts of the "
+        "teacher's outputs from the mean.",
         "",
         information_chart,
     ),
