@@ -190,8 +190,8 @@ def limits(phases: Sequence[Phase]) -> list[str]:
     methods = {c.method for c in every}
     said = [
         "It does not say that the code is disentangled, that it is useful for another task, or that samples are good.",
-        "It applies only to this teacher, this witness, and inputs drawn like these rows; another teacher may find "
-        "more or less in the same code.",
+        "It applies only to this teacher, this witness and these rows, and to inputs drawn like them; another teacher "
+        "may find more or less in the same code.",
         "It is about the mean of the code. The decoder receives noisy draws around that mean, which may carry less or, "
         "through their variance, something else. The channel margin and the rate below describe these draws.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
