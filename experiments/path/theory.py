@@ -43,7 +43,7 @@ def path(teacher: Tensor, prior: Tensor | None, fractions: Sequence[float]) -> l
 
     Args:
         teacher: positive teacher probabilities, shape ``(N, K)``.
-        prior: what the zero code answers, shape ``(K,)``; None: the uniform distribution.
+        prior: the witness's distribution at the zero code, shape ``(K,)``; None: the uniform distribution.
         fractions: values of t.
     """
     witness = SimplexWitness(teacher.shape[1], teacher.shape[1] - 1, 1.0, prior)
@@ -77,7 +77,7 @@ def cheapest_codes(witness: SimplexWitness, teacher: Tensor, price: float, start
 
     Raises:
         ValueError: if ``price`` is not positive.
-        RuntimeError: if the minimum was not reached.
+        RuntimeError: if the minimum is not reached.
     """
     if not price > 0:
         raise ValueError(f"`price` must be above 0, got {price}.")

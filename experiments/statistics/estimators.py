@@ -1,4 +1,4 @@
-"""The information bracket beside estimators that learn a network: InfoNCE, SMILE and CLUB of torch-mist.
+"""Compares the information bracket with learned estimators: InfoNCE, SMILE and CLUB of torch-mist.
 
     python -m experiments.statistics.estimators
     python -m experiments.statistics.estimators --quick      # half a minute, to see that it runs
@@ -71,7 +71,7 @@ def bracket(nats: float, rows: int, seed: int) -> Line:
 
 
 def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
-    """What a learned estimator of torch-mist says of held-out rows."""
+    """Value in nats of a learned estimator of torch-mist on held-out rows."""
     from torch_mist import estimate_mi
 
     x, _, _, z = (part.float() for part in code(nats, rows, seed))
@@ -88,7 +88,7 @@ def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> 
 
 
 def measure(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
-    """A line of the table, with the processor time that it took."""
+    """A line of the table, with its processor time."""
     start = time.process_time()
     found = bracket(nats, rows, seed) if method == "bracket" else learned(method, nats, rows, seed, iterations)
     seconds = time.process_time() - start
@@ -112,7 +112,7 @@ def of_method(lines: Sequence[Line], method: str, nats: float) -> list[Line]:
 
 
 def holds(line: Line) -> bool:
-    """Whether the bracket of this run holds the truth."""
+    """Whether the bracket of this run contains the true value."""
     return bool(line["lower"] <= line["nats"] <= line["upper"])
 
 
@@ -122,7 +122,7 @@ def error(lines: Sequence[Line], method: str, nats: float) -> float:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     brackets = [line for line in lines if line["method"] == "bracket"]
     below = {line["nats"] for line in brackets if line["nats"] < CAP}
     seconds = {name: [line["seconds"] for line in lines if line["method"] == name] for name in METHODS}
@@ -182,7 +182,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    """Measure what the table does not have yet, and write it after each run."""
+    """Measure the missing runs, and write the table after each run."""
     given = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     folder: Path = given.output_dir or (Path("runs/estimators_quick") if given.quick else RESULTS)

@@ -1,4 +1,4 @@
-"""How often the proven bounds err, in populations that were made to mislead them.
+"""Measures the error rate of the proven bounds in adversarial populations.
 
     python experiments/statistics/proven.py --jobs 2
 
