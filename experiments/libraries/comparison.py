@@ -64,8 +64,8 @@ class Watched:
         labels: labels of the validation rows, shape ``(N,)``; negative if a row has none.
         train_labels: labels that the teacher was measured on, shape ``(M,)``.
         certificate: the certificate; None without certvae.
-        lightning: of the same rows by a Lightning trainer, where the case does not train with one.
-        codebook: entropy of a codebook by certvae, and its indices; of a VQ model.
+        lightning: certificate of the same rows by a Lightning trainer, if the case does not train with one.
+        codebook: entropy of a codebook by certvae, and its indices; only for a VQ model.
     """
 
     module: nn.Module
@@ -86,8 +86,8 @@ class Case:
         library: name of the library's distribution.
         model: name in the table.
         run: function that trains it, with or without certvae.
-        source: the functions whose marked lines a user adds; default: ``run``.
-        outside: lines that a user adds outside of them.
+        source: functions with marked lines that a user adds; default: ``run``.
+        outside: number of lines that a user adds outside of them.
     """
 
     library: str
@@ -107,14 +107,14 @@ class Row:
     """A line of the table; information in nats.
 
     Attributes:
-        rate: or the entropy of the codebook, of a VQ model.
-        difference: the largest difference from the recomputation, relative to the number or, of a margin near 0, to
-            the teacher information, of which it is a part.
-        lightning_difference: of the margin, absolute; None for models that Lightning trains.
-        weights_equal: whether training with and without certvae ends at the same bits.
-        seconds: of training, watched.
-        seconds_alone: of training, not watched.
-        error: the first line of what went wrong; empty if nothing did.
+        rate: rate, or the entropy of the codebook for a VQ model.
+        difference: largest difference from the recomputation, relative to the number or, for a margin near 0, to the
+            teacher information.
+        lightning_difference: absolute difference of the margin; None for models that Lightning trains.
+        weights_equal: whether training with and without certvae gives bit-equal weights.
+        seconds: seconds of training with certvae.
+        seconds_alone: seconds of training without certvae.
+        error: first line of the error; empty if there is none.
     """
 
     library: str

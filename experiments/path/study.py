@@ -3,14 +3,14 @@
     python -m experiments.path.study --data_dir data
     python -m experiments.path.study --quick
 
-Left: the margin of the closed-form code ``t mu*(T(x))`` of the simplex witness on the kept rows, the most that any
-code can have at an energy (see :mod:`experiments.path.theory`), and trained models at their own energy, times the
-square of the scale, which makes all scales comparable. A model above the frontier would be a bug: ``headroom`` is at
-least 0.
+Left: the margin of the closed-form code ``t mu*(T(x))`` of the simplex witness on the kept rows, the largest margin of
+    any code at an energy (see :mod:`experiments.path.theory`), and trained models at their own energy, times the square
+    of the scale, which makes all scales comparable. A model above the frontier would be a bug: ``headroom`` is at least
+    0.
 
 Right: margins of the same models on the mean path and on the channel ``z ~ q(z|x)`` that the decoder receives, raw and
-calibrated (scale and prior weight fitted on training rows, scored on kept ones). ``flattery`` is the raw margin less
-the calibrated channel margin: what the raw certificate states beyond what the calibrated witness finds in the channel.
+calibrated (scale and prior weight fitted on training rows, scored on kept ones). ``flattery`` is the raw margin minus
+the calibrated channel margin: the part of the raw margin that the calibrated witness does not find in the channel.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-r"""Margin against energy: along the scaled closed-form code, and the most that any code can have.
+r"""Margin against energy: along the scaled closed-form code, and the largest margin of any code.
 
 Notation of :mod:`certvae.theory.witness`; ``p`` is the witness's prior, rows are N data points, and energies are
 ``E |mu|^2 / 2`` at scale 1 over the coordinates that the witness reads: a code at scale ``s`` needs ``1 / s^2`` of it

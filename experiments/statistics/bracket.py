@@ -6,11 +6,11 @@
 ``x`` is standard normal, and the code is ``z = sqrt(1 - v) x + sqrt(v) noise``, so that ``I(X; Z) = -d/2 log v``
 exactly and the aggregate posterior is the standard normal prior. Each repetition draws new rows and takes two brackets
 of them: one by the default method under that prior, and one by ``method="normal"`` under a prior that does not fit (all
-codes are moved by 1.5 in each coordinate, which no lower side notices). A miss is a lower side above the truth or an
-upper side below it.
+codes are moved by 1.5 in each coordinate, which does not affect the lower sides). A miss is a lower side above the true
+value or an upper side below it.
 
-The study goes on where it stopped: the table in ``--output_dir`` says how many repetitions each cell has, and all cells
-get more of them in turn. ``--minutes`` ends it earlier.
+The study resumes where it stopped: the table in ``--output_dir`` holds the number of repetitions of each cell, and all
+cells get more of them in turn. ``--minutes`` ends it earlier.
 """
 
 import argparse

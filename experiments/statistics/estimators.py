@@ -3,13 +3,13 @@
     python -m experiments.statistics.estimators
     python -m experiments.statistics.estimators --quick      # half a minute, to see that it runs
 
-The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so that the truth is known. The learned
-estimators see only the pairs of input and drawn code, as they are made for: they train on four fifths of the rows, a
-tenth of which stops the training, and are evaluated on the last fifth in one batch. The bracket reads mean and
-log-variance of all rows. All settings are torch-mist's defaults but for two hidden layers of 128, the iterations and
-the patience below. Amounts of information share the draws of a seed. The study goes on where it stopped.
+The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so the true value is known. The learned
+estimators see only pairs of input and drawn code, as designed. They train on four fifths of the rows, with a tenth of
+these for early stopping, and are evaluated on the last fifth in one batch. The bracket reads mean and log-variance of
+all rows. All settings are torch-mist's defaults, except two hidden layers of 128, the iterations and the patience
+below. All amounts of information use the same draws of a seed. The study resumes where it stopped.
 
-torch-mist 0.2.17 asks for numpy below 2 but runs with newer ones, so install it without its requirements::
+torch-mist 0.2.17 requires numpy below 2 but runs with newer versions, so install it without its requirements::
 
     pip install --no-deps torch-mist==0.2.17 pyro-ppl pyro-api opt-einsum hydra-core omegaconf \\
         antlr4-python3-runtime==4.9.3 scikit-learn joblib threadpoolctl pandas python-dateutil tqdm

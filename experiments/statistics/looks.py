@@ -1,8 +1,8 @@
 r"""The probability of any error over repeated looks, with and without sharing the error probability.
 
 At look ``t`` the spending rule allows :math:`\alpha_t = 6 \alpha / (\pi^2 t^2)`, which sums to :math:`\alpha` over all
-looks. ``fresh`` draws new rows for each look, so that errors add up as fast as they can; ``same`` looks at one data set
-again and again, as a validation set is.
+looks. ``fresh`` draws new rows for each look, so errors add up as fast as possible; ``same`` looks at one data set
+repeatedly, as with a validation set.
 """
 
 import math
