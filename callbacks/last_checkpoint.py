@@ -102,7 +102,7 @@ class LastCheckpoint(ModelCheckpoint):
         if whole is None and found:
             raise CheckpointError(
                 f"every checkpoint of the run is damaged: {' and '.join(str(path) for path in found)}. Delete the "
-                "folder to start anew, or give the path of another checkpoint as `ckpt_path`."
+                "folder to start again, or give the path of another checkpoint as `ckpt_path`."
             )
         if whole == self.previous:
             _say(f"{self.last} is {'damaged' if self.last in found else 'missing'}; going on from {self.previous}.")

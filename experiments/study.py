@@ -114,7 +114,7 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
-    parser.add_argument("--output_dir", type=Path, help="default: in runs; a study that is there goes on")
+    parser.add_argument("--output_dir", type=Path, help="default: in runs; an interrupted study in it is resumed")
     parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser

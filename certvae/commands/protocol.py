@@ -251,9 +251,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
-    parser.add_argument("--data_dir", help="where the data set is")
+    parser.add_argument("--data_dir", help="data folder")
     parser.add_argument("--download", action="store_true", default=None, help="download the data set if it is missing")
-    parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
+    parser.add_argument("--output_dir", help="folder of the results; an interrupted run in it is resumed")
     parser.add_argument("--wandb", metavar="PROJECT", help="log each phase to Weights & Biases too, as its own run")
     given = parser.parse_args(args)
     if given.max_epochs is not None and given.max_epochs < 1:

@@ -81,7 +81,7 @@ class Run:
             return
         if there is not None and any(item != self.config for item in self.folder.iterdir()):
             raise RunError(
-                f"{self.folder} holds a run with other settings than now asked for (compare {self.config}). Give "
+                f"{self.folder} holds a run with other settings than requested (compare {self.config}). Give "
                 "another `--output_dir`, or delete that folder to run it again."
             )
         write_atomic(self.config, content)

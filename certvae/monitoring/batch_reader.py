@@ -151,7 +151,7 @@ class BatchReader:
         # FSDP2 gathers parameters only when the sharded module itself is called, not in `functional_call`.
         if any(hasattr(value, "full_tensor") for value in floats) and not (same and hasattr(self._witness, "unshard")):
             raise ValueError(
-                "`witness` has parameters that are sharded over processes; make it a unit of its own in float32, "
+                "`witness` has parameters that are sharded over processes; make it a separate unit in float32, "
                 "`fully_shard(module.witness)`, or do not shard it."
             )
         return self._witness if same else _Widened(self._witness)

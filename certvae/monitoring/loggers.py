@@ -83,7 +83,7 @@ class CertificateLog:
         """Set epochs as the axis, and record the run's settings and teacher; call it before anything is logged.
 
         Args:
-            trainer: whose loggers are told.
+            trainer: trainer with the loggers.
             pl_module: the module.
             teacher: the teacher.
             settings: settings of the certificate, plain values.
@@ -141,7 +141,7 @@ class CertificateLog:
         """Log the certificate file, its components and a fit's last figure; call it at the end of a run.
 
         Args:
-            trainer: whose loggers are told.
+            trainer: trainer with the loggers.
             certificate: latest certificate of ``stage``.
             stage: ``"val"`` or ``"test"``.
         """
@@ -168,7 +168,7 @@ def log_image(trainer: Trainer, key: str, image: np.ndarray, epoch: int) -> None
     """Log an image to Weights & Biases, TensorBoard and MLflow.
 
     Args:
-        trainer: whose loggers are told.
+        trainer: trainer with the loggers.
         key: key of the image.
         image: image, uint8, shape ``(height, width, 3)``.
         epoch: epoch at which Weights & Biases shows it.

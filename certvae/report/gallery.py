@@ -52,7 +52,7 @@ class Gallery:
                 if not any(shown is phase for shown, _ in self.models):
                     self._add_kept(phase)
         else:
-            self.without_images.append("Images are left out: they were not asked for.")
+            self.without_images.append("Images are left out: they were not requested.")
 
     def _try(self, reasons: list[str], what: str, make: Callable[..., T], *args: Any) -> T | None:
         """The result of ``make``; if it fails for any reason, the reason is recorded."""

@@ -86,9 +86,9 @@ def unknown_confidence(c: Certificate) -> bool:
 WHAT = {
     "full": "trained with alignment from the first epoch",
     "no_align": "the same without alignment",
-    "rescue": "goes on from no_align, with alignment",
-    "ablate": "goes on from full, without alignment",
-    "guarded": "goes on from no_align; a guard finds the weight",
+    "rescue": "continues from no_align, with alignment",
+    "ablate": "continues from full, without alignment",
+    "guarded": "continues from no_align; a guard finds the weight",
     "prefit": "trained with alignment, from a code that was fitted first",
 }
 

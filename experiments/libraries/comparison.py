@@ -354,7 +354,7 @@ def main(script: str, cases: Sequence[Case], arguments: Sequence[str] | None = N
     Raises:
         SystemExit: if a case does not hold.
     """
-    parser = argparse.ArgumentParser(description=f"certvae beside the models of {script}")
+    parser = argparse.ArgumentParser(description=f"certvae with the models of {script}")
     parser.add_argument("--results", type=Path, help="folder of the table; default: it is only printed")
     parser.add_argument("--suffix", default="", help="of the table's name")
     parser.add_argument("--only", nargs="*", help="names of models")
