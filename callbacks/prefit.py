@@ -117,7 +117,7 @@ class PrefitCallback(Callback):
         self.reader.setup(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the code, unless the run was resumed after the fit.
+        """Fit the code, unless an interrupted run has already fitted it.
 
         Raises:
             ValueError: if parameters are sharded, there are several training dataloaders, or the teacher cannot give

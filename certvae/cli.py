@@ -1,4 +1,4 @@
-"""The command ``certvae``. Each subcommand is imported only when it runs, so that help appears at once."""
+"""The command ``certvae``, which imports a subcommand only when it runs, so that help appears at once."""
 
 import os
 import sys

@@ -107,7 +107,7 @@ def measure(study: Study, seed: int, theory: Theory, setting: dict[str, Any]) ->
 
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Above: margin below the frontier against energy, with and without prior. Below: margins over scales."""
+    """Draw margin and frontier against energy, with and without prior (above), and margins over scales (below)."""
     title = "Raw margins stay below what their energy allows, and little is left on draws"
     figure, panels = new_figure(title, 9.5, 8, 2, 2, sharey="row")
     for axes, prior in zip(panels[:2], ("with", "without"), strict=True):
