@@ -1,4 +1,4 @@
-"""Lightning callbacks around the certificate."""
+"""Lightning callbacks that measure, log and keep the certificate of a VAE."""
 
 from certvae.callbacks.alignment import AlignmentCallback
 from certvae.callbacks.certificate import CertificateCallback

@@ -1,4 +1,4 @@
-"""The callback that adds the alignment term to the training of any LightningModule."""
+"""A callback that adds the alignment term to the training of any LightningModule."""
 
 import math
 from collections.abc import Callable
@@ -23,53 +23,52 @@ __all__ = ["NEEDS_LOG_VARIANCE", "AlignmentCallback", "check_path"]
 
 NEEDS_LOG_VARIANCE = (
     "`path='draw'` needs the posterior's log-variance, and `latents` gave only a mean. Name both, as in "
-    "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or take path='mean'."
+    "latents='encoder:mu,logvar' or 'encoder.fc:chunk'; or use path='mean'."
 )
-KEPT = "certvae_witness"  # where a checkpoint has a trained witness
-DRAWS = 1  # seed of the draws: others than the certificate's
+KEPT = "certvae_witness"  # checkpoint key of a trained witness
+DRAWS = 1  # seed of the draws, different from the certificate's
 
 
 class AlignmentCallback(Callback):
     r"""Add ``weight * E KL(T(.|x) || S(.|z))`` to the loss that a module's ``training_step`` returns.
 
-    By default the witness is fixed, so that no parameter is added: optimizers, checkpoints and configs of the module
-    stay as they are. The gradient at the code is ``scale * (S - T) U / B``
-    (:meth:`certvae.SimplexWitness.alignment_gradient`), which does not vanish at a collapsed code. Source: arXiv
-    2605.05813, with the witness of arXiv 2605.18224.
+    By default the witness is fixed and no parameter is added: optimizers, checkpoints and configs of the module do not
+    change. The gradient at the code is ``scale * (S - T) U / B`` (:meth:`certvae.SimplexWitness.alignment_gradient`),
+    which does not vanish at a collapsed code. Sources: arXiv 2605.05813; the witness is that of arXiv 2605.18224.
 
-    A witness that the module owns, its attribute ``witness``, is trained by the module's own optimizer. With
-    ``witness_learning_rate`` a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by an Adam of its
-    own at each step of the run's optimizer. Its weights and moments are in checkpoints under ``certvae_witness``; what
-    the module has there stays as it is. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
+    A witness that the module owns (attribute ``witness``) is trained by the module's optimizer. With
+    ``witness_learning_rate``, a given ``witness`` such as a :class:`certvae.RawHead` is trained too, by a separate Adam
+    at each step of the run's optimizer. Checkpoints store its weights and moments under ``certvae_witness``; the
+    module's own keys do not change. Give the same object to :class:`certvae.callbacks.CertificateCallback`.
 
     The default path is the mean, because the raw certificate is about the mean. A certified mean does not force the
-    decoder to use the code: beside wide noise the mean can be too small. ``path="draw"`` aligns one draw
-    ``mean + sigma * noise`` a row, which is what the decoder receives, so that the gradient reaches the log-variance
-    too. The noise is the callback's own: the run's random streams stay as they are.
+    decoder to use the code: the mean can be small relative to the noise. ``path="draw"`` aligns one draw ``mean + sigma
+    * noise`` per row, which is what the decoder receives. The gradient then reaches the log-variance too. The callback
+    has its own noise: the run's random streams do not change.
 
-    A module that optimizes by hand (``automatic_optimization = False``), such as a GAN hybrid, never returns a loss.
-    There the gradient of the term is added to what reaches the code in a backward pass, once between two optimizer
-    steps (:class:`certvae.monitoring.auxiliary_gradient.AuxiliaryGradient`); ``latents`` must name a submodule then.
+    A module with manual optimization (``automatic_optimization = False``), such as a GAN hybrid, returns no loss. For
+    it, the gradient of the term is added at the code in a backward pass, once between two optimizer steps
+    (:class:`certvae.monitoring.auxiliary_gradient.AuxiliaryGradient`). ``latents`` must then name a submodule.
 
-    Logs ``certificate/alignment_train``: the alignment loss of training rows in nats, lower is better.
+    Logs ``certificate/alignment_train``: the alignment loss on training rows in nats, lower is better.
 
     Args:
-        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
-            ``"cifar100"``; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of a shipped teacher, such as ``"cifar100"``; default: the
+            module's attribute ``teacher``.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`. Without it
             the step must return a dict with ``"posterior"``.
-        images: where the teacher's input stands in the batch.
-        weight: of the term, in units of the module's own loss for each nat; or a function of the epoch, such as
+        images: where the teacher's input is in the batch.
+        weight: weight of the term, in units of the module's loss per nat; or a function of the epoch, such as
             :class:`certvae.models.schedules.LinearSchedule`.
-        witness_scale: scale of the teacher's simplex witness; the same as that of the certificate.
-        witness: another witness instead.
-        path: ``"mean"`` or ``"draw"``: what is aligned.
-        witness_learning_rate: with which Adam trains ``witness``; None: it is fixed.
+        witness_scale: scale of the teacher's simplex witness; give the same value as to the certificate callback.
+        witness: another witness, a module from codes to logits.
+        path: the code to align, ``"mean"`` or ``"draw"``.
+        witness_learning_rate: learning rate of Adam for ``witness``, above 0; None: the witness is fixed.
 
     Raises:
-        ValueError: if ``weight`` is negative, ``path`` is another, the code has no log-variance to draw with, or the
-            module optimizes by hand and ``latents`` names no submodule; if ``witness_learning_rate`` is not above 0, or
-            there is nothing that it could train; or, before training, if the run would train it wrongly.
+        ValueError: if ``weight`` is negative; ``path`` is another word; the code has no log-variance for draws; the
+            module uses manual optimization and ``latents`` names no submodule; ``witness_learning_rate`` is not above
+            0, or there is no witness to train; or, before training, if the run would train it wrongly.
 
     Example:
         Align a module's mean code to a teacher's file, and certify it:
@@ -101,26 +100,26 @@ class AlignmentCallback(Callback):
         self._sums = torch.zeros(2)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find teacher and witness.
+        """Load teacher and witness.
 
         Raises:
-            ValueError: if there is no teacher or no such submodule, or the teacher does not fit the data.
+            ValueError: if there is no teacher, the submodule does not exist, or the teacher does not fit the data.
         """
         if stage == "fit" and self.reader is not None:
             self.reader.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the term in place.
+        """Add the term to the module's training step.
 
         Raises:
-            ValueError: if the module optimizes by hand, and ``latents`` names no submodule.
+            ValueError: if the module uses manual optimization and ``latents`` names no submodule.
         """
         reader = self._ready_reader(trainer)
         reader.start(pl_module)
         if self._trained is not None:
             self._trained.start(trainer, pl_module)
         self._first_batch = True
-        self._start_sums(pl_module)  # an epoch that goes on after a restart has no start
+        self._start_sums(pl_module)  # an epoch resumed after a restart has no start hook
         if pl_module.automatic_optimization:
             self._term = AuxiliaryLoss(
                 reader.capture.listen, lambda batch, outputs: self._loss(trainer, pl_module, batch, outputs)
@@ -158,14 +157,14 @@ class AlignmentCallback(Callback):
         return self._weight(trainer, pl_module, probs, log_student.detach(), weights) * alignment
 
     def _codes(self, trainer: Trainer, captured: Captured) -> Tensor:
-        """What is aligned, shape ``(B, latent_dim)``."""
+        """The codes to align, shape ``(B, latent_dim)``."""
         mean, log_variance = captured.mean, captured.log_variance
         if self.path == "mean":
             return mean
         if log_variance is None:
             raise ValueError(NEEDS_LOG_VARIANCE)
-        # A hash of the batch's number and of the place in it, counted over processes as a sampler deals rows out:
-        # a resumed run draws the same, and so do several processes.
+        # The noise is a hash of the batch number and of the row's position in it, counted over processes. So a resumed
+        # run draws the same noise, and so do several processes.
         place = torch.arange(len(mean), device=float64_device(mean.device)) * trainer.world_size + trainer.global_rank
         keys = place + (trainer.fit_loop.total_batch_idx << 32)
         return Posterior(mean, log_variance).row_draws(keys, 1, DRAWS)[0]
@@ -190,7 +189,7 @@ class AlignmentCallback(Callback):
         checkpoint[KEPT] = self._trained.state()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # A run without a trained witness left none: the witness then starts here.
+        # A checkpoint of a run without a trained witness has none: the witness then starts from its initial weights.
         if self._trained is not None and KEPT in checkpoint:
             self._trained.restore(checkpoint[KEPT])
 
@@ -203,7 +202,7 @@ class AlignmentCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._term is None:
             return
-        # Once an epoch: Lightning's own sums of what a step logs take longer than the term.
+        # Once per epoch: Lightning's reduction of values logged at each step takes longer than the term.
         total, rows = trainer.strategy.reduce(self._sums, reduce_op="sum")
         if rows > 0:
             pl_module.log("certificate/alignment_train", total / rows)
@@ -240,10 +239,10 @@ def _check_weight(weight: float) -> float:
 
 
 def check_path(path: Literal["mean", "draw"]) -> Literal["mean", "draw"]:
-    """The path, if it is one.
+    """Return ``path`` if it is ``"mean"`` or ``"draw"``.
 
     Raises:
-        ValueError: if it is neither ``"mean"`` nor ``"draw"``.
+        ValueError: if ``path`` is neither ``"mean"`` nor ``"draw"``.
     """
     if path not in ("mean", "draw"):
         raise ValueError(f"`path` must be 'mean' or 'draw', got {path!r}.")

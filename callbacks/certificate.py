@@ -1,4 +1,4 @@
-"""The callback that measures the certificate of a VAE on every validation epoch."""
+"""A callback that measures the certificate of a VAE at each validation epoch."""
 
 import re
 from collections.abc import Callable
@@ -41,84 +41,85 @@ FIRST_EPOCH = "train on, this is the first epoch; if it stays so: "
 
 
 class CertificateCallback(CheckedLatents):
-    """Measure the raw-witness certificate on each validation epoch, for any LightningModule with a latent code.
+    """Measure the raw-witness certificate at each validation epoch, for any LightningModule with a latent code.
 
-    The verdict says whether the witness finds the teacher's answer in the code. The *reading* says whether the code
-    carries anything at all: ``ALIGNED``, ``INFORMATIVE``, ``COLLAPSED`` or ``UNDECIDED`` (:class:`certvae.Reading`). It
-    follows from the information bracket (:func:`certvae.information_bracket`), which needs no teacher, and from a
-    reader that is fitted to the code.
+    The verdict states whether the witness can predict the teacher's outputs from the code. The *reading* states whether
+    the code carries any information: ``ALIGNED``, ``INFORMATIVE``, ``COLLAPSED`` or ``UNDECIDED``
+    (:class:`certvae.Reading`). The reading follows from the information bracket (:func:`certvae.information_bracket`),
+    which needs no teacher, and from a reader fitted to the code.
 
     Logs ``certificate/{teacher_information, alignment_loss, margin, margin_lower, channel_margin, rate,
     witness_information, information_lower, information_upper, fitted_margin}`` in nats and ``certificate/{certified,
     informative, collapsed}`` (1 or 0) at the end of each validation epoch, and the same under ``test_certificate/`` for
-    ``Trainer.test``. A higher margin is better. Prints a line when status or reading change, with the cause and what to
-    do (:meth:`certvae.Certificate.diagnose`); the margin stands in Lightning's progress bar too. Loggers that can show
-    more are told more, see :mod:`certvae.monitoring.loggers`. The run itself is not changed: no second forward pass, no
-    random state touched.
+    ``Trainer.test``. A higher margin is better. When status or reading change, it prints a line with the cause and what
+    to do (:meth:`certvae.Certificate.diagnose`). Lightning's progress bar shows the margin. Some loggers receive more,
+    see :mod:`certvae.monitoring.loggers`. The run itself does not change: there is no second forward pass, and random
+    states stay the same.
 
-    Logs ``diagnostics/escape_force`` too, or ``diagnostics/<name>/escape_force`` under another ``name``: the mean pull
-    of the alignment term on a mean code, in nats for each unit of the code (:mod:`certvae.theory.escape`). A witness
-    that does not give its gradient in closed form has none.
+    Also logs ``diagnostics/escape_force``, or ``diagnostics/<name>/escape_force`` under another ``name``: the mean
+    gradient norm of the alignment term at a mean code, in nats per unit of the code (:mod:`certvae.theory.escape`). It
+    is logged only for a witness with a closed-form gradient.
 
     Args:
-        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
-            ``"cifar100"``; default: the module's attribute ``teacher``.
-        latents: where the code is; default: ``outputs["posterior"]`` of the module's step. A dotted submodule path
-            (its output is caught by a hook: a mean, a ``(mean, log_variance)`` pair or a distribution), with
-            ``":chunk"`` or the name of a part behind it; a :class:`certvae.callbacks.Latents`, which also says what
-            becomes of spatial codes and of several calls; or a function ``(pl_module, batch) -> ...``.
-        images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
-            the batch.
-        witness: a module from the code, and nothing else, to logits ``(B, K)``; default: the module's attribute
+        teacher: a teacher, the path of its file, or the name of a shipped teacher, such as ``"cifar100"``; default: the
+            module's attribute ``teacher``.
+        latents: where the code is; default: ``outputs["posterior"]`` of the module's step. Give a dotted submodule
+            path, optionally followed by ``":chunk"`` or the name of a part; a hook reads its output, which is a mean, a
+            ``(mean, log_variance)`` pair or a distribution. Or give a :class:`certvae.callbacks.Latents`, which also
+            handles spatial codes and several calls, or a function ``(pl_module, batch) -> ...``.
+        images: where the teacher's input is in the batch: a position, a key, an attribute or a function of the batch.
+        witness: a module from the code alone to logits ``(B, K)``; default: the module's attribute
             ``witness``, else the teacher's simplex witness.
-        witness_scale: scale of that simplex witness.
+        witness_scale: scale of the simplex witness.
         safety_margin: nats by which the lower bound must exceed the threshold.
         confidence: probability with which the lower bound holds.
         method: name of the bound, see :mod:`certvae.theory.bounds`; default as in
             :class:`certvae.CertificateSettings`.
-        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: what the
-            teacher promises.
-        witness_floor: share of the uniform distribution mixed into the witness; default: what the bound needs.
-        channel_samples: draws of the latent for each row, for the channel margin; 0 leaves it out. The margins of the
-            draws are averaged: each draw is a code that the decoder could have received, and the average of their
-            margins stays below the rate, which the margin of an averaged witness need not.
-        spending: share the error probability among looks at the same rows (:func:`certvae.theory.bounds.spending`):
-            'certified at some epoch' then holds with ``confidence`` over all looks that are recorded, if no look's rows
-            have influenced what it looks at, as through a guard. Looks of ``fit``, ``validate`` and ``test`` are
-            recorded in ``<name>_looks.json`` in ``save_dir``, which fresh callbacks and processes with the same folder
-            go on with; without ``save_dir``, by this callback and in its checkpoints. Looks recorded elsewhere, as by a
-            copy of the run, are not known.
-        dataloader: which of several validation (or test) dataloaders is measured: its position or its name. Or a
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: the floor
+            that the teacher guarantees.
+        witness_floor: share of the uniform distribution mixed into the witness; default: as the bound needs.
+        channel_samples: draws of the latent per row for the channel margin; 0 leaves it out. The margins of the draws
+            are averaged: each draw is a code that the decoder could receive. This average stays below the rate; the
+            margin of an averaged witness may not.
+        spending: whether to share the error probability among looks at the same rows
+            (:func:`certvae.theory.bounds.spending`). 'Certified at some epoch' then holds with ``confidence`` over all
+            recorded looks, if the rows have not influenced the model, for example through a guard. Looks of ``fit``,
+            ``validate`` and ``test`` are recorded in ``<name>_looks.json`` in ``save_dir``; later callbacks and
+            processes with this folder continue the record. Without ``save_dir``, the record is in this callback and its
+            checkpoints. Looks by a copy of the run elsewhere are not counted.
+        dataloader: position or name of the measured dataloader among several validation (or test) dataloaders. Or a
             dataloader of validation rows, for a module without a ``validation_step``: the callback then runs the module
-            itself in eval mode, by its ``predict_step`` or else its ``forward`` on the first entry of a batch, at the
-            end of the epochs after which the trainer would validate.
-        name: of the logged keys, the files and the state in checkpoints; a run with several of these callbacks needs
-            a different one for each.
-        save_dir: folder for ``certificate_val.json`` and ``certificate_test.json``, the latest ones, and
-            ``certificates_val.jsonl``, one line for each validation of a fit; default: nothing is written.
-        check_encoder: whether some rows of the first batch are encoded again, alone and in another order, so that codes
-            made from a whole batch are found. It costs one more forward pass of that batch.
-        information_rows: most rows from which the information bracket and the fitted reader are made, which a hash of
-            their places picks; 0 makes neither, and then the reading of what is not certified is ``UNDECIDED``.
-        on_divergence: what happens at codes or rates that are not finite: ``"warn"`` gives no certificate for this
-            epoch and one warning that names the row; ``"raise"`` ends the run with a ValueError.
-        seed: of the draws. Each row has its own random numbers, whatever process it is on.
+            itself in eval mode, with its ``predict_step`` or else its ``forward`` on the first entry of a batch. It
+            does so after the epochs at which the trainer would validate.
+        name: prefix of the logged keys, the files and the state in checkpoints; several of these callbacks in one run
+            need different names.
+        save_dir: folder for the latest ``certificate_val.json`` and ``certificate_test.json``, and for
+            ``certificates_val.jsonl`` with one line per validation of a fit; default: nothing is written.
+        check_encoder: whether to encode some rows of the first batch again, alone and in another order, to detect codes
+            that depend on other rows of the batch. It costs one more forward pass of that batch.
+        information_rows: largest number of rows for the information bracket and the fitted reader, selected by a hash
+            of their positions. 0 computes neither; a code without a certificate then has the reading ``UNDECIDED``.
+        on_divergence: action if codes or rates are not finite: ``"warn"`` gives no certificate for this epoch and one
+            warning that names the row; ``"raise"`` ends the run with a ValueError.
+        seed: seed of the draws. A row's random numbers do not depend on its process.
 
     Attributes:
-        certificate: of the latest validation; None before, and after one whose codes were not finite.
-        looks: validations measured so far, those of ``Trainer.validate`` too; kept in checkpoints.
-        reader: where codes, inputs, teacher and witness come from.
+        certificate: certificate of the latest validation; None before, and after a validation with codes that are not
+            finite.
+        looks: number of validations measured so far, including ``Trainer.validate``; kept in checkpoints.
+        reader: source of codes, inputs, teacher and witness.
 
     Raises:
         ValueError: if ``channel_samples`` or ``information_rows`` is below 0, ``name`` has other characters than
-            letters, digits, '_', '-' and '.', a setting is none of :class:`certvae.CertificateSettings`, or there is no
-            teacher.
+            letters, digits, '_', '-' and '.', a setting is not valid for :class:`certvae.CertificateSettings`, or there
+            is no teacher.
 
     Example:
         >>> from certvae.callbacks import CertificateCallback
         >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk", save_dir="runs/vae")
 
-        ``Trainer(callbacks=[watch]).fit(model, data)`` prints the verdict; ``watch.certificate`` is the latest.
+        ``Trainer(callbacks=[watch]).fit(model, data)`` prints the verdict; ``watch.certificate`` is the latest
+        certificate.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class CertificateCallback(CheckedLatents):
             "teacher_floor": teacher_floor,
             "witness_floor": witness_floor,
         }
-        CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's own floor is known in `setup` only
+        CertificateSettings.for_teacher(0.5, **self._given)  # the teacher's floor is known only in `setup`
         self.channel_samples, self.spending, self.seed = channel_samples, spending, seed
         self.check_encoder, self.information_rows = check_encoder, information_rows
         self.on_divergence = check_on_divergence(on_divergence)
@@ -175,10 +176,10 @@ class CertificateCallback(CheckedLatents):
 
     @classmethod
     def find(cls, trainer: Trainer, name: str, asking: Callback) -> "CertificateCallback":
-        """The certificate callback of a run, for callbacks that work beside it.
+        """The certificate callback of a run, for callbacks that depend on it.
 
         Raises:
-            ValueError: if there is none of this name.
+            ValueError: if no such callback has this name.
         """
         add = "CertificateCallback(teacher=..., latents=...)"
         return find_named(trainer, cls, name, type(asking).__name__, add)
@@ -190,7 +191,7 @@ class CertificateCallback(CheckedLatents):
 
     @property
     def best_margin(self) -> float | None:
-        """Margin of the validation with the highest lower bound, of a complete set in a fit; nats."""
+        """Margin in nats of the fit's validation with the highest lower bound, over complete validation sets."""
         best = self._run_log.curve.best
         return None if best is None else best.margin
 
@@ -199,10 +200,10 @@ class CertificateCallback(CheckedLatents):
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find teacher and witness.
+        """Load teacher and witness.
 
         Raises:
-            ValueError: if there is no teacher, it does not fit the data, its floor does not allow the method, or
+            ValueError: if there is no teacher, it does not fit the data, its floor does not permit the method, or
                 another callback of this run has the same name.
         """
         if stage == "predict":
@@ -221,20 +222,20 @@ class CertificateCallback(CheckedLatents):
             keep_run(Path(self.save_dir), self.name, self.reader.teacher, flat(made))
 
     def settings(self) -> CertificateSettings:
-        """How numbers become a verdict, for the teacher that was found in :meth:`setup`."""
+        """Settings of the verdict for the teacher; available after :meth:`setup`."""
         return CertificateSettings.for_teacher(self.reader.teacher.card.floor, **self._given)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a run without validation rows: there would be nothing to certify.
+        """Refuse a run without validation rows, which has nothing to certify.
 
         Raises:
-            ValueError: if the validation set is empty or missing, or lacks the dataloader asked for.
+            ValueError: if the validation set is empty or missing, or has no such dataloader.
         """
         self._never = warn_if_never_validated(trainer)
         if self.own_rows is not None:
             return
         if trainer.enable_validation and trainer.val_dataloaders is None:
-            # Lightning makes them before training too, but only if its first epoch ends in a validation.
+            # Lightning creates these loaders before training only if the first epoch ends with a validation.
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.setup_data()
             trainer.training = True
@@ -242,17 +243,17 @@ class CertificateCallback(CheckedLatents):
         if sum(counts):
             position, _ = choose_loader(trainer.val_dataloaders, self.dataloader)  # type: ignore[arg-type]
             counts = [counts[position]]
-        # A process that skips validation would take no part in what the others reduce at its end.
+        # A process that skips validation would miss the collectives at its end.
         if trainer.strategy.reduce_boolean_decision(not sum(counts), all=False):
             raise ValueError(
-                "CertificateCallback measures on validation rows, but the validation set is empty or missing, on one "
-                "process at least. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
+                "CertificateCallback measures on validation rows, but the validation set is empty or missing on at "
+                "least one process. Give a `val_dataloader` with rows, a `validation_step`, and `limit_val_batches` "
                 "above 0; or give the rows to the callback, which then needs no `validation_step`: "
                 "CertificateCallback(..., dataloader=DataLoader(rows, 256))."
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the module over the callback's own rows, if it has some."""
+        """Run the module over the callback's own dataloader, if it has one."""
         rows = self.own_rows
         if rows is None or not validates_now(trainer):
             return
@@ -318,7 +319,7 @@ class CertificateCallback(CheckedLatents):
     ) -> None:
         if self._is_idle(trainer):
             return
-        # Rows of the sanity check count for nothing; they find a wrong argument before an epoch is spent.
+        # Rows of the sanity check are not counted; they reveal a wrong argument before the first epoch.
         assert self._evaluation is not None
         if dataloader_idx == self._loader_position:
             self._evaluation.update(pl_module, batch, outputs)
@@ -326,7 +327,7 @@ class CertificateCallback(CheckedLatents):
     on_test_batch_end = on_validation_batch_end
 
     def _is_idle(self, trainer: Trainer) -> bool:
-        """Whether the rows that the trainer shows are not the callback's own."""
+        """Whether to ignore the trainer's rows, because the callback has its own."""
         return self.own_rows is not None and not trainer.testing
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -349,9 +350,7 @@ class CertificateCallback(CheckedLatents):
             if self.certificate is not self._said:
                 self._say(pl_module, self.certificate, "at the end", "val")
         elif self.looks == 0 and not self._never:
-            rank_zero_warn(
-                "No validation ran in this fit, so that nothing was certified: see `check_val_every_n_epoch`."
-            )
+            rank_zero_warn("No validation ran in this fit, so nothing was certified: see `check_val_every_n_epoch`.")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         certificate = self._finish(trainer, pl_module, "test")
@@ -363,7 +362,7 @@ class CertificateCallback(CheckedLatents):
         ledger = self._ledger if self.spending else None
         certificate = self._evaluation.finish(trainer, ledger, self.looks if stage == "val" else 1)
         if certificate is None:
-            self.certificate, lacking = None, "There is no certificate of this epoch"
+            self.certificate, lacking = None, "There is no certificate for this epoch"
             answer_divergence(trainer, self._evaluation.fault, lacking, self.on_divergence)
             return None
         certificate.provenance |= self._provenance(trainer, stage)
@@ -429,5 +428,5 @@ class CertificateCallback(CheckedLatents):
         return {"looks": self.looks, "curve": self._run_log.curve.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.looks = max(self.looks, state_dict["looks"])  # a look that was taken stays taken
+        self.looks = max(self.looks, state_dict["looks"])  # looks already taken still count
         self._run_log.curve.restore(state_dict.get("curve", []))

@@ -1,4 +1,4 @@
-"""The callback that says how a codebook is used, and how much its indices carry about the input."""
+"""A callback that measures the use of a codebook and the information in its codes."""
 
 import math
 import re
@@ -29,36 +29,37 @@ LOGGED = {"used": "used", "perplexity": "perplexity", "information": "estimate",
 class CodebookCallback(RowsCallback):
     """Log how many entries of a codebook are used, and how much the codes carry about the input.
 
-    For VQ-VAEs and categorical codes; no teacher, no second forward pass. Logs on each validation epoch
-    ``codebook/used``, the number of entries in use; ``codebook/perplexity``; ``codebook/information``, nats, of one
-    code; and ``codebook/lower`` and ``codebook/upper``, nats, proved bounds on the information of all codes of a row.
-    See :func:`certvae.codebook_information` for each of them. An epoch's statement holds on its own: over many epochs
-    some will fail.
+    For VQ-VAEs and categorical codes. It needs no teacher and no second forward pass. At each validation epoch it logs
+    ``codebook/used``, the number of entries in use; ``codebook/perplexity``; ``codebook/information``, the information
+    of one code in nats; and ``codebook/lower`` and ``codebook/upper``, proved bounds in nats on the information of all
+    codes of a row. See :func:`certvae.codebook_information`. The confidence holds for each epoch separately: over many
+    epochs some bounds will fail.
 
-    One line is printed when the reading changes by 10 %, and it names the dead entries when at most half are used. The
-    sums are exact: numbers are the same for any batch size and any number of processes. Memory is O(size).
+    It prints one line when the result changes by 10 %, with the number of dead entries if at most half are used. The
+    sums are exact: results do not depend on the batch size or the number of processes. Memory is O(size).
 
     Args:
         latents: where the codes are: a submodule and the part of its output, as in ``"quantizer:2"``, or a function
-            ``(pl_module, batch) -> codes``; see :class:`certvae.callbacks.CertificateCallback`. Codes are indices
-            ``(B, ...)``, probabilities, logits, or a categorical ``torch.distributions`` object. Codes of a batch that
-            are laid end to end, ``(B*h*w,)`` or ``(B*h*w, 1)``, are cut into B rows, with a warning.
-        size: entries of the codebook, from 2. Needed for indices.
-        kind: ``"indices"``, ``"logits"`` or ``"probs"``; None takes integers as indices, and floats as probabilities,
+            ``(pl_module, batch) -> codes``; see :class:`certvae.callbacks.CertificateCallback`. Codes are indices ``(B,
+            ...)``, probabilities, logits, or a categorical ``torch.distributions`` object. Flattened codes of a batch,
+            ``(B*h*w,)`` or ``(B*h*w, 1)``, are split into B rows, with a warning.
+        size: number of entries of the codebook, at least 2. Required for indices.
+        kind: ``"indices"``, ``"logits"`` or ``"probs"``; None reads integers as indices and floats as probabilities,
             which must sum to 1.
-        axis: of the entries, for probabilities and logits; None: the last or axis 1, whichever has ``size`` entries.
-        positions: several codes of a row are from one codebook, ``"shared"``, or ``"each"`` has its own.
-        confidence: of each bound.
-        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+        axis: axis of the entries, for probabilities and logits; None: the last axis or axis 1, whichever has ``size``
+            entries.
+        positions: ``"shared"`` if all codes of a row use one codebook, ``"each"`` if each position has its own.
+        confidence: confidence of each bound, in (0, 1).
+        dataloader: position or name of the measured dataloader among several validation dataloaders. Or a dataloader of
             validation rows, for a module without a ``validation_step``; see
             :class:`certvae.callbacks.CertificateCallback`.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
-        save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
-        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+        save_dir: folder for ``{name}_val.jsonl``, with one line per validation of a run; None writes nothing.
+        on_divergence: action if codes are not finite: ``"warn"`` gives no numbers for this epoch and one
             warning that names the row; ``"raise"`` ends the run with a ValueError.
 
     Attributes:
-        information: of the latest validation, the same on all processes; None before, and for codes that are not
+        information: result of the latest validation, the same on all processes; None before, and for codes that are not
             finite.
 
     Raises:
@@ -121,7 +122,7 @@ class CodebookCallback(RowsCallback):
             self._add(codes[counted.to(codes.device)], positions[counted], kind, axis)
 
     def _cut_into_rows(self, codes: Tensor, batch: Any) -> Tensor:
-        """Codes with one entry of the first axis for each row of the batch, which is the length of its first tensor."""
+        """Codes whose first axis has one entry per batch row; the batch's first tensor gives the number of rows."""
         sizes: list[int] = []
         apply_to_collection(batch, Tensor, lambda tensor: sizes.extend(tensor.shape[:1]))
         if codes.ndim == 0 or len(codes) in sizes or not any(sizes):
@@ -154,10 +155,10 @@ class CodebookCallback(RowsCallback):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what all processes' rows give; collectives that every rank must reach.
+        """Log the results over the rows of all processes; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row, or only one, processes have codes of different shapes, or codes are not
+            ValueError: if there are fewer than two rows, processes have codes of different shapes, or codes are not
                 finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
@@ -169,12 +170,12 @@ class CodebookCallback(RowsCallback):
             return
         sums, missing = self._gathered(trainer, device)
         if sums is None:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         self.information = information_of_sums(sums, self.confidence)
         self._publish(trainer, pl_module, self.information, missing, device)
 
     def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[CodebookSums | None, bool]:
-        """Sums of all processes, and whether rows are missing; collectives."""
+        """Sums over all processes, and whether rows are missing; collectives."""
         assert self._attendance is not None
         strategy, own = trainer.strategy, self._sums
         shape = [0] * 4 if own is None else [*reversed(own.weights.shape), own.codes, int(own.soft)]
@@ -214,7 +215,7 @@ class CodebookCallback(RowsCallback):
 
 
 class _Codes(NamedTuple):
-    """Codes of a batch, and what their object says of them: a kind and the axis of the entries, or None."""
+    """Codes of a batch, with their kind and the axis of the entries if their type implies these, else None."""
 
     values: Tensor
     kind: CodeKind | None = None
@@ -222,14 +223,14 @@ class _Codes(NamedTuple):
 
 
 class _CodeCapture(LatentCapture):
-    """Catches codes as they are given: they need not be floats, nor one vector a row."""
+    """Reads codes unchanged: they may be integers and have several axes."""
 
     def read_codes(self, module: nn.Module, batch: Any) -> _Codes:
-        """The codes of the batch that was just seen.
+        """The codes of the latest batch.
 
         Raises:
-            TypeError: if they are no tensor and no categorical distribution.
-            ValueError: if nothing was caught, or more than one call and none was chosen.
+            TypeError: if they are neither a tensor nor a categorical distribution.
+            ValueError: if the submodule was not called, or was called several times and no call is selected.
         """
         value = self.output(module, batch, None)
         while isinstance(value, Independent):
@@ -248,7 +249,7 @@ class _CodeCapture(LatentCapture):
 
 
 def _differ(new: CodebookInformation, old: CodebookInformation) -> bool:
-    """Whether the reading changed: in a kind of line, or a number by a tenth."""
+    """Whether the result changed: in its kind, or a number by a tenth."""
     if (new.lower == 0, new.few_used) != (old.lower == 0, old.few_used):
         return True
     pairs = [(getattr(new, name), getattr(old, name)) for name in LOGGED.values()]

@@ -1,4 +1,4 @@
-"""The callback that finds a decoder that ignores its code: by the step's loss with own, other rows' and prior codes."""
+"""A callback that detects a decoder that ignores its code."""
 
 import math
 from collections.abc import Iterator
@@ -32,15 +32,15 @@ __all__ = ["DecoderCheck", "DecoderLosses"]
 
 
 class DecoderLosses(NamedTuple):
-    """Losses of the step in its own unit, means over rows.
+    """Losses of the module's step, means over rows, in the unit of the step.
 
     Attributes:
-        own: with each row's own code.
-        shuffled: with the code of another row of the batch.
-        prior: with a draw of N(0, 1); NaN for a code that is only a mean.
+        own: loss with each row's own code.
+        shuffled: loss with the code of another row of the batch.
+        prior: loss with a draw from N(0, 1); NaN for a code that is only a mean.
         error: standard error of ``shuffled - own`` over batches; NaN for fewer than two.
-        needed: what ``shuffled - own`` must exceed, for the code to be used.
-        rows: how many.
+        needed: threshold for ``shuffled - own`` above which the code counts as used.
+        rows: number of rows.
     """
 
     own: float
@@ -52,50 +52,50 @@ class DecoderLosses(NamedTuple):
 
     @property
     def ignored(self) -> bool | None:
-        """Whether another row's code costs no more than is ``needed``; None: unknown."""
+        """Whether ``shuffled - own`` is at most ``needed``; None: unknown."""
         known = all(map(math.isfinite, (self.own, self.shuffled, self.needed)))
         return self.shuffled - self.own <= self.needed if known else None
 
 
 class DecoderCheck(Callback):
-    """Ask at each validation whether the decoder uses the code, by the loss of the module's own step.
+    """Test at each validation whether the decoder uses the code, with the loss of the module's own step.
 
-    A code can carry information, and be certified, that the decoder does not read: a strong autoregressive decoder
-    needs none. For the first batches the module's ``validation_step`` (or, if it returns no loss, its
-    ``training_step``, in eval mode) is asked three times more, with the same random numbers: as it is, with the codes
-    of other rows of the batch, and with mean 0 and log-variance 0, of which the step draws. A hook on the submodule
-    that ``latents`` names puts them there. The prior's loss contains the KL term as the step computes it, which is 0
-    there; a step that decodes the mean decodes 0.
+    A decoder can ignore a code that carries information and is certified: a strong autoregressive decoder needs no
+    code. For the first batches, the callback runs the module's ``validation_step`` (or, if it returns no loss, its
+    ``training_step`` in eval mode) three more times with the same random numbers: with each row's own code, with the
+    code of another row of the batch, and with mean 0 and log-variance 0, from which the step draws. A hook on the
+    submodule that ``latents`` names replaces the code. The prior loss includes the step's KL term, which is 0 here; a
+    step that decodes the mean decodes 0.
 
     Logs ``decoder/own``, ``decoder/shuffled`` and ``decoder/prior``: the losses in the step's own unit (nats where the
     loss is in nats), means over the rows of all processes, where the step's loss is a mean over rows. Prints a line
-    when the decoder begins to ignore the code, and when it uses it again. It is used if ``shuffled`` is above ``own``
-    by more than chance explains, which is Student's 95 % quantile times the standard error over two batches or more,
-    and by more than ``share`` of ``own``: with the same random numbers a use of thousandths of a nat is found too.
+    when the decoder begins to ignore the code, and when it uses the code again. The code counts as used if ``shuffled -
+    own`` is above two thresholds: Student's 95 % quantile times the standard error over at least two batches, and
+    ``share`` times ``own``. Because the random numbers are the same, differences of thousandths of a nat are detected.
 
-    The run stays as it is: what these calls log and print is dropped, random streams, buffers, metrics and plain
-    attributes of the module are put back, and batch norm is in eval mode. An object that a step changes within, and
-    that is no tensor, list, dict, set or submodule, keeps what three more steps do to it.
+    The run does not change: everything that these calls log and print is dropped; random streams, buffers, metrics and
+    plain attributes of the module are restored; batch norm is in eval mode. One exception: other objects that a step
+    mutates (not tensors, lists, dicts, sets or submodules) keep the changes of three more steps.
 
     Args:
-        latents: the submodule that gives the code, as for :class:`certvae.callbacks.CertificateCallback`; a function or
-            the step's ``"posterior"`` cannot be replaced.
-        batches: most batches on each process, at least 2; they are kept until the end of the validation.
-        dataloader: which of several validation dataloaders: its position or its name.
+        latents: the submodule that returns the code, as for :class:`certvae.callbacks.CertificateCallback`. A function
+            or the step's ``"posterior"`` is not possible here.
+        batches: largest number of batches per process, at least 2; they are kept until the end of the validation.
+        dataloader: position or name of the dataloader to use among several validation dataloaders.
         name: first part of the logged keys.
-        seed: of the choice of other rows.
-        share: of the loss by which another row's code must cost more, at least 0.
-        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no losses of this epoch and one
+        seed: seed of the choice of other rows.
+        share: smallest increase of the loss with another row's code, as a share of the loss, at least 0.
+        on_divergence: action if codes are not finite: ``"warn"`` gives no losses for this epoch and one
             warning that names the row; ``"raise"`` ends the run with a ValueError.
 
     Attributes:
-        losses: of the latest validation, the same on all processes; None before, and after one whose codes were not
-            finite.
+        losses: losses of the latest validation, the same on all processes; None before, and after a validation with
+            codes that are not finite.
 
     Raises:
-        TypeError: if ``latents`` is not the name of a submodule, or no code can be put in the place of its output.
-        ValueError: if ``batches`` is below 2, ``share`` is negative, there is no such submodule, no step returns a
-            loss, or the submodule is called several times in a step and ``latents`` does not say which call counts.
+        TypeError: if ``latents`` is not the name of a submodule, or its output cannot be replaced by a code.
+        ValueError: if ``batches`` is below 2, ``share`` is negative, the submodule does not exist, no step returns a
+            loss, or the submodule is called several times in a step and ``latents`` does not select a call.
 
     Example:
         >>> from certvae.callbacks import DecoderCheck
@@ -116,8 +116,8 @@ class DecoderCheck(Callback):
         named = as_latents(latents)
         if named is None or callable(named.path) or named.scale_path:
             raise TypeError(
-                "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only what a "
-                f"submodule gives can be replaced on its way to the decoder; got {type(latents).__name__}."
+                "`latents` must name a submodule, such as 'encoder' or Latents('encoder', calls='last'): only a "
+                f"submodule's output can be replaced; got {type(latents).__name__}."
             )
         if batches < 2:
             raise ValueError(f"`batches` must be at least 2, for a standard error, got {batches}.")
@@ -127,7 +127,7 @@ class DecoderCheck(Callback):
         self.on_divergence = check_on_divergence(on_divergence)
         self.capture = LatentCapture(latents)
         self.losses: DecoderLosses | None = None
-        self._said: bool | None = False  # that a decoder uses its code is no news
+        self._said: bool | None = False  # the first line is printed only if the code is ignored
         self._handle: RemovableHandle | None = None
         self._change: Change | None = None
         self._calls, self._chosen, self._loader_position = 0, 0, 0
@@ -139,15 +139,15 @@ class DecoderCheck(Callback):
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the hooks in place.
+        """Register the hooks.
 
         Raises:
-            ValueError: if there is no submodule of this name.
+            ValueError: if no submodule has this name.
         """
         if stage not in ("fit", "validate"):
             return
         self._detach()
-        self.capture.attach(pl_module)  # before the hook that replaces, so that it sees the code itself
+        self.capture.attach(pl_module)  # before the replacing hook, so that it reads the original code
         self._handle = pl_module.get_submodule(str(self._source.path)).register_forward_hook(self._hook)
 
     @property
@@ -170,16 +170,17 @@ class DecoderCheck(Callback):
     ) -> None:
         if trainer.sanity_checking or dataloader_idx != self._loader_position or len(self._kept) >= self.batches:
             return
-        # The step may change its batch in place, and is asked at the end, when no other callback listens for codes.
+        # Cloned, because the step may change its batch in place. It runs at the end, when no other callback reads
+        # codes.
         self._kept.append((batch_idx, apply_to_collection(batch, Tensor, torch.clone)))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask again and log; collectives that every rank must reach.
+        """Run the steps again and log; collectives that every rank must reach.
 
         Raises:
-            ValueError: if no step returns a loss, the code is not that of the batch's rows, or codes are not finite and
-                ``on_divergence`` is ``"raise"``.
+            ValueError: if no step returns a loss, the code has another number of rows than the batch, or codes are not
+                finite and ``on_divergence`` is ``"raise"``.
         """
         if trainer.sanity_checking:
             return
@@ -187,11 +188,11 @@ class DecoderCheck(Callback):
             found = [self._ask(trainer, pl_module, *batch) for batch in self._kept]
         self._kept, self.losses = [], None
         if fault := shared_fault(trainer, self._fault, float64_device(pl_module.device)):
-            answer_divergence(trainer, fault, "DecoderCheck has no losses of this epoch", self.on_divergence)
+            answer_divergence(trainer, fault, "DecoderCheck has no losses for this epoch", self.on_divergence)
             return
         self.losses = losses = self._gathered(trainer, pl_module, [line for line in found if line is not None])
         if losses is None:
-            self._warn("every batch has a single row, whose code has no other to be exchanged with")
+            self._warn("every batch has a single row, so no codes can be exchanged")
             return
         for key in ("own", "shuffled", "prior"):
             if math.isfinite(value := getattr(losses, key)):
@@ -199,7 +200,7 @@ class DecoderCheck(Callback):
         self._say(trainer, pl_module, losses)
 
     def _ask(self, trainer: Trainer, pl_module: LightningModule, batch_idx: int, batch: Any) -> list[float] | None:
-        """Rows and the three losses of a batch; None for a single row."""
+        """Number of rows and the three losses of a batch; None for a single row."""
         state, self._change = random_state(pl_module.device), None
         self.capture.listen()
         own = self._loss(trainer, pl_module, batch_idx, batch)
@@ -278,7 +279,7 @@ class DecoderCheck(Callback):
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
-            rank_zero_warn(f"DecoderCheck says nothing: {reason}. Smaller batches of at least two rows help.")
+            rank_zero_warn(f"DecoderCheck has no result: {reason}. Smaller batches of at least two rows help.")
         self._warned = True
 
     def _detach(self) -> None:
@@ -295,7 +296,7 @@ class DecoderCheck(Callback):
 
 
 def _summary(table: Tensor, share: float) -> DecoderLosses:
-    """From rows and three losses of each batch, float64, shape ``(batches, 4)``."""
+    """Losses from rows and three losses of each batch, float64, shape ``(batches, 4)``."""
     rows, losses = table[:, 0], table[:, 1:]
     own, shuffled, prior = ((rows[:, None] * losses).sum(dim=0) / rows.sum()).tolist()
     if (count := len(rows)) == 1:
@@ -307,7 +308,7 @@ def _summary(table: Tensor, share: float) -> DecoderLosses:
 
 
 def _derangement(rows: int, seed: int) -> Tensor:
-    """An order in which no row is at its place: one cycle through all of them, int64, shape ``(rows,)``."""
+    """A permutation without fixed points: one random cycle through all rows, int64, shape ``(rows,)``."""
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).scatter_(0, order, order.roll(1))
 

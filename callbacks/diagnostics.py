@@ -1,4 +1,4 @@
-"""The callback that logs the usual signs of collapse, to be read beside the certificate."""
+"""A callback that logs the usual signs of posterior collapse, in addition to the certificate."""
 
 from typing import Any
 
@@ -19,34 +19,34 @@ __all__ = ["CollapseDiagnostics"]
 
 
 class CollapseDiagnostics(RowsCallback):
-    r"""Log active units, mutual information and rate of a code on each validation epoch.
+    r"""Log active units, mutual information and rate of a code at each validation epoch.
 
-    These are symptoms and not verdicts. A code scaled by 1e-3 has no active unit and loses no information, and a
-    constant posterior can hold any rate; see :class:`certvae.callbacks.CertificateCallback` for a threshold.
+    These are symptoms, not verdicts. A code scaled by 1e-3 has no active unit but loses no information, and a constant
+    posterior can have any rate. :class:`certvae.callbacks.CertificateCallback` gives a threshold.
 
     Logs, at the end of each validation epoch:
 
     * ``diagnostics/active_units``: number of coordinates with :math:`Var_x(E[z|x])` of at least ``threshold`` (Burda
       et al., 2016, https://arxiv.org/abs/1509.00519, section 5.1), over all rows. It depends on the scale of the code.
-    * ``diagnostics/mutual_information``: nats, :func:`aggregate_information` of ``block`` rows that a hash of their
-      places picks. It saturates near the logarithm of ``block``, 6.24 nats at 512, or of the number of rows if there
-      are fewer: compare only runs of equal blocks, and read a value near the ceiling as 'at least'.
-    * ``diagnostics/rate``: nats, :math:`E\,KL(q(z|x) \| p)`, over all rows. Less the mutual information it is an
-      upper estimate of the distance of the aggregate posterior from the prior, far above it near the ceiling.
+    * ``diagnostics/mutual_information``: nats, :func:`aggregate_information` of ``block`` rows, selected by a hash of
+        their positions. It saturates near the logarithm of ``block``, 6.24 nats at 512, or of the number of rows if
+        there are fewer. Compare only runs with equal ``block``, and read a value near this limit as 'at least'.
+    * ``diagnostics/rate``: nats, :math:`E\,KL(q(z|x) \| p)`, over all rows. Rate minus mutual information is an upper
+        estimate of the divergence of the aggregate posterior from the prior, and far too large near the limit.
 
-    A latent that is only a mean has active units, and neither of the others. No second forward pass, no random state
-    touched; sums are float64, padded rows are not counted, and several processes find what one finds.
+    A code that is only a mean has active units only. There is no second forward pass, and random states do not change.
+    Sums are float64, padded rows are not counted, and results do not depend on the number of processes.
 
     Args:
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
-        block: rows in the aggregate posterior, from 2. Cost grows with its square.
-        threshold: variance from which a unit is active, above 0.
-        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+        block: rows in the aggregate posterior, at least 2. Cost grows with its square.
+        threshold: variance from which a unit counts as active, above 0.
+        dataloader: position or name of the measured dataloader among several validation dataloaders. Or a dataloader of
             validation rows, for a module without a ``validation_step``; see
             :class:`certvae.callbacks.CertificateCallback`.
-        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+        on_divergence: action if codes are not finite: ``"warn"`` gives no numbers for this epoch and one
             warning that names the row; ``"raise"`` ends the run with a ValueError.
-        seed: of the choice of rows and of the draws.
+        seed: seed of the choice of rows and of the draws.
 
     Raises:
         ValueError: if ``block`` is below 2, or ``threshold`` is not above 0.
@@ -96,10 +96,10 @@ class CollapseDiagnostics(RowsCallback):
             self._sample.add(torch.cat([mean, log_variance], dim=1).cpu()[counted], positions[counted])
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what all processes' rows give; collectives that every rank must reach.
+        """Log the results over the rows of all processes; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row, or codes are not finite and ``on_divergence`` is ``"raise"``.
+            ValueError: if there are no rows, or codes are not finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
             return
@@ -110,7 +110,7 @@ class CollapseDiagnostics(RowsCallback):
         sums, sample = self._gathered(trainer, device)
         count, rate, dim = sums[0], sums[1], (len(sums) - 2) // 2
         if count == 0:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         mean, second = (sums[2:] / count).split(dim)
         self._log(pl_module, "active_units", (second - mean**2 >= self.threshold).sum().double())
         if len(sample.rows):
@@ -119,7 +119,7 @@ class CollapseDiagnostics(RowsCallback):
             self._log(pl_module, "rate", rate / count)
 
     def _gathered(self, trainer: Trainer, device: torch.device) -> tuple[Tensor, RowSample]:
-        """Sums and sample of all processes, also with some that have seen no row; collectives."""
+        """Sums and sample over all processes, also if some have seen no rows; collectives."""
         strategy = trainer.strategy
         seen = [0 if self._sums is None else len(self._sums), self._sample.rows.shape[1]]
         length, width = strategy.all_gather(torch.tensor(seen, device=device)).view(-1, 2).amax(dim=0).tolist()

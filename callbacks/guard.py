@@ -1,4 +1,4 @@
-"""The callback that keeps a lower bound above a target: by weighing just as much as that needs, or by saying so."""
+"""A callback that keeps a lower bound above a target, or warns or stops when it falls below."""
 
 import math
 from dataclasses import replace
@@ -31,73 +31,71 @@ class CertificateLostError(RuntimeError):
 
 
 class CertificateGuard(AlignmentCallback):
-    """Keep a lower bound on what a code carries above a target, with a weight that a controller seeks.
+    """Keep a lower bound on the information in a code above a target, with an automatically adjusted weight.
 
     ===================================== ============================= ======================= ======================
-    what is kept                          the bound of each validation  the number of each step what is weighed
+    arguments                             bound of each validation      number at each step     weighted term
     ===================================== ============================= ======================= ======================
     ``on="certificate"``, ``path="draw"`` ``channel_margin_lower``      the margin of draws     the alignment term
     ``on="certificate"``, ``path="mean"`` ``margin_lower``              the margin of means     the alignment term
     ``on="bracket"``                      the bracket's ``lower``       the rate                the module's KL term
     ===================================== ============================= ======================= ======================
 
-    With ``on_loss="rescue"`` and ``on="certificate"`` the term of :class:`certvae.callbacks.AlignmentCallback` is added
-    to the loss, with a weight that :class:`certvae.callbacks.DualController` sets at each step. The weight rises while
-    the margin on training rows is below the value that the target needs, and falls while it is above. This value is
-    the target plus the distance between the margin in training and the lower bound in validation, which each
-    validation measures. You set no weight, and a collapsed model recovers. By default the margin is that of draws:
-    of **what the decoder receives**. A decoder can ignore a code whose mean is certified (``path="mean"``), because
-    the mean may be small beside the noise.
+    With ``on_loss="rescue"`` and ``on="certificate"``, the guard adds the term of
+    :class:`certvae.callbacks.AlignmentCallback` to the loss. :class:`certvae.callbacks.DualController` sets its weight
+    at each step. The weight rises while the margin on training rows is below a set value, and falls while it is above.
+    This value is the target plus the gap between the training margin and the lower bound in validation, measured at
+    each validation. You set no weight, and a collapsed model recovers. By default the margin is that of draws, which
+    are **what the decoder receives**. A decoder can ignore a code whose mean is certified (``path="mean"``), because
+    the mean may be small relative to the noise.
 
-    With ``on="bracket"`` no teacher is needed. The information that the code carries is kept above the target by
-    lowering the module's KL weight, the attribute ``kl_weight``: its own value divided by the controller's weight,
-    within (0, own value]; or by raising the rate that costs nothing, the attribute ``free_bits``: its own value
-    multiplied by that weight. Where the code carries enough, the attribute goes back to the module's own value. The
-    information is at most the rate, which is known at each step (which therefore waits for the device). After the run
-    the attribute keeps the value that was found. A module that was compiled is compiled anew when it changes.
+    With ``on="bracket"`` no teacher is needed. The guard keeps the information in the code above the target in one of
+    two ways. It lowers the module's KL weight, the attribute ``kl_weight``: its own value divided by the controller's
+    weight, in (0, own value]. Or it raises the free rate, the attribute ``free_bits``: its own value multiplied by that
+    weight. When the code carries enough, the attribute returns to the module's own value. The number at each step is
+    the rate, an upper bound on the information; reading it waits for the device. After the run the attribute keeps its
+    last value. A compiled module is recompiled when the value changes.
 
-    The guard gives up a target that is met on training rows and not on validation rows: if three looks and ten times
-    the weight have brought no better bound, the weight goes back to that of the best bound and stays there. One
-    warning says so (:class:`certvae.monitoring.pursuit.Pursuit`).
+    The guard gives up a target that is reached on training rows but not on validation rows: if neither three
+    validations nor ten times the weight give a better bound, the weight returns to its value at the best bound and
+    stays there. It warns once (:class:`certvae.monitoring.pursuit.Pursuit`).
 
-    The other values of ``on_loss`` do not change training. They act when the bound falls below a target that it had
+    The other values of ``on_loss`` do not change training. They act when the bound falls below a target that it has
     reached: ``"stop"`` ends the run, ``"warn"`` warns, ``"raise"`` raises :class:`CertificateLostError`.
 
-    It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
-    images and witness; or, with ``on="bracket"``, a :class:`certvae.callbacks.InformationCallback`, from which it takes
-    the latents. A module that needs ``latents`` to be None has to return ``"posterior"`` from its ``training_step``
-    too, as :class:`certvae.VAE` does.
+    It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, and uses its teacher, latents, images and
+    witness. With ``on="bracket"`` it needs a :class:`certvae.callbacks.InformationCallback`, and uses its latents. If
+    ``latents`` is None, the module's ``training_step`` must return ``"posterior"`` too, as in :class:`certvae.VAE`.
 
-    Logs each epoch ``certificate/guard_weight``, the weight of its last step (units of the module's loss for each nat),
-    and what :class:`certvae.callbacks.AlignmentCallback` logs; with ``on="bracket"`` ``information/kl_weight`` or
-    ``information/free_bits`` instead.
-    The state of the controller is kept in checkpoints, and between them on the device: with ``on="certificate"`` no
-    step waits for it.
+    At each epoch it logs ``certificate/guard_weight``, the weight of the last step (units of the module's loss per
+    nat), and the keys of :class:`certvae.callbacks.AlignmentCallback`; with ``on="bracket"`` it logs
+    ``information/kl_weight`` or ``information/free_bits`` instead. Checkpoints contain the state of the controller.
+    During training it stays on the device: with ``on="certificate"`` no step waits for it.
 
     Args:
-        target: nats that the lower bound must reach; above 0, and below the teacher information or the bracket's cap.
+        target: target of the lower bound in nats; above 0, and below the teacher information or the bracket's cap.
         on_loss: ``"rescue"``, ``"stop"``, ``"warn"`` or ``"raise"``.
-        certificate: ``name`` of the callback whose bound is kept; default: ``"certificate"`` or ``"information"``.
-        headroom: nats above the target that are aimed at, so that a fluctuation does not cross it.
-        controller: how the weight follows the deficit; default: ``DualController()``. Plain SGD, whose steps grow with
-            the weight, needs a lower bound on top: ``DualController(high=10)``, for instance; Adam does not.
-        path: ``"draw"`` or ``"mean"``, of ``on="certificate"``.
+        certificate: ``name`` of the callback that measures the bound; default: ``"certificate"`` or ``"information"``.
+        headroom: nats above the target to aim at, so that fluctuations stay above the target.
+        controller: controller of the weight; default: ``DualController()``. With plain SGD, steps grow with the weight,
+            so give a smaller maximum, such as ``DualController(high=10)``. Adam does not need it.
+        path: ``"draw"`` or ``"mean"``, with ``on="certificate"``.
         on: ``"certificate"`` or ``"bracket"``.
-        kl_weight: dotted name of the float attribute that the module multiplies its KL term with.
-        free_bits: instead, that of the float below which its rate costs nothing, such as ``"objective.floor"`` of
-            :class:`certvae.models.FreeBits`; above 0.
+        kl_weight: dotted name of the float attribute by which the module multiplies its KL term.
+        free_bits: alternative to ``kl_weight``: dotted name of the floor below which the rate costs nothing, such as
+            ``"objective.floor"`` of :class:`certvae.models.FreeBits`; above 0.
 
     Attributes:
-        weight_now: the latest weight. Reading it waits for the device.
+        weight_now: the current weight. Reading it waits for the device.
         reached: whether a validation has found the bound at the target.
 
     Raises:
-        ValueError: if ``target`` is not above 0, a word is none of those above, there is no such callback or attribute,
+        ValueError: if ``target`` is not above 0, an option is not as above, the callback or attribute does not exist,
             or the code has no log-variance and ``path`` is ``"draw"``.
         TypeError: if the attribute is not a number.
 
     Example:
-        Keep half a nat on draws, with a weight that is found in training:
+        Keep half a nat on draws, with an automatic weight:
 
         >>> from certvae.callbacks import CertificateCallback, CertificateGuard, InformationCallback
         >>> watch = CertificateCallback("teacher.safetensors", latents="encoder:chunk")
@@ -128,7 +126,7 @@ class CertificateGuard(AlignmentCallback):
         self.on, self.kl_weight, self.free_bits = on, kl_weight, free_bits
         self.certificate = certificate or ("information" if on == "bracket" else "certificate")
         self.controller = controller or DualController()
-        if on == "bracket":  # a weight below 1 would be a KL weight above the module's own
+        if on == "bracket":  # a weight below 1 would raise the KL weight above the module's own
             self.controller = replace(self.controller, low=max(1.0, self.controller.low))
         self.reader = None
         self.reached = False
@@ -142,7 +140,7 @@ class CertificateGuard(AlignmentCallback):
 
     @property
     def weight_now(self) -> float:
-        """The latest weight."""
+        """The current weight."""
         return float(self._pursuit.weight)
 
     @property
@@ -150,10 +148,10 @@ class CertificateGuard(AlignmentCallback):
         return self._generate_state_key(certificate=self.certificate)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the callback whose bound is kept.
+        """Find the callback that measures the bound.
 
         Raises:
-            ValueError: if there is none of this name, or no submodule of the name that its latents have.
+            ValueError: if no such callback has this name, or its latents name no submodule.
         """
         if self.on == "certificate":
             self._watched = CertificateCallback.find(trainer, self.certificate, self)
@@ -165,10 +163,10 @@ class CertificateGuard(AlignmentCallback):
             self._capture.attach(pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put the alignment term in place, or take hold of the KL weight, if the answer is to rescue.
+        """With ``on_loss="rescue"``, add the alignment term or read the module's KL weight.
 
         Raises:
-            ValueError: if the target cannot be reached, or the module optimizes by hand and ``latents`` names no
+            ValueError: if the target cannot be reached, or the module uses manual optimization and ``latents`` names no
                 submodule.
         """
         if isinstance(self._watched, InformationCallback):
@@ -186,13 +184,13 @@ class CertificateGuard(AlignmentCallback):
         if information is not None and self.target + self.headroom >= information:
             raise ValueError(
                 f"`target` must be below {information - self.headroom:.3f} nats, the teacher information of "
-                f"{information:.3f} less `headroom`, got {self.target}. No code can reach more than the teacher varies."
+                f"{information:.3f} less `headroom`, got {self.target}. No code can carry more about the teacher."
             )
         assert isinstance(self._watched, CertificateCallback)
         if self.path == "draw" and self._watched.channel_samples == 0:
             raise ValueError(
-                "`path='draw'` watches the channel margin, which the CertificateCallback leaves out with "
-                "`channel_samples=0`. Let it draw, CertificateCallback(channel_samples=1), or take path='mean'."
+                "`path='draw'` needs the channel margin, which the CertificateCallback does not measure with "
+                "`channel_samples=0`. Use CertificateCallback(channel_samples=1) or path='mean'."
             )
 
     def _check_cap(self, watched: InformationCallback) -> None:
@@ -205,7 +203,7 @@ class CertificateGuard(AlignmentCallback):
 
     def _ready_reader(self, trainer: Trainer) -> BatchReader:
         assert isinstance(self._watched, CertificateCallback)
-        return self._watched.reader  # set up by the certificate callback, whichever comes first in the list
+        return self._watched.reader  # the certificate callback sets it up, whatever the order of the callbacks
 
     @torch.no_grad()
     def _weight(
@@ -219,7 +217,7 @@ class CertificateGuard(AlignmentCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._kl is not None and self._capture is not None:
             self._capture.listen()
-            # Here and not after the step: the module may set its own KL weight where an epoch or a batch starts.
+            # Before the step, because the module may set its KL weight at the start of an epoch or a batch.
             self._kl.apply(self.weight_now)
 
     @torch.no_grad()
@@ -244,7 +242,7 @@ class CertificateGuard(AlignmentCallback):
             self._look(trainer)  # no validation comes
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Learn the distance from training to the bound, or answer to a loss.
+        """Update the gap between training margin and bound, or act if the target was lost.
 
         Raises:
             CertificateLostError: if the target was reached before and is not now, and ``on_loss`` is ``"raise"``.
@@ -270,7 +268,7 @@ class CertificateGuard(AlignmentCallback):
             )
 
     def _bound(self) -> tuple[float | None, str]:
-        """The bound of a validation that was not seen yet, None if there is none, and its name."""
+        """The bound of a new validation (None if there is none) and its name."""
         watched, before = self._watched, self._seen
         if isinstance(watched, InformationCallback):
             bracket = self._seen = watched.bracket
@@ -278,7 +276,7 @@ class CertificateGuard(AlignmentCallback):
         assert watched is not None
         certificate = self._seen = watched.certificate
         if certificate is None or certificate is before or certificate.status in (Status.PARTIAL, Status.LEAKING):
-            return None, ""  # nothing, or its numbers are of a part of the set, or not of the code
+            return None, ""  # no certificate, or it covers a part of the set, or a leak test failed
         if self.path == "mean":
             return certificate.margin_lower, "margin's lower bound"
         if certificate.channel_margin_lower is None:
@@ -335,7 +333,7 @@ def _check_arguments(target: float, on_loss: str, headroom: float, on: str, numb
             )
     if on == "bracket" and on_loss == "rescue" and len(numbers) != 1:
         raise ValueError(
-            "`kl_weight` must name the float attribute that the module multiplies its KL term with, as in "
-            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'), which is lowered; or `free_bits` the one "
-            f"below which its rate costs nothing, which is raised. One of them, got {numbers or 'none'}."
+            "`kl_weight` must name the float attribute by which the module multiplies its KL term, as in "
+            "CertificateGuard(target=1.0, on='bracket', kl_weight='beta'); or `free_bits` must name the floor below "
+            f"which the rate costs nothing. Give one of them, got {numbers or 'none'}."
         )

@@ -1,4 +1,4 @@
-"""Pictures of what a VAE makes of some validation rows, and of its prior, in loggers that take images."""
+"""A callback that shows reconstructions and prior samples in loggers that accept images."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -24,30 +24,29 @@ from certvae.reading.latents import LatentCapture, LatentSource
 __all__ = ["ReconstructionImages"]
 
 RECONSTRUCTIONS, SAMPLES = "images/reconstructions", "images/samples"
-SMALLEST = 48  # pixels a side of one image; smaller ones are enlarged, for loggers blur them
+SMALLEST = 48  # pixels per side of an image; smaller images are enlarged, because loggers blur them
 
 
 class ReconstructionImages(Callback):
-    """Show inputs above their reconstructions, and samples of the prior, every ``every_n_epochs`` epochs.
+    """Show inputs with their reconstructions, and samples of the prior, every ``every_n_epochs`` epochs.
 
-    Logs ``images/reconstructions`` and ``images/samples`` to Weights & Biases, TensorBoard and MLflow; other loggers
-    take no images, and then nothing is computed. The rows are the first of the first validation batch: the same in each
-    epoch, unless the validation loader shuffles. Their codes are those of the module's own step, so that only the
-    decoder is called once more; no random stream is touched.
+    Logs ``images/reconstructions`` and ``images/samples`` to Weights & Biases, TensorBoard and MLflow; with other
+    loggers nothing is computed. The rows are the first of the first validation batch: the same in each epoch, unless
+    the validation loader shuffles. Their codes come from the module's own step, so only the decoder is called once
+    more. Random streams do not change.
 
     Args:
-        every_n_epochs: between pictures; the first and, with a given ``max_epochs``, the last epoch are always shown.
-            0 shows none.
-        rows: images in a picture's row, at least 1.
+        every_n_epochs: epochs between images; the first epoch and, if ``max_epochs`` is set, the last epoch are always
+            shown. 0 shows none.
+        rows: number of inputs to show, at least 1.
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
-        images: where the input stands in the batch: a position, a key or an attribute, or a function of the batch.
-            Values are shown as if in [0, 1].
-        decoder: the submodule from codes to images or to a distribution of them, or a function
-            ``(pl_module, codes) -> images``. Samples decode draws of ``pl_module.prior``, of a standard normal if
-            there is none.
-        seed: of these draws, which are the same in each epoch.
-        save_dir: folder for the last pictures, ``images_reconstructions.png`` and ``images_samples.png``, which
-            ``certvae report`` shows: give it the ``save_dir`` of the certificate's callback. Then no logger is needed.
+        images: where the input is in the batch: a position, a key, an attribute or a function of the batch. Values are
+            shown as if in [0, 1].
+        decoder: the submodule from codes to images or to a distribution of images, or a function ``(pl_module, codes)
+            -> images``. Samples are decoded draws from ``pl_module.prior``, or from a standard normal if there is none.
+        seed: seed of these draws, which are the same in each epoch.
+        save_dir: folder for the latest images, ``images_reconstructions.png`` and ``images_samples.png``. ``certvae
+            report`` shows them if this is the ``save_dir`` of the certificate callback. With it, no logger is needed.
 
     Raises:
         ValueError: if ``every_n_epochs`` is negative, or ``rows`` is below 1.
@@ -115,7 +114,7 @@ class ReconstructionImages(Callback):
         if inputs.ndim == 4 and inputs.shape[1] in (1, 3):
             codes = self._capture.read(pl_module, batch, outputs).mean[: self.rows]
             if fault := find_fault(torch.arange(len(codes)), mean=codes):
-                # A decoder may refuse such codes, as torch.distributions do, and must not end the run by that.
+                # A decoder may reject such codes, as torch.distributions do; this must not end the run.
                 rank_zero_warn(f"epoch {trainer.current_epoch}: {fault}. There are no pictures; the run goes on.")
                 return
             self._show(trainer, pl_module, inputs, codes)
@@ -127,11 +126,11 @@ class ReconstructionImages(Callback):
             )
 
     @torch.no_grad()
-    @isolate_rng()  # the run must not depend on being looked at
+    @isolate_rng()  # the run must not depend on this callback
     def _show(self, trainer: Trainer, pl_module: LightningModule, inputs: Tensor, codes: Tensor) -> None:
         torch.manual_seed(self.seed)
         draws = getattr(getattr(pl_module, "prior", None), "draws_like", torch.randn_like)(codes)
-        # On every process: a decoder whose parameters are sharded is a collective.
+        # On every process: calling a decoder with sharded parameters is a collective.
         reconstructions, samples = (self._decode(pl_module, z).reshape_as(inputs) for z in (codes, draws))
         for key, shown in ((RECONSTRUCTIONS, torch.cat([inputs, reconstructions])), (SAMPLES, samples)):
             picture = as_grid(shown, len(inputs))
@@ -160,11 +159,11 @@ def _png(picture: np.ndarray) -> bytes:
 
 
 def as_grid(images: Tensor, columns: int) -> np.ndarray:
-    """Images in rows, enlarged if they are small.
+    """Images arranged in a grid, enlarged if they are small.
 
     Args:
-        images: values in [0, 1], others are clipped; shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``.
-        columns: images in each row.
+        images: values in [0, 1], clipped otherwise; shape ``(B, 1, H, W)`` or ``(B, 3, H, W)``.
+        columns: images per row.
 
     Returns:
         uint8, shape ``(height, width, 3)``.

@@ -1,4 +1,4 @@
-"""The callback that says how much a code carries about its input, without a teacher."""
+"""A callback that measures how much information a code carries about its input, without a teacher."""
 
 import math
 import re
@@ -26,43 +26,45 @@ LOGGED = ("lower", "upper", "lower_estimate", "upper_estimate", "rate", "cap")
 
 
 class InformationCallback(RowsCallback, CheckedLatents):
-    """Log between which bounds the information of a code about its input lies, on each validation epoch.
+    """Log a lower and an upper bound on the information of a code about its input at each validation epoch.
 
-    It needs no teacher. Logs, in nats: ``information/lower`` and ``information/upper``, which hold with
-    ``confidence`` each; ``information/lower_estimate`` and ``information/upper_estimate``, their estimates;
-    ``information/rate``; and ``information/cap``, the most that the lower side can show. An upper side that is
-    infinite is not logged. See :func:`certvae.information_bracket` for what is proved. Each epoch's statement holds
-    on its own: over many epochs some will fail.
+    It needs no teacher. Logs, in nats: ``information/lower`` and ``information/upper``, which hold with ``confidence``
+    each; ``information/lower_estimate`` and ``information/upper_estimate``, their estimates; ``information/rate``; and
+    ``information/cap``, the largest possible value of the lower side. An infinite upper side is not logged. See
+    :func:`certvae.information_bracket` for the guarantee. The confidence holds for each epoch separately: over many
+    epochs some bounds will fail.
 
-    Groups of latents, ``latents={"top": ..., "bottom": ...}``, get a bracket each, as ``information/top/lower``, and
-    one for all together, as ``information/lower``. The last is valid for groups that are independent given the input;
-    see docs/information.md for levels whose posterior depends on a draw of another level.
+    Groups of latents, ``latents={"top": ..., "bottom": ...}``, have one bracket each, logged as
+    ``information/top/lower``, and one for all groups together, logged as ``information/lower``. The joint bracket is
+    valid if the groups are independent given the input; docs/information.md treats levels whose posterior depends on a
+    draw of another level.
 
-    In training it checks on the first batches that ``latents`` names the code
-    (:class:`certvae.monitoring.code_checks.CodeChecks`), and warns once if it does not.
+    On the first training batches it checks that ``latents`` names the code
+    (:class:`certvae.monitoring.code_checks.CodeChecks`), and warns once if not.
 
-    One line is printed when the reading changes: by 10 % of a bound, or in whether the code carries anything at all.
-    No second forward pass, no random state touched; the sample of rows, and so every number, is the same on any number
-    of processes.
+    It prints one line when the result changes: a bound by 10 %, or whether the code carries any information. There is
+    no second forward pass, and random states do not change. The sample of rows, and so every number, is the same for
+    any number of processes.
 
     Args:
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A code that is only a mean, or
-            one that ``Latents(path, deterministic=True)`` names, gives a warning, and no numbers.
-        block: most rows that are compared with each other, from 3. Cost grows with it, and so does the cap.
-        rows: most rows measured, from 2; a hash of their places picks them.
-        confidence: of each side.
-        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
+            ``Latents(path, deterministic=True)``, gives a warning and no numbers.
+        block: largest number of rows that are compared with each other, at least 3. Cost and cap grow with it.
+        rows: largest number of rows to measure, at least 2; selected by a hash of their positions.
+        confidence: confidence of each side, in (0, 1).
+        dataloader: position or name of the measured dataloader among several validation dataloaders. Or a dataloader of
             validation rows, for a module without a ``validation_step``; see
             :class:`certvae.callbacks.CertificateCallback`.
         name: first part of the logged keys; letters, digits, '_', '-' or '.'.
-        save_dir: folder for ``{name}_val.jsonl``, one line for each validation of a run; None writes nothing.
-        on_divergence: what happens at codes that are not finite: ``"warn"`` gives no numbers for this epoch and one
+        save_dir: folder for ``{name}_val.jsonl``, with one line per validation of a run; None writes nothing.
+        on_divergence: action if codes are not finite: ``"warn"`` gives no numbers for this epoch and one
             warning that names the row; ``"raise"`` ends the run with a ValueError.
-        seed: of the choice of rows and of the draws.
+        seed: seed of the choice of rows and of the draws.
 
     Attributes:
-        bracket: of the latest validation, the same on all processes; None before, and for a code that is only a mean.
-        brackets: of each group that has one; empty without groups.
+        bracket: bracket of the latest validation, the same on all processes; None before, and for a code that is only a
+            mean.
+        brackets: bracket of each group that has one; empty without groups.
 
     Raises:
         ValueError: if ``block`` is below 3, ``rows`` is below 2, ``confidence`` is not in (0, 1), or ``name`` has other
@@ -133,10 +135,10 @@ class InformationCallback(RowsCallback, CheckedLatents):
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log what all processes' rows give; collectives that every rank must reach.
+        """Log the results over the rows of all processes; collectives that every rank must reach.
 
         Raises:
-            ValueError: if there was no row, or only one, or codes are not finite and ``on_divergence`` is ``"raise"``.
+            ValueError: if there are fewer than two rows, or codes are not finite and ``on_divergence`` is ``"raise"``.
         """
         if self._positions is None:
             return
@@ -144,7 +146,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         device = float64_device(pl_module.device)
         counted, missing = self._counts(trainer, device)
         if counted == 0:
-            raise ValueError("the dataloader that is measured gave no row; choose another by `dataloader`.")
+            raise ValueError("the measured dataloader gave no row; choose another with `dataloader`.")
         self.bracket, self.brackets = None, {}
         if self._diverged(trainer, device):
             return
@@ -156,7 +158,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         try:
             self.bracket = self._bracket(joined(measured)) if len(measured) == len(codes) else None
             self.brackets = {name: self._bracket(code) for name, code in measured.items() if name}
-        except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
+        except ValueError as error:  # such as a log-variance of 600; it must not end the run
             self.bracket, self.brackets = None, {}
             rank_zero_warn(f"epoch {trainer.current_epoch}: {error}. No information is measured; the run goes on.")
             return
@@ -173,7 +175,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         )
 
     def _warn(self, without: list[str]) -> None:
-        """Say once what has no bracket, and why."""
+        """Warn once which codes have no bracket, and why."""
         if self._warned:
             return
         self._warned = True
@@ -181,9 +183,8 @@ class InformationCallback(RowsCallback, CheckedLatents):
         measures = f"{type(self).__name__} measures nothing{of}: the code is"
         if self.capture.deterministic:
             rank_zero_warn(
-                f"{measures} deterministic. No noise comes between it and the decoder, so there is no channel, and the "
-                "information of a continuous code without noise is not finite. What can be read from it, "
-                "CertificateCallback says by its fitted reader."
+                f"{measures} deterministic. The information of a continuous code without noise is infinite. The fitted "
+                "reader of CertificateCallback measures what can be read from it."
             )
         else:
             rank_zero_warn(
@@ -193,7 +194,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
             )
 
     def _counts(self, trainer: Trainer, device: torch.device) -> tuple[int, bool]:
-        """Rows that count, and whether some are missing, of all processes; a collective."""
+        """Number of counted rows over all processes, and whether some are missing; a collective."""
         assert self._attendance is not None
         seen = torch.tensor([self._counted, self._attendance.missing], device=device)
         table = trainer.strategy.all_gather(seen).view(-1, 2)
@@ -221,7 +222,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
             pl_module.print(f"epoch {trainer.current_epoch}: {name}{bracket.line()}{partial}")
 
     def _record(self, trainer: Trainer, missing: bool) -> None:
-        """Write a line of the history: the bracket of all together, and under ``"groups"`` each group's."""
+        """Write a line of the history: the joint bracket and, under ``"groups"``, the bracket of each group."""
         if self.save_dir is None or not trainer.is_global_zero:
             return
         record: dict[str, Any] = {
@@ -236,7 +237,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
 
 
 def _differ(new: InformationBracket, old: InformationBracket) -> bool:
-    """Whether the reading changed: a kind of line, or a bound by a tenth."""
+    """Whether the result changed: in its kind, or a bound by a tenth."""
     if (new.lower == 0, new.at_cap) != (old.lower == 0, old.at_cap):
         return True
     pairs = ((new.lower, old.lower), (new.upper, old.upper))

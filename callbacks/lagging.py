@@ -1,4 +1,4 @@
-"""Lagging inference: the encoder is trained ahead of the decoder, while that raises the mutual information."""
+"""Lagging inference: train the encoder ahead of the decoder while this raises the mutual information."""
 
 import math
 from typing import Any
@@ -14,26 +14,26 @@ __all__ = ["LaggingInference"]
 
 
 class LaggingInference(Callback):
-    """Train the encoder alone for many steps before each step of the rest, until the mutual information stops rising.
+    """Train the encoder for many steps before each decoder step, until the mutual information stops rising.
 
-    Every step of the optimizer is one of the encoder alone, until the loss of the last ``check_every`` steps is not
-    lower than that of those before, or until ``inner_steps``; then comes one step of everything else; and so on. The
-    gradients of the part that rests are dropped, so that its moments rest as well, as if it had an optimizer of its
-    own. Once the monitored value was below its best in ``patience`` validations, both are trained together.
+    The optimizer steps update only the encoder until the loss stops falling between two windows of ``check_every``
+    steps, or until ``inner_steps``. Then one step updates only the other parameters. This repeats. Gradients of the
+    resting part are set to None, so its optimizer moments do not change, as with a separate optimizer. After the
+    monitored value has been below its best in ``patience`` validations, all parameters are trained together.
 
     Source: He et al., 2019, https://arxiv.org/abs/1901.05534, algorithm 1, with the constants of the authors' image.py.
-    There an epoch counts the decoder's steps; here it counts all, so that runs of equal length cost the same.
+    In the paper an epoch counts only decoder steps; here it counts all steps, so runs of equal length cost the same.
 
-    It works with automatic optimization, gradient accumulation, clipping, several processes, and resumes where it was.
+    It works with automatic optimization, gradient accumulation, clipping and several processes, and it can be resumed.
 
-    Logs each epoch ``lagging/encoder_steps`` and ``lagging/decoder_steps``: steps of the encoder alone and of the rest
-    alone; both are 0 once they are trained together.
+    Logs ``lagging/encoder_steps`` and ``lagging/decoder_steps`` at each epoch: numbers of steps of the encoder alone
+    and of the rest alone. Both are 0 once all parameters are trained together.
 
     Args:
-        inner_steps: most encoder steps for a decoder step, at least 1.
-        check_every: encoder steps between looks at the loss, at least 1.
-        patience: validations below the best until both are trained together, at least 1.
-        monitor: logged value that should rise, the mutual information of
+        inner_steps: largest number of encoder steps per decoder step, at least 1.
+        check_every: encoder steps between checks of the loss, at least 1.
+        patience: validations below the best value until all parameters are trained together, at least 1.
+        monitor: logged value that should rise; default: the mutual information of
             :class:`certvae.callbacks.CollapseDiagnostics`.
         encoder: dotted path of the encoder in the module.
 
@@ -41,7 +41,7 @@ class LaggingInference(Callback):
         aggressive: whether the encoder still runs ahead.
 
     Raises:
-        ValueError: if a number is below 1, the module optimizes by hand, or ``monitor`` is not logged.
+        ValueError: if a number is below 1, the module uses manual optimization, or ``monitor`` is not logged.
 
     Example:
         >>> from certvae.callbacks import CollapseDiagnostics, LaggingInference
@@ -65,7 +65,7 @@ class LaggingInference(Callback):
         self.aggressive = True
         self._best, self._below = -math.inf, 0
         self._taken, self._window, self._loss_before = 0, 0, math.inf
-        self._loss: float | Tensor = 0.0  # a sum that stays on the device until it is compared
+        self._loss: float | Tensor = 0.0  # a sum, kept on the device until it is compared
         self._decoder_next = self._stepped = False
         self._counts = [0, 0]
 
@@ -85,7 +85,7 @@ class LaggingInference(Callback):
         encoder = set(pl_module.get_submodule(self.encoder).parameters())
         for parameter in pl_module.parameters():
             if (parameter in encoder) == self._decoder_next:
-                parameter.grad = None  # not zero: Adam would move on by its momentum
+                parameter.grad = None  # None, not zero: with zero gradients Adam still moves by its momentum
         self._counts[self._decoder_next] += 1
         self._stepped = True
 
@@ -114,7 +114,7 @@ class LaggingInference(Callback):
 
     def _compare_losses(self, trainer: Trainer, pl_module: LightningModule) -> None:
         mean = torch.as_tensor(self._loss / self._window, dtype=torch.float32, device=pl_module.device)
-        # A collective: all processes look after the same steps, and must decide alike.
+        # A collective: all processes check after the same steps and must decide the same.
         loss = float(trainer.strategy.reduce(mean, reduce_op="mean"))
         self._decoder_next = loss > self._loss_before
         self._window, self._loss, self._loss_before = 0, 0.0, loss
@@ -129,7 +129,7 @@ class LaggingInference(Callback):
         if self.monitor not in trainer.callback_metrics:
             watches = [item for item in trainer.callbacks if isinstance(item, CollapseDiagnostics)]  # type: ignore[attr-defined]
             if any(item.fault for item in watches):
-                return  # an epoch that diverged has no number
+                return  # a diverged epoch has no value
             raise ValueError(
                 f"`monitor={self.monitor!r}` is not logged in validation, only {sorted(trainer.callback_metrics)}. "
                 "Add certvae.callbacks.CollapseDiagnostics to the trainer's callbacks."

@@ -1,4 +1,4 @@
-"""The checkpoint from which a run goes on as if nothing had happened."""
+"""A callback that keeps the latest checkpoint, from which a run resumes exactly."""
 
 import os
 import shutil
@@ -24,48 +24,48 @@ _STATE = "certvae.random_state"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written, or none of a run can be read."""
+    """A checkpoint cannot be written, or no checkpoint of a run can be read."""
 
 
 class LastCheckpoint(ModelCheckpoint):
     """Keep the last finished epoch as ``last.ckpt`` and the one before as ``previous.ckpt``, to resume bit for bit.
 
-    Each epoch, after validation, the checkpoint is written to a temporary file beside them, flushed to disk, and
-    renamed: whenever the run is killed, at least one of the two is whole. (Lightning by itself renames a file from
-    the system's temporary folder, which copies it where that is another disk, and flushes nothing.) Resume with
-    ``fit(ckpt_path="last")`` or ``certvae fit ... --ckpt_path last``. If ``last.ckpt`` is damaged, one line says so,
-    it is kept aside as ``last.ckpt.damaged``, and the run goes on from ``previous.ckpt``. A first start without any
-    checkpoint starts anew.
+    After the validation of each epoch, the checkpoint is written to a temporary file in the same folder, flushed to
+    disk and renamed. So whenever the run is killed, at least one of the two files is complete. (Lightning itself does
+    not flush, and renames a file from the system's temporary folder, which is a copy if that is another disk.) Resume
+    with ``fit(ckpt_path="last")`` or ``certvae fit ... --ckpt_path last``. If ``last.ckpt`` is damaged, the callback
+    prints a line, renames the file to ``last.ckpt.damaged`` and resumes from ``previous.ckpt``. Without any checkpoint,
+    the run starts from the beginning.
 
-    Of a job that SLURM requeues, Lightning writes ``hpc_ckpt_<number>.ckpt`` in the trainer's ``default_root_dir``, in
-    the middle of an epoch. ``"last"`` goes on from it if it is newer than ``last.ckpt``; a search, which cannot go on
-    within a pass, from the end of the pass before. On several nodes ``dirpath`` must be on a disk that all of them see.
+    When SLURM requeues a job, Lightning writes ``hpc_ckpt_<number>.ckpt`` to the trainer's ``default_root_dir`` in the
+    middle of an epoch. ``"last"`` resumes from it if it is newer than ``last.ckpt``. A teacher search cannot resume
+    within a pass, so it resumes from the end of the previous pass. With several nodes, ``dirpath`` must be on a shared
+    disk.
 
-    The random streams of torch (CPU and device), numpy and Python are saved too, for each process, and go on. The
-    alternative, to seed every epoch from the run's seed and the epoch's number, would change each run that only adds
-    this callback; and it would not be exact, because Lightning makes the first iterator of a resumed run, which draws
-    from the stream, earlier than it does in an uninterrupted one. The streams are therefore set before that. Runs then
-    equal uninterrupted ones, with these limits: hooks that draw random numbers when a run starts (``on_fit_start``
-    of a module, ``train_dataloader``, ``on_train_start``) draw once more; ``persistent_workers`` have streams of their
-    own that are lost with them; with another number of processes streams cannot be matched, and a warning says so.
+    The random streams of torch (CPU and device), numpy and Python are saved too, for each process, and are restored
+    before Lightning creates the first data iterator, which draws from them. (Seeding each epoch from the run's seed and
+    the epoch number would change every run that adds this callback, and would not be exact.) A resumed run then equals
+    an uninterrupted one, with these limits: hooks that draw random numbers at the start of a run (``on_fit_start`` of a
+    module, ``train_dataloader``, ``on_train_start``) draw once more; ``persistent_workers`` have their own streams,
+    which are lost; with another number of processes the streams cannot be matched, and there is a warning.
 
     Args:
         dirpath: folder of this run's checkpoints, on a local disk.
 
     Attributes:
-        resumed_at: epochs that were finished when this process took over; 0 for a new run.
+        resumed_at: number of finished epochs when this process started; 0 for a new run.
 
     Raises:
         ValueError: if ``dirpath`` is not local.
         CheckpointError: before the first epoch, if the folder cannot be written; later, if a checkpoint cannot be
-            written (those before it stay whole); on resuming, if both checkpoints are damaged, or the processes find
+            written (earlier ones stay complete); on resuming, if both checkpoints are damaged, or the processes find
             different ones.
 
     Example:
         >>> from certvae.callbacks import LastCheckpoint
         >>> keep = LastCheckpoint("runs/vae/checkpoints")
 
-        ``Trainer(callbacks=[keep]).fit(model, data, ckpt_path="last")`` goes on where an earlier run was killed.
+        ``Trainer(callbacks=[keep]).fit(model, data, ckpt_path="last")`` resumes an earlier run that was killed.
     """
 
     def __init__(self, dirpath: str | Path) -> None:
@@ -92,7 +92,7 @@ class LastCheckpoint(ModelCheckpoint):
                 ) from error
 
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        """The checkpoint that Lightning takes for ``ckpt_path="last"``."""
+        """The checkpoint that Lightning uses for ``ckpt_path="last"``."""
         found = [path for path in (self.last, self.previous) if path.exists()]
         whole = next((path for path in found if is_whole(path)), None)
         requeued = self._requeued(trainer, whole)
@@ -102,43 +102,43 @@ class LastCheckpoint(ModelCheckpoint):
         if whole is None and found:
             raise CheckpointError(
                 f"every checkpoint of the run is damaged: {' and '.join(str(path) for path in found)}. Delete the "
-                "folder to start anew, or give the path of another checkpoint as `ckpt_path`."
+                "folder to start again, or give the path of another checkpoint as `ckpt_path`."
             )
         if whole == self.previous:
             _say(f"{self.last} is {'damaged' if self.last in found else 'missing'}; going on from {self.previous}.")
-            # Kept from ever taking the place of the good one, and from Lightning, which takes the newest.
+            # So that it never replaces the good one, and Lightning, which takes the newest, does not find it.
             with suppress(FileNotFoundError):  # missing, or another process was first
                 _replace(self.last, self.last.with_name("last.ckpt.damaged"))
         return set() if whole is None else {str(whole)}
 
     def _requeued(self, trainer: Trainer, whole: Path | None) -> Path | None:
-        """Lightning's checkpoint of a requeue, if this run wrote it after its last whole one and can go on from it."""
+        """Lightning's requeue checkpoint, if this run wrote it after ``last.ckpt`` and can resume from it."""
         path = requeue_checkpoint(trainer)
         if path is None or (whole is not None and path.stat().st_mtime <= whole.stat().st_mtime):
             return None
         return path if is_whole(path) and belongs_to(path, self.state_key, self.dirpath) else None
 
     def _check_agreement(self, trainer: Trainer) -> None:
-        """Refuse a start from different checkpoints, as of nodes with disks of their own; collectives."""
+        """Refuse to start from different checkpoints, as on nodes with separate disks; collectives."""
         own = "" if trainer.ckpt_path is None else Path(trainer.ckpt_path).name
         first = trainer.strategy.broadcast(own)
         if not trainer.strategy.reduce_boolean_decision(own == first, all=True):
             raise CheckpointError(
-                f"the processes would go on from different checkpoints: the first from {first or 'none'!r}, this one "
-                f"from {own or 'none'!r}. Put `dirpath={self.last.parent}` on a disk that every node sees."
+                f"the processes would resume from different checkpoints: the first from {first or 'none'!r}, this one "
+                f"from {own or 'none'!r}. Put `dirpath={self.last.parent}` on a disk that all nodes share."
             )
         hidden = requeue_checkpoint(trainer)
         if hidden is not None and own and own not in (hidden.name, self.last.name, self.previous.name):
             rank_zero_warn(
-                f"`ckpt_path={trainer.ckpt_path}` hides {hidden}, which SLURM's requeue left, so that the run begins "
-                "there again each time. Give ckpt_path='last', and `init_weights_from` for weights to begin with."
+                f"`ckpt_path={trainer.ckpt_path}` hides {hidden}, which SLURM's requeue left, so the run starts from "
+                "there each time. Give ckpt_path='last', and `init_weights_from` for initial weights."
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if not trainer.training:
             return
         self._streams, self.resumed_at = checkpoint.get(_STATE), checkpoint["epoch"] + 1
-        if trainer.strategy.restore_checkpoint_after_setup:  # then `on_fit_start` was already
+        if trainer.strategy.restore_checkpoint_after_setup:  # then `on_fit_start` has already run
             self._restore_streams(trainer)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,7 +151,7 @@ class LastCheckpoint(ModelCheckpoint):
             return
         if len(streams) != trainer.world_size:
             rank_zero_warn(
-                f"The checkpoint has the random streams of {len(streams)} processes, and {trainer.world_size} go on: "
+                f"The checkpoint has the random streams of {len(streams)} processes, but {trainer.world_size} resume: "
                 "the run will not equal an uninterrupted one bit for bit."
             )
         if trainer.global_rank < len(streams):
@@ -160,7 +160,7 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         resumed = trainer.ckpt_path
-        # Checkpoints of an earlier run in this folder are nothing to fall back to.
+        # Do not fall back to checkpoints of an earlier run in this folder.
         self._begun = resumed is not None and Path(resumed).resolve().parent == self.last.parent
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -197,19 +197,19 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a checkpoint can be read and has the contents that ``torch.save`` wrote, by the checksums in it.
+    """Whether a checkpoint can be read and its contents match the checksums of ``torch.save``.
 
-    A folder, as sharded strategies write, has none and is taken to be whole.
+    A folder, as sharded strategies write, has no checksums and counts as complete.
     """
     if Path(path).is_dir():
         return True
-    reader = torch._C.PyTorchFileReader  # of `torch.load`; it checks no sums, and trusts fields that zipfile does not
+    reader = torch._C.PyTorchFileReader  # of `torch.load`; checks no sums, unlike zipfile
     try:
         records = reader(str(path))
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist() if torch.serialization.get_crc32_options() else []
             return all(records.get_record(name.partition("/")[2]) == archive.read(name) for name in names)
-    except Exception:  # whatever bytes that are not an archive can raise
+    except Exception:  # bytes that are not an archive can raise anything
         return False
 
 

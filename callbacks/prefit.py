@@ -1,4 +1,4 @@
-"""The callback that fits the encoder's mean to a closed-form code before the run's own training begins."""
+"""A callback that fits the encoder's mean to a closed-form code before the run's training begins."""
 
 import inspect
 import math
@@ -31,44 +31,45 @@ SHARDED = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
 
 
 class PrefitCallback(Callback):
-    r"""Before the run's own training, fit the encoder's mean to :math:`\alpha\, \mu^*(T(x))`.
+    r"""Fit the encoder's mean to :math:`\alpha\, \mu^*(T(x))` before the run's training begins.
 
-    :math:`\mu^*(T)` is the code to which the simplex witness answers the teacher exactly
-    (:meth:`certvae.SimplexWitness.inverse`), and :math:`\alpha` scales it along the path of margin against energy: the
-    margin is concave in it, at most the teacher information, and reaches it at 1. Only the coordinates that the witness
-    reads are fitted; the others, the log-variance and the decoder are left to the run. What is minimized is
-    :math:`E\,|\mu(x) - \alpha \mu^*|^2`, by an Adam that nothing else uses and that is dropped afterwards. Source of
-    the idea: arXiv 2605.18224; this form of it is ours.
+    :math:`\mu^*(T)` is the code at which the simplex witness gives exactly the teacher's probabilities
+    (:meth:`certvae.SimplexWitness.inverse`). :math:`\alpha` scales it along the path of margin against energy: the
+    margin is concave in :math:`\alpha`, at most the teacher information, and equal to it at 1. Only the coordinates
+    that the witness reads are fitted. The run trains the other coordinates, the log-variance and the decoder. A
+    separate Adam minimizes :math:`E\,|\mu(x) - \alpha \mu^*|^2` and is discarded afterwards. Source of the idea: arXiv
+    2605.18224; this form of it is ours.
 
-    It works with any module that optimizes automatically: its ``training_step`` gives the code, and its loss is not
-    used. Epochs, steps, optimizers, schedules and random streams of the run start as they would without it. On several
-    processes gradients are averaged. A run that is resumed is not fitted again.
+    It works with any module with automatic optimization: its ``training_step`` computes the code, and its loss is not
+    used. Epochs, steps, optimizers, schedules and random streams of the run start as without this callback. With
+    several processes, gradients are averaged. A resumed run is not fitted again.
 
-    The margins are those of the simplex witness on the mean of training rows, in the mode of training. A module whose
-    ``witness`` is another, such as a :class:`certvae.RawHead`, is fitted to the code of the teacher's simplex witness.
+    The margins are those of the simplex witness on the mean codes of training rows, in train mode. A module with
+    another ``witness``, such as a :class:`certvae.RawHead`, is fitted to the code of the teacher's simplex witness.
 
     Logs in the first epoch ``prefit/margin_before`` and ``prefit/margin_after`` in nats, higher is better, and
     ``prefit/epochs``.
 
     Args:
-        teacher: a teacher, the path of its file, or the name of one that comes with the package, such as
-            ``"cifar100"``; default: the module's attribute ``teacher``.
+        teacher: a teacher, the path of its file, or the name of a shipped teacher, such as ``"cifar100"``; default: the
+            module's attribute ``teacher``.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`.
-        images: where the teacher's input stands in the batch.
-        alpha: point of the path, above 0 and at most 1.
-        epochs: passes over the training rows, at least 1.
-        until_margin: nats at which it ends before ``epochs`` are over; None: it does not.
+        images: where the teacher's input is in the batch.
+        alpha: position on the path, above 0 and at most 1.
+        epochs: largest number of passes over the training rows, at least 1.
+        until_margin: margin in nats at which the fit ends before ``epochs``; None: never.
         learning_rate: of Adam, above 0.
-        witness_scale: scale of the teacher's simplex witness, where the module has none of its own.
+        witness_scale: scale of the teacher's simplex witness, if the module has no simplex witness.
 
     Attributes:
-        margin_before: nats; None before it ran.
-        margin_after: nats; None before it ran.
-        epochs_run: passes that were made; kept in checkpoints, as the margins are.
+        margin_before: margin before the fit in nats; None before it ran.
+        margin_after: margin after the fit in nats; None before it ran.
+        epochs_run: number of passes; kept in checkpoints, like the margins.
 
     Raises:
         ValueError: if ``alpha`` is not in (0, 1], ``epochs`` is below 1, ``learning_rate`` is not above 0, the module
-            optimizes by hand, its parameters are sharded over processes, or there are several training dataloaders.
+            uses manual optimization, its parameters are sharded over processes, or there are several training
+            dataloaders.
 
     Example:
         >>> from certvae.callbacks import PrefitCallback
@@ -101,10 +102,10 @@ class PrefitCallback(Callback):
         self._witness: SimplexWitness | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the teacher.
+        """Load the teacher.
 
         Raises:
-            ValueError: if there is none or it does not fit the data, or the module optimizes by hand.
+            ValueError: if there is no teacher, it does not fit the data, or the module uses manual optimization.
         """
         if stage != "fit":
             return
@@ -116,11 +117,11 @@ class PrefitCallback(Callback):
         self.reader.setup(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the code, unless that was done before the run was interrupted.
+        """Fit the code, unless an interrupted run has already fitted it.
 
         Raises:
-            ValueError: if parameters are sharded, there are several training dataloaders, or ``alpha`` is at a margin
-                that the teacher cannot give.
+            ValueError: if parameters are sharded, there are several training dataloaders, or the teacher cannot give
+                the margin at ``alpha``.
         """
         if self.margin_after is not None:
             return
@@ -150,7 +151,7 @@ class PrefitCallback(Callback):
     def _pass(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer | None = None
     ) -> float:
-        """One pass over the training rows, with steps if there is an optimizer; returns the margin met on the way."""
+        """One pass over the training rows, with steps if there is an optimizer; returns the pass's margin in nats."""
         sums = torch.zeros(1, dtype=torch.float64)
         for batch_idx, batch in enumerate(_batches(trainer, pl_module)):
             with torch.set_grad_enabled(optimizer is not None):
@@ -178,14 +179,14 @@ class PrefitCallback(Callback):
         target = self.alpha * witness.inverse(probs)[:, :read].to(codes.dtype).to(codes.device)
         loss = (codes[:, :read] - target).square().sum(dim=1).mean()
         parameters = optimizer.param_groups[0]["params"]
-        # Not `backward`: a distributed wrapper would wait for the gradients of the whole module.
+        # Not `backward`: a distributed wrapper would wait for gradients of the whole module.
         for value, gradient in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
             several = gradient is not None and trainer.world_size > 1
             value.grad = trainer.strategy.reduce(gradient, reduce_op="mean") if several else gradient
         optimizer.step()
 
     def _sums(self, codes: Tensor, probs: Tensor) -> Tensor:
-        """Rows, sum of scores and of the teacher's probabilities, float64, shape ``(2 + K,)``."""
+        """Number of rows, sum of scores and sums of the teacher's probabilities, float64, shape ``(2 + K,)``."""
         log_student = self._simplex(codes)(codes).double().log_softmax(dim=1).to(probs.device)
         score = (probs.double() * log_student).sum()
         return torch.cat([torch.stack([score.new_tensor(len(codes)), score]), probs.double().sum(dim=0)])
@@ -224,7 +225,7 @@ def _check_run(trainer: Trainer) -> None:
 
 
 def _batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
-    """An epoch's training batches on the device, as the run's own steps get them."""
+    """An epoch's training batches on the device, prepared as for the run's own steps."""
     most, data = trainer.num_training_batches, getattr(trainer, "datamodule", None)
     loader: Any = trainer.train_dataloader
     for batch in islice(loader, None if math.isinf(most) else int(most)):
@@ -235,7 +236,7 @@ def _batches(trainer: Trainer, pl_module: LightningModule) -> Iterator[Any]:
 
 @contextmanager
 def _kept_but_norms(module: nn.Module) -> Iterator[None]:
-    """Leave attributes and buffers as they were, but for the statistics of batch norms, which belong to the weights."""
+    """Restore attributes and buffers on exit, except batch-norm statistics, which belong to the weights."""
     norms = [buffer for part in module.modules() if isinstance(part, _NormBase) for buffer in part.buffers()]
     with kept_module_state(module):
         yield

@@ -1,4 +1,4 @@
-"""The callback that shows, beside the raw witness, what an affine probe reads from the same code."""
+"""A callback that measures what an affine probe can predict from the code, next to the raw witness."""
 
 from typing import Any
 
@@ -18,42 +18,42 @@ LOGGED = ("alignment_loss", "margin", "margin_lower")
 
 
 class ProbeCallback(Callback):
-    r"""Fit an affine probe on the codes of training rows, and score it on validation rows; nothing is certified.
+    r"""Fit an affine probe on codes of training rows and score it on validation rows; it certifies nothing.
 
     The probe is :class:`certvae.monitoring.affine_probe.AffineProbe`, a multinomial logistic regression from the
-    posterior's mean to the teacher's components, one step for each training batch. At the rows of a validation, if
-    these rows neither trained nor chose the model, it is a fixed witness, so its margin ``I_T - E KL(T || probe(z))``
-    is, in the population, a lower bound on what the code carries about the input (Barber and Agakov, 2003), as the
-    raw witness's is.
+    posterior's mean to the teacher's components, with one step per training batch. On validation rows that were not
+    used to train or select the model, the probe is a fixed witness. So its margin ``I_T - E KL(T || probe(z))`` is, in
+    the population, a lower bound on the information of the code about the input (Barber and Agakov, 2003), like the raw
+    witness's margin.
 
     The certificate does not use the probe: the raw witness needs no training. The raw witness tests whether the code
-    gives the teacher's answer in fixed coordinates. The probe tests whether any affine map finds it. A VAE that
-    reconstructs and was not aligned often has a probe margin far above 0 and a raw margin below 0: it is informative,
-    and not aligned. If both are at or below 0, nothing is shown; read the rate.
+    gives the teacher's outputs in fixed coordinates. The probe tests whether any affine map gives them. A VAE that
+    reconstructs well but was not aligned often has a probe margin far above 0 and a raw margin below 0: it is
+    informative, but not aligned. If both are at or below 0, nothing is shown; read the rate.
 
-    It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, from which it takes teacher, latents,
-    images, dataloader and the method and confidence of the bound. Gradients never reach the model: the run is the
-    same bits with and without it. The code is that of the training step, by a hook or from ``outputs["posterior"]``;
-    only where ``latents`` is a function is it called once more for each training batch, with the module in eval mode.
-    The teacher is asked about each training batch, which a table of targets makes cheap. On several processes gradients
-    are added up, so that all hold the same probe. The probe and its optimizer are kept in checkpoints as this
-    callback's state, not the module's.
+    It needs a :class:`certvae.callbacks.CertificateCallback` in the same run, and uses its teacher, latents, images,
+    dataloader and the method and confidence of its bound. Gradients never reach the model: the run is bit-identical
+    with and without the probe. The code is that of the training step, from a hook or from ``outputs["posterior"]``.
+    Only if ``latents`` is a function is it called once more per training batch, with the module in eval mode. The
+    teacher runs on each training batch; a table of targets makes this cheap. With several processes, gradients are
+    summed, so all have the same probe. Checkpoints keep the probe and its optimizer as this callback's state, not the
+    module's.
 
     Logs ``probe/alignment_loss`` (nats, lower is better), ``probe/margin`` and ``probe/margin_lower`` (nats, higher is
-    better; the bound is that of a single look) at the end of each validation epoch. A validation without a probe,
-    before any training batch and without a checkpoint, logs none of them and warns.
+    better; the bound is that of a single look) at the end of each validation epoch. A validation before any training
+    batch and without a checkpoint logs none of these and warns.
 
     Args:
         certificate: ``name`` of the certificate callback.
-        learning_rate: of the probe's Adam, above 0.
-        name: of the logged keys and the state in checkpoints; several probes in a run need a different one each.
+        learning_rate: learning rate of the probe's Adam, above 0.
+        name: prefix of the logged keys and the state in checkpoints; several probes in a run need different names.
 
     Attributes:
-        figures: what the latest validation logged, by name without ``probe/``; empty before, and after one whose codes
-            were not finite.
+        figures: values logged by the latest validation, by name without ``probe/``; empty before, and after a
+            validation with codes that are not finite.
 
     Raises:
-        ValueError: if ``learning_rate`` is not above 0, or there is no such certificate callback.
+        ValueError: if ``learning_rate`` is not above 0, or no certificate callback has this name.
 
     Example:
         >>> from certvae.callbacks import CertificateCallback, ProbeCallback
@@ -77,18 +77,18 @@ class ProbeCallback(Callback):
         return self._generate_state_key(name=self.name)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the certificate callback, and put a hook of our own where it has its.
+        """Find the certificate callback, and register a hook at the same submodule.
 
         Raises:
-            ValueError: if there is none of this name, or its teacher or latents are not there.
+            ValueError: if no such callback has this name, or its teacher or latents do not exist.
         """
         if stage not in ("fit", "validate"):
             return
         self._watched = CertificateCallback.find(trainer, self.certificate, self)
         if self._watched.own_rows is not None:
             raise ValueError(
-                "ProbeCallback scores on the rows that the trainer validates on, and its CertificateCallback has a "
-                "`dataloader` of its own. Give the rows to the trainer, with a `validation_step`, or leave it out."
+                "ProbeCallback scores on the rows of the trainer's validation, but its CertificateCallback has its own "
+                "`dataloader`. Give these rows to the trainer, with a `validation_step`, or remove ProbeCallback."
             )
         given = self._watched.reader
         self._reader = BatchReader(given.given_teacher, given.capture.source, given.images, self._probe)
@@ -112,7 +112,7 @@ class ProbeCallback(Callback):
         self._reader.capture.listen()
 
     @torch.no_grad()
-    @isolate_rng()  # a function given as `latents` or `images` may draw numbers: the run must not depend on it
+    @isolate_rng()  # a function given as `latents` or `images` may draw; the run must not depend on it
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -172,8 +172,8 @@ class ProbeCallback(Callback):
         self.figures, scored = {}, self._evaluation.finish(trainer)
         self._evaluation = None
         if scored is None:
-            return  # the model has diverged, as the certificate callback says
-        self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status: a probe certifies nothing
+            return  # the model has diverged; the certificate callback reports it
+        self.figures = {name: getattr(scored, name) for name in LOGGED}  # no status, because a probe certifies nothing
         for name, figure in self.figures.items():
             value = torch.tensor(figure, dtype=torch.float64, device=self._device)
             pl_module.log(f"{self.name}/{name}", value, on_step=False, on_epoch=True, sync_dist=True)

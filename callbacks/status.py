@@ -1,4 +1,4 @@
-"""One line of progress for a run: live in a terminal, a few plain lines elsewhere."""
+"""A callback that shows the progress of a run in one line: live in a terminal, a few plain lines elsewhere."""
 
 import math
 import sys
@@ -14,19 +14,19 @@ from certvae.certificate.certificate import Certificate
 
 __all__ = ["StatusLine"]
 
-WIDE = 110  # columns of a terminal that has room for a protocol's whole line
+WIDE = 110  # terminal columns that a protocol's whole line needs
 
 
 class StatusLine(Callback):
     """Show epoch, margin, threshold, reading, verdict and time of a run in one line; epochs count from 0.
 
-    In a terminal the line is live; below 110 columns the verdict stands before the margin, and what has no room is cut.
-    Without a terminal, about ``lines`` plain lines a run are printed. So they are above Lightning's own progress bar
-    where that is on, which shows the margin as well.
+    In a terminal the line is live; below 110 columns the verdict comes before the margin, and the line is cut at the
+    edge. Without a terminal, or with Lightning's own progress bar (which shows the margin too), about ``lines`` plain
+    lines are printed per run.
 
     Args:
-        label: what is running.
-        lines: plain lines a run, at least 1.
+        label: name of the run in the line.
+        lines: plain lines per run, at least 1.
 
     Example:
         >>> from certvae.callbacks import StatusLine
@@ -54,7 +54,7 @@ class StatusLine(Callback):
             TimeRemainingColumn(),
             TextColumn("{task.fields[text]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
         )
-        self._progress = Progress(*columns, console=console, expand=True)  # a narrow terminal cuts the text only
+        self._progress = Progress(*columns, console=console, expand=True)  # a narrow terminal cuts only the text
         batches = trainer.num_training_batches
         known = math.isfinite(batches) and _epochs(trainer, pl_module)
         total, done = (known * batches, trainer.current_epoch * batches) if known else (None, 0)

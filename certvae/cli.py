@@ -1,4 +1,4 @@
-"""The command ``certvae``: which command is meant. Each is imported only when it runs, so that help comes at once."""
+"""The command ``certvae``, which imports a subcommand only when it runs, so that help appears at once."""
 
 import os
 import sys
@@ -12,8 +12,8 @@ USAGE = """usage: certvae COMMAND ...
   protocol                          search, full, no_align, rescue for each seed, then a table, a summary and a figure
   certify                           certificate.json from a checkpoint, a teacher and a YAML, on rows kept for it
   verify                            recompute a certificate.json; exit status 0 only if it holds
-  diagnose                          what a certificate.json says of the code, why, and what to do
-  report                            one HTML file on a run, or on several side by side
+  diagnose                          what a certificate.json shows about the code, why, and what to do
+  report                            one HTML file on a run, or a comparison of several
 
 certvae COMMAND --help lists the options of each; certvae --version prints the version."""
 
@@ -69,7 +69,7 @@ _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 def main(args: Sequence[str] | None = None) -> int:
     """Entry point of ``certvae``; returns the exit status.
 
-    An error that the user can mend is printed in one line; ``CERTVAE_TRACEBACK=1`` shows where it came from.
+    An error that the user can fix is printed in one line; ``CERTVAE_TRACEBACK=1`` shows its traceback.
     """
     given = list(sys.argv[1:] if args is None else args)
     if not given or given[0] in ("-h", "--help"):
@@ -95,7 +95,7 @@ def _run(command: Callable[[], Main], args: Sequence[str]) -> int:
     from certvae.terminal import quiet, user_errors
 
     if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a YAML may name the user's own classes
+        sys.path.insert(0, os.getcwd())  # a YAML may name classes of the user
     if command is not _lightning:
         quiet()
     with user_errors() as outcome:

@@ -1,4 +1,4 @@
-"""What reaches the terminal: errors that a user can mend in one line, and no hints that do not apply."""
+"""Terminal output: one line for an error that the user can fix, and no hints that do not apply."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 __all__ = ["Outcome", "chain", "quiet", "user_errors"]
 
@@ -22,9 +22,10 @@ class Outcome:
 
 @contextmanager
 def user_errors() -> Iterator[Outcome]:
-    """Print an error of ours in one line and set status 1, or 130 after Ctrl-C; everything else passes through.
+    """Print an error of this package in one line and set status 1, or 130 after Ctrl-C; re-raise other errors.
 
-    An error is ours if code of this package raised it. Where a parser wrapped ours in its own, ours is printed.
+    An error counts if code of this package raised it. If a parser wrapped it in its own error, the inner one is
+    printed.
     """
     outcome = Outcome()
     try:
@@ -43,12 +44,12 @@ def user_errors() -> Iterator[Outcome]:
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Whether Ctrl-C is behind it: Lightning turns that into an exit with status 1."""
+    """Whether Ctrl-C caused the error: Lightning turns it into an exit with status 1."""
     return any(type(link) is KeyboardInterrupt for link in chain(error))
 
 
 def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from, outermost first."""
+    """The error and its causes, outermost first."""
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
@@ -63,7 +64,7 @@ def _is_ours(error: BaseException) -> bool:
 
 
 def quiet() -> None:
-    """Leave the terminal to our own lines: Lightning's hints do not apply to the runs that these commands make."""
+    """Silence Lightning's hints, which do not apply to the runs of these commands."""
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in _HINTS:

@@ -1,4 +1,4 @@
-"""DataModules that keep whole image sets in memory as uint8 and give batches ``(images, label, index)``."""
+"""DataModules that keep whole image sets in memory as uint8 and yield batches ``(images, label, index)``."""
 
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
 from certvae.datamodules.cifar100 import CIFAR100DataModule

@@ -1,4 +1,4 @@
-"""The base of the DataModules: arrays in memory, splits that are disjoint by construction, floats on the device."""
+"""The base class of the DataModules: arrays in memory, disjoint splits, conversion to floats on the device."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class DataError(RuntimeError):
-    """Data files are missing, damaged, or not what they should be."""
+    """Data files are missing, damaged or not the official ones."""
 
 
 class ImageArrays(NamedTuple):
@@ -28,7 +28,7 @@ class ImageArrays(NamedTuple):
     Attributes:
         images: uint8, shape ``(N, C, H, W)``; the training rows come first.
         labels: int64, shape ``(N,)``.
-        num_train: how many rows are for training.
+        num_train: number of training rows.
         class_names: name of each label.
     """
 
@@ -39,12 +39,12 @@ class ImageArrays(NamedTuple):
 
 
 class RowDataset(Dataset[Batch]):
-    """Rows of the arrays; a batch is gathered at once, without Python work for each row.
+    """Some rows of the arrays; a whole batch is gathered at once, without a Python loop over rows.
 
     Args:
         images: uint8, shape ``(N, C, H, W)``.
         labels: int64, shape ``(N,)``.
-        rows: which rows belong to this split; their positions in the whole set are the batches' ``index``.
+        rows: positions of this split's rows in the whole set, which are the ``index`` of the batches.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
@@ -63,28 +63,28 @@ class RowDataset(Dataset[Batch]):
 
 
 def _as_is(batch: Any) -> Any:
-    """Collate function for batches that the data set already gathered."""
+    """Collate function for batches that the data set has already gathered."""
     return batch
 
 
 class ImageDataModule(LightningDataModule):
-    """Batches ``(images, label, index)`` from arrays in memory.
+    """Base class that yields batches ``(images, label, index)`` from arrays in memory.
 
     Images are uint8 until they are on the device, then float32 in [0, 1]. ``index`` is the row's position in the
     whole set, unique over all splits. All official training rows are for training. The official test rows are
     divided with a fixed seed. One part, ``val``, is watched during training. The other, ``test``, is kept for the
     published certificate: neither training nor model selection has used it.
 
-    Under a trainer of ``lightning.pytorch``, the other import name, give it their base as well:
+    For a trainer of ``lightning.pytorch``, add its base class:
     ``class Data(DigitsDataModule, lightning.pytorch.LightningDataModule): ...``.
 
     Args:
-        batch_size: rows of a training batch, at least 1.
-        eval_batch_size: rows of a batch of ``val`` or ``test``, at least 1. Few large batches cost less than many
-            small ones, and keep no gradient.
+        batch_size: rows per training batch, at least 1.
+        eval_batch_size: rows per batch of ``val`` or ``test``, at least 1. Evaluation keeps no gradients, so that large
+            batches are faster.
         test_fraction: share of the held-out rows that goes to ``test``, at least 0 and below 1. The rest is ``val``.
-        subset: for quick runs, at most this many rows of each split, at least 1, drawn with ``split_seed``.
-        split_seed: of the division into ``val`` and ``test``, at least 0.
+        subset: largest number of rows per split, at least 1, drawn with ``split_seed``; for quick runs.
+        split_seed: seed of the division into ``val`` and ``test``, at least 0.
         num_workers: worker processes, at least 0; 0 is fastest for arrays in memory.
     """
 
@@ -117,7 +117,7 @@ class ImageDataModule(LightningDataModule):
         """Read the whole data set.
 
         Raises:
-            DataError: if files are missing or damaged, naming them and what to do.
+            DataError: if files are missing or damaged; the message names them and what to do.
         """
 
     @cached_property
@@ -185,7 +185,7 @@ class ImageDataModule(LightningDataModule):
 
     def loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         """A dataloader of uint8 batches; the DataModule makes them floats on the device."""
-        # By keyword, because Lightning passes `shuffle` again when it rebuilds a loader (predict, several processes).
+        # A keyword, because Lightning passes `shuffle` again when it rebuilds a loader (predict, several processes).
         return DataLoader(
             self.dataset(split),
             batch_size=self.batch_size if split == "train" else self.eval_batch_size,
@@ -207,6 +207,6 @@ class ImageDataModule(LightningDataModule):
         return self.loader("test")
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Turn uint8 images into float32 in [0, 1] where they are."""
+        """Convert uint8 images to float32 in [0, 1] on their device."""
         images, labels, index = batch
         return images.float() / 255, labels, index

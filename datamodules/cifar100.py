@@ -1,4 +1,4 @@
-"""CIFAR-100 from the official files, checked by their md5."""
+"""CIFAR-100 from the official files, which are checked by md5."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
 
 __all__ = ["CIFAR100DataModule"]
 
-FILE_LIMIT = 2**28  # bytes; the official files have at most 155 million, so what is larger need not be digested
+FILE_LIMIT = 2**28  # bytes; the official files have at most 155 million, so larger files are rejected without hashing
 
 
 class CIFAR100DataModule(ImageDataModule):
@@ -20,8 +20,8 @@ class CIFAR100DataModule(ImageDataModule):
 
     Args:
         data_dir: folder that holds ``cifar-100-python/{train,test,meta}``.
-        download: fetch the official archive if the files are not there.
-        kwargs: as for :class:`certvae.datamodules.ImageDataModule`.
+        download: whether to download the official archive if the files are missing.
+        kwargs: arguments of :class:`certvae.datamodules.ImageDataModule`.
     """
 
     def __init__(self, data_dir: str = "data", download: bool = False, **kwargs: Any) -> None:
@@ -29,17 +29,17 @@ class CIFAR100DataModule(ImageDataModule):
         self.data_dir, self.download = os.path.expanduser(data_dir), download
 
     def prepare_data(self) -> None:
-        """Download where asked for, and check the files.
+        """Download the files if ``download`` is true and they are missing, and check them.
 
-        Only the official archive is unpacked, and only if it has the official md5.
+        The archive is unpacked only if it has the official md5.
 
         Raises:
-            DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
+            DataError: if a file is missing or damaged, or a download would write through a link; the message names it.
         """
         if self.download and self._problems():
             self._refuse_links()
             try:
-                # CIFAR100(download=True) would not look at meta before it decides that nothing is to be fetched.
+                # CIFAR100(download=True) does not check meta when it decides whether to download.
                 download_and_extract_archive(
                     CIFAR100.url, self.data_dir, filename=CIFAR100.filename, md5=CIFAR100.tgz_md5
                 )
@@ -50,7 +50,7 @@ class CIFAR100DataModule(ImageDataModule):
             raise DataError(f"CIFAR-100: {'; '.join(problems)}. {self._how_to_fix()}")
 
     def load(self) -> ImageArrays:
-        # torchvision unpickles these files; the digests checked here make sure that they are the official ones.
+        # torchvision unpickles these files, so the digests are checked first.
         self.prepare_data()
         parts = [CIFAR100(self.data_dir, train=train) for train in (True, False)]
         images = np.concatenate([part.data for part in parts]).transpose(0, 3, 1, 2)
@@ -58,11 +58,11 @@ class CIFAR100DataModule(ImageDataModule):
         return ImageArrays(np.ascontiguousarray(images), labels, len(parts[0].data), tuple(parts[0].classes))
 
     def _refuse_links(self) -> None:
-        """Refuse a download that would write through a link, or over something that is no regular file."""
+        """Refuse a download that would write through a link or replace something that is not a regular file."""
         folder = Path(self.data_dir) / CIFAR100.base_folder
         archive = Path(self.data_dir) / CIFAR100.filename
         for path in (archive, folder, *folder.glob("*")):
-            whole = path == archive and path.is_file() and check_md5(path, CIFAR100.tgz_md5)  # is only read
+            whole = path == archive and path.is_file() and check_md5(path, CIFAR100.tgz_md5)  # then it is only read
             plain = not path.is_symlink() and (path == folder or path.is_file() or not path.exists())
             if not (plain or whole):
                 raise DataError(

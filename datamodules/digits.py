@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships: 1,797 images of 8 x 8, no download."""
+"""The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels, without a download."""
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -11,8 +11,8 @@ __all__ = ["DigitsDataModule"]
 class DigitsDataModule(ImageDataModule):
     """Digits of scikit-learn (Alpaydin and Kaynak, 1998), shape ``(1, 8, 8)``, ten labels.
 
-    There is no official division; a fixed permutation gives 1,197 rows for training and 600 held out. Arguments as
-    for :class:`certvae.datamodules.ImageDataModule`.
+    There is no official split; a fixed permutation gives 1,197 training rows and 600 held-out rows. Arguments as for
+    :class:`certvae.datamodules.ImageDataModule`.
     """
 
     held_out = 600

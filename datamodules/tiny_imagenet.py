@@ -26,11 +26,11 @@ NAME = "tiny-imagenet-200"
 URL = f"http://cs231n.stanford.edu/{NAME}.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 SIZE = 64
-MOST_CLASSES, MOST_IMAGES = 200, 110_000  # of the official set; an array of more would not be Tiny-ImageNet's
+MOST_CLASSES, MOST_IMAGES = 200, 110_000  # of the official set; a larger array is not Tiny-ImageNet
 ZIP_LIMIT = 2**30  # bytes, packed and unpacked; four times the official zip
-CACHE_LIMIT = 2**31  # bytes; the array of the official set has 1.4 billion
-FILE_LIMIT = 2**24  # bytes of a list; of the official ones the largest has 2.6 million
-IMAGE_LIMIT = 2**18  # bytes; the largest JPEG of 64 x 64 has some 6,000, and one with long comments is still read
+CACHE_LIMIT = 2**31  # bytes; the official set's array has 1.4 billion
+FILE_LIMIT = 2**24  # bytes of a list; the largest official one has 2.6 million
+IMAGE_LIMIT = 2**18  # bytes; the largest 64 x 64 JPEG has about 6,000, so long comments are allowed
 
 
 class TinyImageNetDataModule(ImageDataModule):
@@ -38,14 +38,14 @@ class TinyImageNetDataModule(ImageDataModule):
 
     The official test labels are not public, so the official validation images are the held-out rows. The images are
     decoded once, in parallel, into an array that is kept in ``cache_dir``. A part of the set in the official layout
-    works as well; a missing class folder does not.
+    works too, but no class folder may be missing.
 
     Args:
         data_dir: folder that holds ``tiny-imagenet-200.zip`` or the folder ``tiny-imagenet-200``.
-        download: fetch the official zip if neither is there, or if the zip fails ``check_zip``.
-        check_zip: check the official md5 of the zip, when it is read.
+        download: whether to download the official zip if both are missing or the zip fails ``check_zip``.
+        check_zip: whether to check the official md5 of the zip when it is read.
         cache_dir: where the decoded array is kept; default ``data_dir/certvae-cache``.
-        kwargs: as for :class:`certvae.datamodules.ImageDataModule`.
+        kwargs: arguments of :class:`certvae.datamodules.ImageDataModule`.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class TinyImageNetDataModule(ImageDataModule):
         return Path(self.data_dir) / NAME
 
     def prepare_data(self) -> None:
-        """Download where asked for, check the files, and decode the images once.
+        """Download the zip if ``download`` is true and it is missing, check the files, and decode the images once.
 
         Raises:
-            DataError: naming a missing or damaged file, or a link through which a download would write elsewhere.
+            DataError: if a file is missing or damaged, or a download would write through a link; the message names it.
         """
         if self.download and not self._folder.is_dir() and (self.check_zip or not self._zip.is_file()):
             self._refuse_link()
-            try:  # does nothing if the zip has the md5, and replaces one that an earlier download left unfinished
+            try:  # does nothing if the zip has the md5; replaces an unfinished download
                 download_url(URL, self.data_dir, self._zip.name, MD5)
             except (OSError, RuntimeError) as error:
                 raise DataError(f"Tiny-ImageNet could not be downloaded ({error}). {self._how_to_fix()}") from None
@@ -93,9 +93,9 @@ class TinyImageNetDataModule(ImageDataModule):
         return ImageArrays(images, labels, len(train), tuple(words.get(wnid, wnid) for wnid in wnids))
 
     def _refuse_link(self) -> None:
-        """Refuse a download that would write through a link, or over something that is no regular file."""
+        """Refuse a download that would write through a link or replace something that is not a regular file."""
         path = self._zip
-        whole = path.is_file() and check_md5(path, MD5)  # is only read
+        whole = path.is_file() and check_md5(path, MD5)  # then it is only read
         if not whole and (path.is_symlink() or (path.exists() and not path.is_file())):
             raise DataError(
                 f"Tiny-ImageNet: the download would write to {path}, which is not a regular file; remove it."
@@ -124,7 +124,7 @@ class TinyImageNetDataModule(ImageDataModule):
         images = _decode(source, names)
         content = io.BytesIO()
         np.save(content, images)
-        content.write(sha256_array(images).encode())  # behind the array, where numpy does not look
+        content.write(sha256_array(images).encode())  # after the array, where numpy does not read
         write_atomic(path, content.getvalue())
         return images
 
@@ -136,7 +136,7 @@ class TinyImageNetDataModule(ImageDataModule):
 
 
 class _Source:
-    """Named files of the set, in a folder or in a zip that is read without being unpacked."""
+    """Named files of the set, in a folder or in a zip file that is not unpacked."""
 
     def __init__(self, names: list[str], read: Callable[[str], bytes], sizes: Callable[[str], int], label: str) -> None:
         self.names, self.read, self.size, self.label = names, read, sizes, label
@@ -197,7 +197,7 @@ def _limit(name: str) -> int:
 
 
 def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The array kept at ``path``, if it has this shape and the digest behind it; older caches have none."""
+    """The array at ``path``, if it has this shape and the digest after it; older caches have no digest."""
     if not path.exists():
         return None
     try:
@@ -205,7 +205,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError("it is not a regular file")
         if path.stat().st_size > CACHE_LIMIT:
             raise ValueError("it is too large")
-        # As a map, because it takes no memory before it is known to have the right shape.
+        # Memory-mapped, so that no memory is used before the shape is checked.
         cached = np.lib.format.open_memmap(path, mode="r")
         if cached.shape != shape or cached.dtype != np.uint8:
             return None
@@ -219,7 +219,7 @@ def _read_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def _behind(path: Path, offset: int) -> str:
-    """What stands in a file behind so many bytes."""
+    """The contents of a file after a number of bytes."""
     with open(path, "rb") as file:
         file.seek(offset)
         return file.read(128).decode()
@@ -282,7 +282,7 @@ def _decode(source: _Source, names: list[str]) -> np.ndarray:
 
 def _decode_one(data: bytes, name: str, label: str) -> np.ndarray:
     try:
-        # No other format: some of Pillow's start other programs, or unpack without a limit.
+        # Only JPEG: some of Pillow's formats start other programs or unpack without a limit.
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             size = image.size
             pixels = np.asarray(image.convert("RGB")) if size == (SIZE, SIZE) else None

@@ -1,6 +1,6 @@
-"""How the studies' figures look: readable in gray and at half their size, with a title that says what is seen.
+"""The style of the studies' figures: readable in gray and at half size, with a title that states the result.
 
-Colors alone never tell two series apart: each also has a marker of its own, and lines a dash pattern.
+Series never differ by color alone: each also has its own marker, and lines have their own dash pattern.
 """
 
 import csv
@@ -37,12 +37,12 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Look:
-    """How one series is drawn.
+    """The style of one series.
 
     Attributes:
-        color: of lines and marks.
-        marker: as Matplotlib names it.
-        line: dash pattern, as Matplotlib names it.
+        color: color of lines and marks.
+        marker: Matplotlib marker.
+        line: Matplotlib line style.
     """
 
     color: str
@@ -61,7 +61,7 @@ FIRST, SECOND, THIRD = Look("#0072B2", "o", "-"), Look("#D55E00", "s", "--"), Lo
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Make a function that draws use :data:`STYLE`."""
+    """Decorate a drawing function to use :data:`STYLE`."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -74,15 +74,15 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 def new_figure(
     title: str, width: float, height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, list[Axes]]:
-    """An empty figure of inches, with its panels in reading order.
+    """An empty figure with its panels in reading order; sizes in inches.
 
     Args:
         title: what the figure shows.
-        width: at most 9.5, so that letters stay readable at half size.
-        height: inches.
-        rows: of panels.
-        columns: of panels.
-        options: of ``Figure.subplots``.
+        width: width in inches, at most 9.5, so that text stays readable at half size.
+        height: height in inches.
+        rows: rows of panels.
+        columns: columns of panels.
+        options: arguments of ``Figure.subplots``.
     """
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.suptitle(title, x=0.01, ha="left")
@@ -93,16 +93,16 @@ def legend_below(figure: Figure, looks: Iterable[tuple[str, Mapping[str, Any]]],
     """One legend below all panels.
 
     Args:
-        figure: to draw in.
-        looks: each entry's text, and the arguments of ``Line2D`` that it is drawn with.
-        columns: of the legend.
+        figure: the figure.
+        looks: text and ``Line2D`` arguments of each entry.
+        columns: columns of the legend.
     """
     entries = [Line2D([], [], **{**style, "label": label}) for label, style in looks]
     figure.legend(handles=entries, loc="outside lower left", ncols=columns)
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The lines of a CSV file, with numbers, truth values and None as they were."""
+    """The lines of a CSV file, with numbers, booleans and None restored."""
     with open(path, newline="") as file:
         return [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
 

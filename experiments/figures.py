@@ -1,7 +1,7 @@
-"""Draw the studies' figures again from the tables that are committed: `python -m experiments.figures`.
+"""Redraw the studies' figures from the committed tables: `python -m experiments.figures`.
 
-Two come from elsewhere: ``python experiments/statistics/coverage.py --redraw`` draws that of the bounds, and
-``make demo`` the curve of the digits.
+Two figures have other commands: ``python experiments/statistics/coverage.py --redraw`` draws the figure of the bounds,
+and ``make demo`` draws the curve of the digits.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from experiments.witnesses import study as witnesses
 __all__ = ["FIGURES", "draw"]
 
 RESULTS = Path(__file__).parent / "results"
-# By the name of a figure without its suffix: the table that it is drawn from, and the function that draws it.
+# Table and drawing function of each figure, by its name without suffix.
 FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "cifar100/cifar100": ("cifar100/cifar100", partial(protocol.draw, dataset="CIFAR-100")),
     "tiny_imagenet/tiny_imagenet": ("tiny_imagenet/tiny_imagenet", partial(protocol.draw, dataset="Tiny-ImageNet")),

@@ -1,4 +1,4 @@
-"""What studies share: their options, a teacher and data for each seed, and runs that are certified on kept rows.
+"""Shared code of the studies: options, a teacher and data for each seed, and runs certified on reserved rows.
 
 A study is started as a module from the root of a checkout, such as ``python -m experiments.stress.study``. Its runs are
 those of :mod:`certvae.commands.runs`, its table, claims and figures those of :mod:`certvae.commands.tables`.
@@ -41,14 +41,15 @@ class Run:
     """A finished run.
 
     Attributes:
-        folder: of the run.
-        certificate: on the rows kept for it, by ``normal``, with the calibrated witness fitted on training rows.
-        proven: the same by the proven bound that is the default.
-        mean_squared_error: of a pixel, reconstructed from a draw of the code.
-        constant_squared_error: of a pixel, of the best constant image.
+        folder: folder of the run.
+        certificate: certificate on the reserved rows by ``normal``, with the calibrated witness fitted on training
+            rows.
+        proven: the same by the default proven bound.
+        mean_squared_error: mean squared error per pixel of the reconstruction from a draw of the code.
+        constant_squared_error: mean squared error per pixel of the best constant image.
         energy: ``E|mu|^2 / 2`` in nats, over the coordinates that the simplex witness reads.
-        seconds: of the last start, with everything.
-        more: what the study itself measured.
+        seconds: seconds since the last start, including everything.
+        more: further measurements of the study.
     """
 
     folder: Path
@@ -61,7 +62,7 @@ class Run:
     more: dict[str, Any]
 
     def line(self) -> Line:
-        """What a table says of every run."""
+        """The table values of every run."""
         values: dict[str, Any] = {
             "energy": self.energy,
             "mean_squared_error": self.mean_squared_error,
@@ -73,11 +74,11 @@ class Run:
 
 
 def numbers(certificate: Certificate, proven: Certificate) -> Line:
-    """What a table says of a run's certificates; nats.
+    """The table values of a run's certificates, in nats.
 
     Args:
-        certificate: by ``normal`` at 95 %, so that the interval of the margin has 90 %.
-        proven: by the proven bound; its reading holds with its confidence.
+        certificate: certificate by ``normal`` at 95 %, so that the interval of the margin has 90 %.
+        proven: certificate by the proven bound; its reading holds with its confidence.
     """
     c = certificate
     values = {
@@ -102,7 +103,7 @@ def numbers(certificate: Certificate, proven: Certificate) -> Line:
 
 
 def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The options that every study has, for the module ``experiments.<name>.study``."""
+    """The options common to all studies, for the module ``experiments.<name>.study``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m experiments.{name}.study",
         description=description,
@@ -113,7 +114,7 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
     parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
-    parser.add_argument("--output_dir", type=Path, help="default: in runs; a study that is there goes on")
+    parser.add_argument("--output_dir", type=Path, help="default: in runs; an interrupted study in it is resumed")
     parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser
@@ -209,7 +210,7 @@ class Study:
             yield images, index
 
     def base(self, name: str) -> Any:
-        """A value of the base ``full.yaml`` by its name on the command line, such as ``model.encoder``."""
+        """A value of the base ``full.yaml`` by its command-line name, such as ``model.encoder``."""
         part, last = part_of(self.values("full"), name)
         return part[last]
 
@@ -266,12 +267,12 @@ class Study:
 
 
 def _finish(cli: LightningCLI, *, run: runs.Run, measure: Measure | None) -> dict[str, Any]:
-    """Certify a fitted run on the kept rows, and measure it."""
+    """Certify a fitted run on the reserved rows, and measure it."""
     assert run.teacher is not None
     encoded = EncodedCheckpoint.read(run.checkpoint, run.teacher, run.config, OPTIONS)
     certificate = encoded.certify()
     certificate.save(run.folder / "certificate.json")
-    # the default: betting, for a teacher that promises a floor
+    # the default: betting, for a teacher with a guaranteed floor
     encoded.certify(method=None).save(run.folder / "proven.json")
     found = errors_on_kept_rows(cli.model, cli.datamodule, certificate.num_components)
     return {**found, "more": {} if measure is None else measure(cli)}
@@ -279,12 +280,12 @@ def _finish(cli: LightningCLI, *, run: runs.Run, measure: Measure | None) -> dic
 
 @torch.no_grad()
 def errors_on_kept_rows(model: Any, data: Any, num_components: int) -> dict[str, float]:
-    """Squared errors of a pixel and energy, in float32 on the CPU, with draws that belong to the rows.
+    """Squared errors per pixel and energy, in float32 on the CPU, with fixed draws per row.
 
     Args:
         model: a :class:`certvae.VAE`, which stays on the CPU in eval mode.
         data: its DataModule, set up for tests.
-        num_components: of the teacher; the simplex witness reads one coordinate less.
+        num_components: K of the teacher; the simplex witness reads K - 1 coordinates.
 
     Returns:
         ``mean_squared_error``, ``constant_squared_error`` and ``energy``, as in :class:`Run`.

@@ -1,10 +1,10 @@
-"""Make the teachers that come with the package, as ``certvae/teachers/shipped_files``; about 5 min on 2 CPU cores.
+"""Make the shipped teachers in ``certvae/teachers/shipped_files``; about 5 min on 2 CPU cores.
 
     python -m experiments.teachers --data_dir data
     python -m experiments.teachers cifar100 --data_dir data --output_dir runs/teachers
 
-Each is searched with the YAML of its data set's protocol. Its principal components are then rounded to 16 bits, so that
-the file is small, and everything on its card is measured again with the rounded ones.
+Each teacher is searched with the YAML of its data set's protocol. Its principal components are then rounded to 16 bits
+for a small file, and its card is measured again.
 """
 
 import argparse
@@ -28,12 +28,12 @@ def make(name: str, data_dir: str, folder: Path) -> Path:
     """Search a teacher and write it.
 
     Args:
-        name: of a folder of ``experiments`` with a ``search.yaml``.
-        data_dir: where the data set is.
-        folder: where ``<name>.safetensors`` goes; the search writes its table below it.
+        name: name of a folder in ``experiments`` with a ``search.yaml``.
+        data_dir: data folder.
+        folder: folder of ``<name>.safetensors``; the search writes its table below it.
 
     Returns:
-        The file.
+        The path of the file.
     """
     search = folder / f"{name}_search"
     quiet = ["--trainer.logger=false", "--trainer.callbacks=[]", f"--trainer.default_root_dir={search}"]
@@ -43,10 +43,10 @@ def make(name: str, data_dir: str, folder: Path) -> Path:
 
 
 def rounded(teacher: GaussianMixtureTeacher, cli: LightningCLI) -> GaussianMixtureTeacher:
-    """The teacher with 16 bits for each number of its principal components, measured on the search's rows."""
+    """The teacher with principal components rounded to 16 bits, measured on the search's rows."""
     parts = {key: value.half() if key in LARGE else value for key, value in teacher.tensors().items()}
     data, seen = cli.datamodule, len(cli.datamodule.splits["train"])
-    # The fingerprint is that of all files: of a part of Tiny-ImageNet-200 it would refuse the whole.
+    # A fingerprint of a part of Tiny-ImageNet-200 would make the teacher refuse the whole set.
     whole = seen == data.num_classes * 500
     made_from = f"Searched on {seen:,} training images of {type(data).__name__.removesuffix('DataModule')}"
     choice = f"{made_from}{'' if whole else ', a part of the set'}. {teacher.card.choice}"
@@ -58,7 +58,7 @@ def rounded(teacher: GaussianMixtureTeacher, cli: LightningCLI) -> GaussianMixtu
 
 
 def main() -> None:
-    """Make the named ones, else all."""
+    """Make the named teachers, or all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(OPTIONS)}; default: all")
     parser.add_argument("--data_dir", default="data", help="where the data sets are")

@@ -3,7 +3,7 @@
     pip install wandb-workspaces
     python experiments/wandb_workspace.py ENTITY PROJECT
 
-It needs an account, for a workspace is kept by the server and nowhere else.
+It needs an account, because only the server keeps workspaces.
 """
 
 import argparse
@@ -19,8 +19,8 @@ def workspace(entity: str, project: str, name: str = "certificate") -> ws.Worksp
 
     Args:
         entity: user or team.
-        project: of the runs.
-        name: of the callback, the first part of its keys.
+        project: project of the runs.
+        name: name of the callback, the first part of its keys.
     """
     lines = {
         "alignment loss under the teacher information": ("alignment_loss", "teacher_information"),

@@ -1,1 +1,1 @@
-"""The commands ``fit``, ``protocol``, ``certify`` and ``verify``."""
+"""The commands ``fit``, ``protocol``, ``certify``, ``verify`` and ``diagnose``."""

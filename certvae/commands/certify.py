@@ -1,6 +1,6 @@
-"""``certvae certify``: the certificate that one publishes, made once on rows that nothing before has touched.
+"""``certvae certify``: computes a certificate to publish, once, on rows that were never used before.
 
-A YAML is code: the classes that --config names are imported and run. Give only your own, or one that you have read.
+A YAML is code: the classes that --config names are imported and run. Use only your own YAML, or one that you have read.
 Checkpoint and teacher run no code.
 """
 
@@ -40,36 +40,36 @@ from certvae.theory.witness import SimplexWitness, own_witness
 __all__ = ["CertifyOptions", "EncodedCheckpoint", "certify_checkpoint", "main"]
 
 FEW_ROWS = 50
-CONFIG_LIMIT = 2**17  # bytes of a YAML; the longest of a run has some 3,000
-# `verify` takes the options from a certificate, which a stranger may have written: its work must have an end.
+CONFIG_LIMIT = 2**17  # bytes of a YAML; the longest of a run has about 3,000
+# `verify` reads the options from a certificate, which anyone may have written, so its work must be limited.
 MOST = {"permutations": 10**5, "channel_samples": 64, "calibration_rows": 10**6}
-MOST_FITTED = 2**24  # numbers of draws x rows x components, of which the fit of a calibration holds ten copies
-MOST_PERMUTED = 2**38  # numbers of permutations x rows x components: minutes
-BLOCK = 2**22  # numbers of draws that are held at once
+MOST_FITTED = 2**24  # draws x rows x components; the fit of a calibration holds ten copies
+MOST_PERMUTED = 2**38  # permutations x rows x components; takes minutes
+BLOCK = 2**22  # values of draws in memory at once
 
 
 @dataclass(frozen=True)
 class CertifyOptions:
-    """What decides a published certificate, beside model, teacher and data; all of it is kept in the provenance.
+    """Options of a published certificate; its provenance records them.
 
     Attributes:
-        split: ``"test"``, the rows kept for this, or ``"val"``.
+        split: ``"test"``, the rows reserved for this, or ``"val"``.
         safety_margin: nats by which the lower bound must exceed the threshold.
         confidence: probability with which the lower bound holds.
         method: name of the bound; default as in :class:`certvae.CertificateSettings`.
-        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: what the
-            teacher promises.
-        witness_floor: share of the uniform distribution mixed into the witness; default: what the bound needs.
-        permutations: of the permutation test; 0 makes none.
-        channel_samples: draws of the latent for each row.
-        calibration_rows: training rows that the calibrated witness is fitted on; 0 fits none.
-        seed: of draws and permutations.
-        latents: dotted path of the submodule that gives the code, if the model's ``forward`` does not.
-        witness_scale: scale of the teacher's simplex witness, the one that the run was watched with; default 2. Only
-            for a model that has no attribute ``witness``.
+        teacher_floor: every teacher probability is at least ``teacher_floor / K``, which is checked; default: the floor
+            that the teacher guarantees.
+        witness_floor: share of the uniform distribution mixed into the witness; default: as the bound needs.
+        permutations: number of permutations of the permutation test; 0 skips the test.
+        channel_samples: draws of the latent per row.
+        calibration_rows: number of training rows for the calibrated witness; 0 fits none.
+        seed: seed of draws and permutations.
+        latents: dotted path of the submodule that returns the code, if the model's ``forward`` does not.
+        witness_scale: scale of the teacher's simplex witness, the same as during the run; default 2. Only for a model
+            without an attribute ``witness``.
 
     Raises:
-        TypeError: if an option is not a number where one is needed.
+        TypeError: if an option that must be a number is not one.
         ValueError: if an option is not one of the values above, or a number is too small or too large.
     """
 
@@ -92,14 +92,14 @@ class CertifyOptions:
         for name, most in MOST.items():
             as_whole_number(getattr(self, name), name, 0, most)
         as_whole_number(self.seed, "seed", -(2**61), 2**61)
-        self._settings(0.5)  # the teacher's own floor is known later
+        self._settings(0.5)  # the teacher's floor is known later
         if not isinstance(self.latents, str | None):
             raise TypeError(f"`latents` must be the path of a submodule or None, got {type(self.latents).__name__}.")
         if self.witness_scale is not None and not 1e-15 <= as_number(self.witness_scale, "witness_scale") <= 1e15:
             raise ValueError(f"`witness_scale` must be from 1e-15 to 1e15, got {self.witness_scale}.")
 
     def settings(self, teacher: Teacher) -> CertificateSettings:
-        """How numbers become a verdict, with the floor that the teacher promises."""
+        """Settings of the verdict, with the floor that the teacher guarantees."""
         return self._settings(teacher.card.floor)
 
     def _settings(self, floor: float) -> CertificateSettings:
@@ -108,39 +108,40 @@ class CertifyOptions:
 
 
 def certify_checkpoint(checkpoint: Path, teacher_path: Path, config: Path, options: CertifyOptions) -> Certificate:
-    """Make a certificate from a checkpoint, a teacher and the data of a run's YAML.
+    """Compute a certificate from a checkpoint, a teacher and the data of a run's YAML.
 
     Args:
-        checkpoint: a checkpoint that Lightning wrote; its weights are read without running code.
-        teacher_path: the teacher's file.
-        config: the run's YAML, of which ``model`` and ``data`` are used. A YAML is code: the classes that it names are
-            imported and run. Give only your own, or one that you have read.
-        options: everything else.
+        checkpoint: path of a Lightning checkpoint; its weights are read without running code.
+        teacher_path: path of the teacher's file.
+        config: path of the run's YAML; its ``model`` and ``data`` are used. A YAML is code: the classes that it names
+            are imported and run. Use only your own YAML, or one that you have read.
+        options: all other options.
 
     Returns:
-        The certificate, with hashes of everything that it was made from in its provenance.
+        The certificate; its provenance contains hashes of all inputs.
 
     Raises:
-        FileNotFoundError: if one of the three is not there as a regular file.
+        FileNotFoundError: if one of the three paths is not a regular file.
         TeacherFileError: if the teacher file cannot be used.
         CheckpointFileError: if the checkpoint cannot be used.
         TeacherMismatchError: if the teacher was made for other data.
-        ValueError: if the YAML is not that of a run, or ``witness_scale`` is given and the model has its own witness.
+        ValueError: if the YAML does not describe a run, or ``witness_scale`` is given and the model has its own
+            witness.
     """
     return EncodedCheckpoint.read(checkpoint, teacher_path, config, options).certify()
 
 
 @dataclass(frozen=True)
 class EncodedCheckpoint:
-    """The rows of a checkpoint's certificate, encoded once; certificates by several bounds can be made of them.
+    """The encoded rows of a checkpoint, from which certificates with several bounds can be computed.
 
     Attributes:
         rows: held-out rows.
-        teacher: that answers for them.
-        witness: that is judged.
-        calibration: fitted on training rows, if any.
-        options: all but the bound.
-        provenance: hashes of what it was read from.
+        teacher: teacher of these rows.
+        witness: witness to evaluate.
+        calibration: calibrated witness fitted on training rows, or None.
+        options: all options except the bound.
+        provenance: hashes of the files that were read.
     """
 
     rows: EncodedRows
@@ -152,7 +153,7 @@ class EncodedCheckpoint:
 
     @classmethod
     def read(cls, checkpoint: Path, teacher_path: Path, config: Path, options: CertifyOptions) -> "EncodedCheckpoint":
-        """Read the files and encode the rows. Arguments and errors are those of :func:`certify_checkpoint`."""
+        """Read the files and encode the rows; arguments and errors as for :func:`certify_checkpoint`."""
         teacher = load_teacher(teacher_path)
         model, data = build(config, teacher_path)
         load_weights(model, checkpoint)
@@ -179,7 +180,7 @@ class EncodedCheckpoint:
         return cls(rows, teacher, witness, calibration, options, provenance)
 
     def certify(self, **changes: Any) -> Certificate:
-        """The certificate, with such options as ``method`` changed; not those that decide on rows and calibration."""
+        """The certificate with changed options such as ``method``, but not those that set the rows or calibration."""
         options = replace(self.options, **changes)
         certificate = _certificate(self.rows, self.teacher, self.witness, self.calibration, options)
         certificate.provenance = {**self.provenance, "options": asdict(options)}
@@ -187,11 +188,10 @@ class EncodedCheckpoint:
 
 
 def build(config: Path, teacher_path: Path) -> tuple[LightningModule, LightningDataModule]:
-    """Build the model and the data that a run's YAML names, with another teacher file and fresh weights.
+    """Build the model (with initial weights) and the data of a run's YAML, with another teacher file.
 
     Raises:
-        FileNotFoundError: if there is no such regular file.
-        ValueError: if it is not the YAML of a run.
+        FileNotFoundError: if the path is not a regular file. ValueError: if the YAML does not describe a run.
     """
     values = _read_config(config)
     arguments = values["model"].setdefault("init_args", {})
@@ -210,7 +210,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     try:
         values = parse_yaml(read_limited(path, CONFIG_LIMIT, "YAML"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML of a run: {' '.join(str(error).split())[:500]}") from None
+        raise ValueError(f"{path} is not the YAML of a run: {' '.join(str(error).split())[:500]}") from None
     parts = [values.get(name) if isinstance(values, dict) else None for name in ("model", "data")]
     if not all(isinstance(part, dict) and isinstance(part.get("init_args", {}), dict) for part in parts):
         raise ValueError(f"{path} must hold `model` and `data`, each with a `class_path`, as a run's YAML does.")
@@ -222,17 +222,17 @@ def _loader(data: LightningDataModule, split: str) -> Any:
 
 
 def _witness(model: LightningModule, teacher: Teacher, latent_dim: int, options: CertifyOptions) -> nn.Module:
-    """The model's own witness, else the teacher's, as the callback has it."""
+    """The model's own witness, else the teacher's, as in the callback."""
     own = own_witness(model, teacher.num_components)
     if own is not None and options.witness_scale is not None:
-        raise ValueError("`witness_scale` must be left out, for the model has a witness of its own, which is used.")
+        raise ValueError("`witness_scale` must be left out, because the model has its own witness.")
     return teacher.witness(latent_dim, options.witness_scale or 2.0) if own is None else own
 
 
 def _calibrate(
     model: LightningModule, data: Any, teacher: Teacher, witness: nn.Module, options: CertifyOptions
 ) -> Calibration | None:
-    """Fit the calibrated witness on training rows, which are never rows of the certificate."""
+    """Fit the calibrated witness on training rows, never on rows of the certificate."""
     if options.calibration_rows == 0 or options.channel_samples == 0:
         return None
     data.setup("fit")
@@ -283,7 +283,7 @@ def _certificate(
 
 
 def _sampled(rows: EncodedRows, seed: int) -> SampledCodes:
-    """All rows, each once, in an order that does not depend on what is in them."""
+    """All rows, each once, in an order independent of their contents."""
     order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 3)[:, 0].argsort()
     kept = order[~rows.repeats[order]]
     parts = (rows.mean, rows.log_variance, rows.rate, rows.teacher_probs)
@@ -309,7 +309,7 @@ def _channel_scores(
     settings: CertificateSettings,
     options: CertifyOptions,
 ) -> dict[str, Tensor]:
-    """Scores of the channel and of the calibrated witness, block by block: never all draws at once."""
+    """Scores of the channel and of the calibrated witness, in blocks, so that memory stays limited."""
     parts = []
     for block in rows.blocks(options.channel_samples, options.seed, BLOCK):
         logits = block.answers(witness)
@@ -320,7 +320,7 @@ def _channel_scores(
 
 
 def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[str]:
-    """Whether a margin stays when codes are dealt to other inputs; not asked of few rows, where chance could do it."""
+    """Leak test: whether the margin stays after shuffling codes among rows; skipped for few rows."""
     if len(rows.mean) < FEW_ROWS:
         return []
     order = row_uniform(torch.arange(len(rows.mean)), 1, seed + 2)[:, 0].argsort()
@@ -330,14 +330,14 @@ def _shuffled_leaks(rows: EncodedRows, witness: nn.Module, seed: int) -> list[st
 
 
 def add_inputs(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """The three files that a certificate is made from."""
+    """Add the options for the three input files of a certificate."""
     parser.add_argument("--ckpt", type=Path, required=required, help="checkpoint of the run")
     parser.add_argument("--teacher", type=teacher_file, required=required, help="teacher file, or a shipped one's name")
-    parser.add_argument("--config", type=Path, required=required, help="the run's YAML: code, give only your own")
+    parser.add_argument("--config", type=Path, required=required, help="the run's YAML; it is code: give only your own")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """``certvae certify``: make a certificate, print it, and save it."""
+    """``certvae certify``: compute a certificate, print it and save it."""
     parser = argparse.ArgumentParser(
         prog="certvae certify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -349,7 +349,7 @@ def main(args: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--latents", help="dotted path of the submodule that gives the code")
     parser.add_argument(
-        "--witness_scale", type=float, help="of the teacher's witness, if the model has none; default 2"
+        "--witness_scale", type=float, help="scale of the teacher's witness, if the model has none; default 2"
     )
     for name in ("safety_margin", "confidence", "teacher_floor", "witness_floor"):
         parser.add_argument(f"--{name}", type=float, default=getattr(CertifyOptions, name))
@@ -363,5 +363,5 @@ def main(args: Sequence[str] | None = None) -> int:
     print(f"{certificate}\nSaved to {certificate.save(output)}.")
     if run is not None:
         publish(run, certificate, {**files, "certificate": output})
-        print(f"Published. Anybody with access can check it: certvae verify --wandb {run}")
+        print(f"Published. Anyone with access can check it: certvae verify --wandb {run}")
     return 0

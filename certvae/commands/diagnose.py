@@ -1,6 +1,6 @@
-"""``certvae diagnose``: what a certificate says of the code, why, and what to do.
+"""``certvae diagnose``: prints what a certificate shows about the code, why, and what to do.
 
-Exit status: 0 the code is aligned or informative; 3 the file is no certificate; 4 collapsed; 5 undecided.
+Exit status: 0 the code is aligned or informative; 3 the file is not a certificate; 4 collapsed; 5 undecided.
 """
 
 import argparse
@@ -16,7 +16,7 @@ STATUSES = {Reading.ALIGNED: 0, Reading.INFORMATIVE: 0, Reading.COLLAPSED: 4, Re
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """``certvae diagnose``: print reading, cause and cure of a certificate; returns the exit status."""
+    """``certvae diagnose``: print the reading, its cause and what to do; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="certvae diagnose", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

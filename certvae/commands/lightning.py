@@ -24,8 +24,8 @@ from certvae.terminal import chain
 
 __all__ = ["main", "run_lightning"]
 
-SEARCH = ".../search.yaml"  # in the message of a teacher that is missing
-# What YAMLs of earlier versions say, and what it is now: classes, modules (with a dot at the end), and arguments.
+SEARCH = ".../search.yaml"  # placeholder in the message about a missing teacher
+# Old and new names in YAMLs of earlier versions: classes, modules (ending with a dot) and arguments.
 RENAMED = {
     "certvae.constraints.": "certvae.models.",
     "certvae.networks.": "certvae.models.",
@@ -42,10 +42,10 @@ RENAMED = {
 
 
 class _SaveConfig(SaveConfigCallback):
-    """Lightning's, but ``config.yaml`` is written whole or not at all."""
+    """Lightning's callback, but it writes ``config.yaml`` atomically."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._folder = trainer.log_dir or trainer.default_root_dir  # a broadcast, which every process must reach
+        self._folder = trainer.log_dir or trainer.default_root_dir  # a collective, which every process must reach
         super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -56,9 +56,9 @@ class _SaveConfig(SaveConfigCallback):
 
 
 class _CommandLine(LightningCLI):
-    """Lightning's, but what the parser refuses is said in one line, and ``metrics.csv`` survives.
+    """Lightning's command line, with parser errors in one line and without loss of ``metrics.csv``.
 
-    A resumed run keeps that file of its first part, which ``CSVLogger`` deletes.
+    A resumed run keeps the ``metrics.csv`` of its first part, which ``CSVLogger`` would delete.
     """
 
     parsers: list[LightningArgumentParser]
@@ -81,7 +81,7 @@ class _CommandLine(LightningCLI):
             raise SystemExit(2) from None
 
     def before_instantiate_classes(self) -> None:
-        """Keep ``WANDB_DIR``, which Lightning's logger would replace by its ``save_dir``, or that of another logger."""
+        """Keep ``WANDB_DIR`` or another logger's folder, which Lightning's logger would replace by its ``save_dir``."""
         folder = os.environ.get("WANDB_DIR")
         given = self._get(self.config, "trainer").logger if folder else None
         loggers: list[Any] = given if isinstance(given, list) else [given]
@@ -100,15 +100,15 @@ class _CommandLine(LightningCLI):
 
 
 def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool = True) -> LightningCLI:
-    """Lightning's command line in subclass mode: any model and any DataModule by ``class_path``.
+    """Run Lightning's command line in subclass mode: any model and any DataModule by ``class_path``.
 
     Args:
-        args: arguments, or a configuration as a dict; default: those of the process.
-        run: whether to run the subcommand, or only to build trainer, model and data.
+        args: arguments, or a configuration as a dict; default: the arguments of the process.
+        run: True runs the subcommand; False only builds trainer, model and data.
 
     Raises:
-        ValueError: if a YAML has names of an earlier version.
-        SystemExit: with status 2, after one line, if the parser refuses an argument.
+        ValueError: if a YAML uses names of an earlier version.
+        SystemExit: with status 2, after a one-line message, if the parser rejects an argument.
     """
     _refuse_old_names(sys.argv[1:] if args is None else args)
     return _CommandLine(
@@ -125,7 +125,7 @@ def run_lightning(args: Sequence[str] | dict[str, Any] | None = None, run: bool 
 
 
 def _refuse_old_names(args: Sequence[str] | Mapping[str, Any]) -> None:
-    """Say which names of a configuration, or of the YAMLs among the arguments, became which."""
+    """Raise an error with the new names if the configuration or its YAMLs use old ones."""
     for place, values in {"the run's YAML": args}.items() if isinstance(args, Mapping) else _yamls(args):
         found = dict(sorted(pair for part in _parts(values) for pair in _old_names(part)))
         if found:
@@ -134,17 +134,17 @@ def _refuse_old_names(args: Sequence[str] | Mapping[str, Any]) -> None:
 
 
 def _yamls(args: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """The YAMLs that arguments such as ``--config=run.yaml`` name, and their values."""
+    """The YAMLs in arguments such as ``--config=run.yaml``, and their values."""
     for path in (argument.rpartition("=")[2] for argument in args):
         if path.endswith((".yaml", ".yml")) and Path(path).is_file():
             try:
                 yield path, yaml.safe_load(Path(path).read_text())
             except (yaml.YAMLError, UnicodeDecodeError, RecursionError, OSError):
-                continue  # the parser says what is wrong with it
+                continue  # the parser reports the error
 
 
 def _parts(values: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping within values, once."""
+    """Yield every mapping within the values once."""
     left, seen = [values], set()
     while left:
         node = left.pop()
@@ -159,7 +159,7 @@ def _parts(values: Any) -> Iterator[dict[str, Any]]:
 
 
 def _old_names(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Old and new names of a class and of the arguments of ours."""
+    """Old and new names of a class of this package and of its arguments."""
     path, arguments = str(part.get("class_path")), part.get("init_args")
     for old, new in RENAMED.items():
         if path == old or (old.endswith(".") and path.startswith(old)):
@@ -169,21 +169,21 @@ def _old_names(part: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _with_search(message: str, args: Sequence[str]) -> str:
-    """The message, with the search that stands beside the run's own YAML."""
+    """The message, with the path of the search YAML in the folder of the run's YAML."""
     beside = (Path(argument.rpartition("=")[2]).with_name("search.yaml") for argument in args if ".yaml" in argument)
     return message.replace(SEARCH, next((str(path) for path in beside if path.is_file()), SEARCH))
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """``certvae fit`` and Lightning's other subcommands; returns the exit status."""
+    """``certvae fit`` and Lightning's other subcommands; return the exit status."""
     try:
         run_lightning(args)
-    except Exception as error:  # the parser may have wrapped that of a file
+    except Exception as error:  # the parser may have wrapped a file error
         missing = next((link for link in chain(error) if isinstance(link, FileNotFoundError)), None)
         if missing is None or SEARCH not in str(missing):
             raise
         raise FileNotFoundError(_with_search(str(missing), sys.argv[1:] if args is None else args)) from error
-    except SIGTERMException:  # of Lightning, which would end with status 0
-        print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` goes on.", file=sys.stderr)
+    except SIGTERMException:  # Lightning would end with status 0
+        print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
     return 0

@@ -1,4 +1,4 @@
-"""What a parser found wrong, in one line, with the nearest name."""
+"""Parser errors in one line, with the nearest valid name."""
 
 import difflib
 import inspect
@@ -9,28 +9,28 @@ from pathlib import Path
 
 __all__ = ["missing_file", "nearest", "one_line"]
 
-LONGEST = 80  # characters of a value that is repeated
+LONGEST = 80  # characters of a value in a message
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """``" Did you mean 'other'?"`` if a name is near, else nothing."""
+    """``" Did you mean 'other'?"`` if a name is similar, else an empty string."""
     found = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {found[0]!r}?" if found else ""
 
 
 def missing_file(path: str | Path) -> str:
-    """``" Did you mean 'other'?"`` if a file of that folder has a name that is near."""
+    """``" Did you mean 'other'?"`` if a file in that folder has a similar name, else an empty string."""
     path = Path(path)
     there = path.parent.iterdir() if path.parent.is_dir() else ()
     return nearest(str(path), [str(other) for other in there])
 
 
 def one_line(message: str, options: Iterable[str]) -> str:
-    """What jsonargparse says in many lines.
+    """A long error message of jsonargparse in one line.
 
     Args:
-        message: of the error.
-        options: those that the command takes, for the nearest one.
+        message: the error message.
+        options: options of the command, for suggestions.
     """
     if found := re.match(r"unrecognized arguments: (-[^\s=]*)", message):
         return f"there is no option {found[1]}.{nearest(found[1], options)}"
@@ -44,12 +44,12 @@ def one_line(message: str, options: Iterable[str]) -> str:
 
 
 def _last(pattern: str, message: str) -> re.Match[str] | None:
-    """The innermost part, which a parser names last."""
+    """The last match, which is the innermost part."""
     return next(reversed(list(re.finditer(pattern, message))), None)
 
 
 def _arguments(path: str) -> list[str]:
-    """Those of a class."""
+    """The arguments of a class."""
     named = pydoc.locate(path)
     return list(inspect.signature(named).parameters) if isinstance(named, type) else []
 

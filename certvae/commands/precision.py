@@ -1,4 +1,4 @@
-"""``precision: auto``: the precision that fits the machine on which a run starts."""
+"""``precision: auto``: chooses the precision for the machine on which a run starts."""
 
 from typing import Any, Literal
 
@@ -11,13 +11,13 @@ __all__ = ["AutoPrecisionTrainer", "choose_precision"]
 
 
 def choose_precision(accelerator: str | Accelerator = "auto") -> Literal["bf16-mixed", "32-true"]:
-    """``bf16-mixed`` on a CUDA GPU that multiplies bfloat16 natively, ``32-true`` anywhere else.
+    """``bf16-mixed`` on a CUDA GPU with native bfloat16, else ``32-true``.
 
-    On a CPU it is always ``32-true``. There bfloat16 is slower without matrix units, and many times slower beside
-    another process: ``python experiments/cost/step.py --precision bf16-mixed`` shows what it does on yours.
+    On a CPU it is always ``32-true``: without matrix units bfloat16 is slower there, and many times slower if another
+    process runs. To measure it on your machine, run ``python experiments/cost/step.py --precision bf16-mixed``.
 
     Args:
-        accelerator: what a :class:`pytorch_lightning.Trainer` is given.
+        accelerator: the argument of :class:`pytorch_lightning.Trainer`.
     """
     cuda = accelerator in ("auto", "gpu", "cuda") or isinstance(accelerator, CUDAAccelerator)
     native = cuda and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -25,15 +25,15 @@ def choose_precision(accelerator: str | Accelerator = "auto") -> Literal["bf16-m
 
 
 class AutoPrecisionTrainer(Trainer):
-    """Lightning's trainer, which also takes ``precision="auto"``: see :func:`choose_precision`.
+    """Lightning's Trainer that also accepts ``precision="auto"``: see :func:`choose_precision`.
 
     Args:
-        accelerator: as Lightning's.
-        precision: as Lightning's, or ``"auto"``.
+        accelerator: as in Lightning.
+        precision: as in Lightning, or ``"auto"``.
         kwargs: Lightning's other arguments.
 
     Raises:
-        ValueError: if an argument is not as Lightning allows it.
+        ValueError: if Lightning rejects an argument.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""The paper's protocol for each seed: search a teacher, then ``full``, ``no_align``, ``rescue`` and perhaps others.
+"""The paper's protocol for each seed: search a teacher, then run ``full``, ``no_align``, ``rescue`` and others.
 
-Every phase is one run of the ordinary command line on a YAML that is written into its folder first, so that each can
-be run again by itself with ``certvae fit --config``.
+Each phase is one run of ``certvae fit`` on a YAML that is first written into the phase's folder. So you can repeat each
+phase with ``certvae fit --config``.
 """
 
 import argparse
@@ -29,33 +29,32 @@ from certvae.teachers import TargetTable, load_teacher, teacher_file
 
 __all__ = ["PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
 
-WITNESSES: dict[str, dict[str, Any] | None] = {  # as a YAML names them; None: what the phase's YAML has
+WITNESSES: dict[str, dict[str, Any] | None] = {  # as in a YAML; None: as in the phase's YAML
     "simplex": None,
     "head": {"class_path": "certvae.RawHead"},
     "perceptron": {"class_path": "certvae.RawHead", "init_args": {"hidden": 64}},
 }
-OPTIONS = ("seeds", "teachers", "max_epochs")  # that a summary names; the others say where data and results are
+OPTIONS = ("seeds", "teachers", "max_epochs")  # options in a summary; the others are paths
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a protocol's YAML says, with the command line's changes.
+    """The settings of a protocol, from its YAML and the command line.
 
     Attributes:
         dataset: name for tables and figures.
-        phases: path of the YAML of ``search`` and of each phase; ``ablate``, ``guarded`` and ``prefit`` may be
-            left out.
-        seeds: one search and the phases for each.
-        output_dir: where everything goes, ``seed<n>/<phase>`` for each phase.
-        file: the YAML itself.
-        moved_from: the folder that the YAMLs name; paths below it are moved to ``output_dir/seed<n>``.
-        targets: ``"mixture"``: the searched teacher answers; ``"table"``: fixed targets for each index.
-        witness: of all phases: ``"simplex"``, fixed; or trained by the alignment term, ``"head"``, linear, or
-            ``"perceptron"``, with 64 hidden units.
-        teachers: given teacher files, one for each seed, instead of a search.
-        max_epochs: instead of the phases' own.
-        data_dir: instead of the YAMLs' own.
-        wandb: project in which each phase is a run of Weights & Biases too, grouped by ``dataset``.
+        phases: paths of the YAMLs of ``search`` and of each phase; ``ablate``, ``guarded`` and ``prefit`` are optional.
+        seeds: seeds; each has one search and all phases.
+        output_dir: folder of the results, with ``seed<n>/<phase>`` for each phase.
+        file: path of the YAML.
+        moved_from: folder in the YAMLs; paths below it are moved to ``output_dir/seed<n>``.
+        targets: ``"mixture"``: probabilities of the searched teacher; ``"table"``: fixed targets for each index.
+        witness: witness of all phases: ``"simplex"`` (fixed), or trained by the alignment term: ``"head"`` (linear) or
+            ``"perceptron"`` (64 hidden units).
+        teachers: teacher files, one per seed, instead of a search.
+        max_epochs: epochs of each phase, instead of the YAMLs' values.
+        data_dir: data folder, instead of the YAMLs' values.
+        wandb: Weights & Biases project in which each phase is logged as a run, grouped by ``dataset``.
         download: whether to download a data set that is missing.
     """
 
@@ -91,7 +90,7 @@ class Protocol:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The phases after the search, in the order in which they run."""
+        """The phases after the search, in order of execution."""
         return tuple(name for name in (*PHASES, *OPTIONAL_PHASES) if name in self.phases)
 
     @classmethod
@@ -115,11 +114,11 @@ class Protocol:
         return cls(**values)
 
     def seed_dir(self, seed: int) -> Path:
-        """Where a seed's phases go."""
+        """The folder of a seed's phases."""
         return self.output_dir / f"seed{seed}"
 
     def run(self, phase: str, seed: int) -> Run:
-        """The run of a phase, complete; its YAML is written when it is executed."""
+        """The complete run of a phase; its YAML is written on execution."""
         folder, searched = self.seed_dir(seed) / phase, self.searched_path(seed)
         label = f"{self.dataset} seed {seed} {phase:<8}"
         values = move_paths(yaml.safe_load(self.phases[phase].read_text()), self.moved_from, str(self.seed_dir(seed)))
@@ -129,7 +128,7 @@ class Protocol:
         return Run(folder, config, label, teacher=searched)
 
     def _changes(self, values: dict[str, Any], phase: str, seed: int) -> dict[str, Any]:
-        """What the protocol and its options change in the YAML of a phase, by names on the command line."""
+        """The protocol's changes to the YAML of a phase, by command-line names."""
         changes: dict[str, Any] = {}
         if self.data_dir is not None and "data_dir" in values["data"].get("init_args", {}):
             changes["data.data_dir"] = self.data_dir
@@ -147,7 +146,7 @@ class Protocol:
 
     def _wandb_logger(self, phase: str, seed: int) -> dict[str, Any]:
         folder = self.seed_dir(seed) / phase
-        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the phase goes on
+        run = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # the same when the phase is resumed
         name = f"{self.dataset}-seed{seed}-{phase}"
         arguments = {
             "project": self.wandb,
@@ -162,20 +161,20 @@ class Protocol:
         return {"class_path": "pytorch_lightning.loggers.WandbLogger", "init_args": arguments}
 
     def searched_path(self, seed: int) -> Path:
-        """The teacher that was searched or given for a seed."""
+        """The path of the searched or given teacher of a seed."""
         if self.teachers:
             return self.teachers[self.seeds.index(seed)]
         return self.seed_dir(seed) / "search" / "teacher.safetensors"
 
     def teacher_path(self, seed: int) -> Path:
-        """The file that the phases take their teacher from."""
+        """The path of the teacher file that the phases use."""
         if self.targets == "table":
             return self.seed_dir(seed) / "search" / "targets.safetensors"
         return self.searched_path(seed)
 
 
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
-    """Run what is not done yet, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
+    """Run the phases that are not done, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
 
     Returns:
         The summary.
@@ -198,7 +197,7 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
 
 
 def find_teacher(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> None:
-    """Run the search of a seed, if no teacher was given, and write the fixed targets, if there are to be some."""
+    """Run the search of a seed if no teacher is given, and write fixed targets if the protocol uses them."""
     if not protocol.teachers:
         print(_progress(protocol, records), flush=True)
         records.append(execute(protocol.run("search", seed)))
@@ -215,7 +214,7 @@ def _run_seed(protocol: Protocol, seed: int, records: list[dict[str, Any]]) -> N
 
 
 def _progress(protocol: Protocol, records: Sequence[dict[str, Any]]) -> str:
-    """Which run of the whole begins, and about how long all take, if those to come take as long as those before."""
+    """The number of the next run, with the time left, estimated from the finished runs."""
     total = len(protocol.seeds) * (len(protocol.names) + (not protocol.teachers))
     mean = sum(record["seconds"] for record in records) / max(1, len(records))
     left = timedelta(seconds=round(mean * (total - len(records))))
@@ -223,7 +222,7 @@ def _progress(protocol: Protocol, records: Sequence[dict[str, Any]]) -> str:
 
 
 def _write_targets(protocol: Protocol, seed: int) -> None:
-    """Turn a teacher into fixed targets for every row of the data."""
+    """Write a teacher's probabilities as fixed targets for every row of the data."""
     path, source = protocol.teacher_path(seed), sha256_file(protocol.searched_path(seed))
     made_from = path.with_suffix(".source")
     if path.is_file() and made_from.is_file() and made_from.read_text().strip() == source:
@@ -252,9 +251,9 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
-    parser.add_argument("--data_dir", help="where the data set is")
+    parser.add_argument("--data_dir", help="data folder")
     parser.add_argument("--download", action="store_true", default=None, help="download the data set if it is missing")
-    parser.add_argument("--output_dir", help="where results go; a run that is there goes on")
+    parser.add_argument("--output_dir", help="folder of the results; an interrupted run in it is resumed")
     parser.add_argument("--wandb", metavar="PROJECT", help="log each phase to Weights & Biases too, as its own run")
     given = parser.parse_args(args)
     if given.max_epochs is not None and given.max_epochs < 1:

@@ -1,6 +1,6 @@
-"""The values of a run's YAML: set by their names on the command line, moved to another folder, completed for a start.
+"""Functions that change the values of a run's YAML: set by name, move paths, complete for a start.
 
-Values are what ``yaml.safe_load`` gives for a complete configuration of ``certvae fit``.
+Values are the result of ``yaml.safe_load`` for a complete configuration of ``certvae fit``.
 """
 
 from collections.abc import Mapping
@@ -11,12 +11,12 @@ __all__ = ["complete", "move_paths", "part_of", "set_value"]
 
 
 def complete(values: Mapping[str, Any], *, seed: int, label: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a run in a series: seeded, changed, and with a status line in place of the progress bar.
+    """Values of a run in a series: with a seed, changes, and a status line instead of the progress bar.
 
     Args:
-        values: of the run's YAML; they stay as they are.
-        seed: of everything random.
-        label: what the status line calls the run.
+        values: values of the run's YAML; not modified.
+        seed: seed of the run.
+        label: name of the run in the status line.
         changes: new values by their names on the command line, such as ``model.objective.beta``.
 
     Raises:
@@ -31,7 +31,7 @@ def complete(values: Mapping[str, Any], *, seed: int, label: str, changes: Mappi
 
 
 def set_value(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set the value that the command line calls ``name``, such as ``model.objective.beta``.
+    """Set the value with the command-line name ``name``, such as ``model.objective.beta``.
 
     Raises:
         ValueError: if the name leads to no part of the YAML.
@@ -41,7 +41,7 @@ def set_value(values: dict[str, Any], name: str, value: Any) -> None:
 
 
 def part_of(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
-    """The mapping that holds the value that the command line calls ``name``, and its key there.
+    """The mapping and the key of the value with the command-line name ``name``.
 
     Raises:
         ValueError: if the name leads to no part of the YAML.
@@ -57,7 +57,7 @@ def part_of(values: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
 
 
 def move_paths(value: Any, old: str, new: str) -> Any:
-    """Values in which each path that is ``old``, or below it, is at the same place below ``new``."""
+    """Values in which the paths ``old`` and below are moved to ``new``."""
     if isinstance(value, dict):
         return {key: move_paths(item, old, new) for key, item in value.items()}
     if isinstance(value, list):

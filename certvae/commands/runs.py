@@ -1,7 +1,7 @@
-"""A series of runs that can be stopped and started again: the engine of ``certvae protocol`` and of the studies.
+"""Executes a series of runs that can be stopped and resumed, for ``certvae protocol`` and the studies.
 
-Each run is a folder. It gets ``run.yaml``, with which ``certvae fit --config`` repeats the run by itself; checkpoints,
-from which an interrupted run goes on; and ``run.json`` once it is done.
+Each run has a folder. It contains ``run.yaml``, with which ``certvae fit --config`` repeats the run; checkpoints, from
+which an interrupted run resumes; and ``run.json`` once the run is done.
 """
 
 import json
@@ -27,19 +27,19 @@ __all__ = ["Run", "RunError", "certify_held_out_rows", "execute", "interruptible
 
 
 class RunError(RuntimeError):
-    """A series of runs cannot go on: it was interrupted, or a folder holds a run with other settings."""
+    """A series of runs cannot continue: it was interrupted, or a folder holds a run with other settings."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One fit in a folder of its own.
+    """One fit in its own folder.
 
     Attributes:
-        folder: where everything goes.
+        folder: folder of all files of the run.
         values: the complete configuration.
-        label: what the run is called on the terminal.
-        teacher: the file that the run learns from. Its digest is part of the settings; None for a teacher search.
-        product: a file that the run makes. The run is done only while this file is there.
+        label: name of the run in the terminal.
+        teacher: path of the run's teacher. Its digest is part of the settings; None for a teacher search.
+        product: a file that the run writes. The run counts as done only if this file exists.
     """
 
     folder: Path
@@ -50,12 +50,12 @@ class Run:
 
     @property
     def config(self) -> Path:
-        """The YAML of the run."""
+        """The path of the run's YAML."""
         return self.folder / "run.yaml"
 
     @property
     def checkpoint(self) -> Path:
-        """The last checkpoint."""
+        """The path of the last checkpoint."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
@@ -65,7 +65,7 @@ class Run:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What a finished run took and what was measured of it; see :func:`execute`."""
+        """The record of a finished run; see :func:`execute`."""
         return dict(json.loads((self.folder / "run.json").read_text()))
 
     def write_config(self) -> None:
@@ -81,22 +81,22 @@ class Run:
             return
         if there is not None and any(item != self.config for item in self.folder.iterdir()):
             raise RunError(
-                f"{self.folder} holds a run with other settings than now asked for (compare {self.config}). Give "
-                "another `--output_dir`, or delete that folder to run it anew."
+                f"{self.folder} holds a run with other settings than requested (compare {self.config}). Give "
+                "another `--output_dir`, or delete that folder to run it again."
             )
         write_atomic(self.config, content)
 
 
 def execute(run: Run, finish: Callable[[LightningCLI], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Fit a run unless it is done, going on from its last checkpoint if there is one.
+    """Fit a run unless it is done, resuming from its last checkpoint if there is one.
 
     Args:
         run: the run.
-        finish: called with the fitted model, its trainer and its data; returns what to keep in the record.
+        finish: function of the fitted command line (model, trainer and data) that returns values for the record.
 
     Returns:
-        The run's record: ``seconds`` and ``epochs_run`` of its last start, ``commit`` of the code, and what ``finish``
-        returned.
+        The run's record: ``seconds`` and ``epochs_run`` of its last start, ``commit`` of the code, and the values of
+        ``finish``.
 
     Raises:
         RunError: if the folder holds a run with other settings.
@@ -118,17 +118,17 @@ def execute(run: Run, finish: Callable[[LightningCLI], dict[str, Any]] | None = 
 
 
 def certify_held_out_rows(cli: LightningCLI, folder: Path) -> dict[str, Any]:
-    """Let the run's ``CertificateCallback`` certify on the test rows; for :func:`execute`.
+    """Certify on the test rows with the run's ``CertificateCallback``; for :func:`execute`.
 
     Args:
         cli: the fitted run.
-        folder: the ``save_dir`` of the callback.
+        folder: ``save_dir`` of the callback.
 
     Returns:
-        Nothing to keep: the certificate is in ``certificate_test.json``.
+        No values for the record: the certificate is in ``certificate_test.json``.
 
     Raises:
-        FileNotFoundError: if the callback left no certificate.
+        FileNotFoundError: if the callback wrote no certificate.
     """
     cli.trainer.test(cli.model, datamodule=cli.datamodule, verbose=False)
     Certificate.load(folder / "certificate_test.json")
@@ -136,7 +136,7 @@ def certify_held_out_rows(cli: LightningCLI, folder: Path) -> dict[str, Any]:
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, for Lightning an interrupt, and not Ctrl-C for the exit status."""
+    """SIGTERM: an interrupt for Lightning, but with another exit status than Ctrl-C."""
 
 
 def _terminate(*_: Any) -> None:
@@ -145,10 +145,10 @@ def _terminate(*_: Any) -> None:
 
 @contextmanager
 def interruptible(folder: Path) -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM, wherever they come, into a :class:`RunError` that says how to go on.
+    """Convert Ctrl-C and SIGTERM into a :class:`RunError` that tells how to resume.
 
     Args:
-        folder: of the series, for the message.
+        folder: folder of the series, for the message.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _terminate) if in_main_thread else None
@@ -158,7 +158,7 @@ def interruptible(folder: Path) -> Iterator[None]:
         # Lightning turns Ctrl-C into `sys.exit(1)`; other exits are the parser's.
         if isinstance(stop, SystemExit) and stop.code != 1:
             raise
-        raise RunError(f"{folder} was interrupted; run the same command again to go on.") from None
+        raise RunError(f"{folder} was interrupted; run the same command again to resume.") from None
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before or signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""What a protocol declares: its phases, and the table, claims and figure of its summary."""
+"""The summary of a protocol: its phases, table, claims and figure."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ __all__ = ["OPTIONAL_PHASES", "PHASES", "claims", "margin_figure", "summarize", 
 
 PHASES = ("full", "no_align", "rescue")
 OPTIONAL_PHASES = ("ablate", "guarded", "prefit")
-CERTIFIED = {  # what a protocol is to show
+CERTIFIED = {  # expected result of each phase
     "full": True,
     "no_align": False,
     "rescue": True,
@@ -42,7 +42,7 @@ COLUMNS = {
     "s/ep": "{seconds_per_epoch:.1f}",
 }
 NARROW = ("seed", "phase", "status", "reading", "margin", ">=", "I_T", "code")
-WIDE = 100  # columns of a terminal that has room for all
+WIDE = 100  # terminal columns that the full table needs
 
 
 def summarize(
@@ -53,15 +53,15 @@ def summarize(
     phases: Sequence[str],
     made: str,
 ) -> dict[str, Any]:
-    """Collect what the phases left, and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
+    """Collect the phases' results and write ``summary.json``, ``summary.csv``, ``summary.md`` and ``margin.png``.
 
     Args:
-        dataset: name for the table and the figure.
+        dataset: name of the data set in the table and the figure.
         output_dir: folder of the protocol.
         folders: of each seed's phases.
-        teachers: teacher file of each seed.
+        teachers: path of each seed's teacher.
         phases: what each seed has run.
-        made: the last paragraph of the Markdown file; see :func:`certvae.commands.tables.origin`.
+        made: last paragraph of the Markdown file; see :func:`certvae.commands.tables.origin`.
 
     Returns:
         ``{"dataset", "seeds": {seed: {"teacher": {...}, "phases": {phase: {...}}}}}``.
@@ -81,7 +81,7 @@ def summarize(
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """Which phases are to be certified, and whether they are."""
+    """Whether each phase has the expected result in every seed."""
     statuses = {name: {line["status"] for line in lines if line["phase"] == name} for name in CERTIFIED}
     return {
         f"{name} is {'' if certified else 'not '}certified in every seed": (
@@ -93,10 +93,10 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def margin_figure(dataset: str, folders: Mapping[int, Path], phases: Sequence[str]) -> Figure:
-    """Margin against epoch of the rows that are watched.
+    """A figure of the margin on validation rows against the epoch.
 
     Args:
-        dataset: name for the title.
+        dataset: name of the data set, for the title.
         folders: of each seed's phases.
         phases: what each seed has run.
     """
@@ -108,11 +108,11 @@ def margin_figure(dataset: str, folders: Mapping[int, Path], phases: Sequence[st
 
 
 def summary_table(summary: dict[str, Any], width: int = WIDE) -> Table:
-    """The certificates of every seed and phase as a table for the terminal.
+    """A terminal table of the certificates of every seed and phase.
 
     Args:
-        summary: of the protocol.
-        width: of the terminal; one of fewer than 100 columns gets the most important figures.
+        summary: summary of the protocol.
+        width: terminal columns; below 100, only the most important values are shown.
     """
     columns = COLUMNS if width >= WIDE else {name: COLUMNS[name] for name in NARROW}
     title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
@@ -128,7 +128,7 @@ def _phases(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     for phase in names:
         certificate = Certificate.load(folder / phase / "certificate_test.json")
         run = json.loads((folder / phase / "run.json").read_text())
-        seconds, epochs = run["seconds"], run["epochs_run"]  # of the last start, if the phase was interrupted
+        seconds, epochs = run["seconds"], run["epochs_run"]  # since the last start, if the phase was interrupted
         timing = {"seconds": seconds, "seconds_per_epoch": round(seconds / epochs, 2) if epochs else None}
         bracket = {name: getattr(certificate, name) for name in ("information_lower", "information_upper")}
         phases[phase] = {**certificate.to_dict(), **bracket, **timing}
@@ -144,7 +144,7 @@ def _lines(summary: dict[str, Any]) -> list[Line]:
 
 
 def _code(values: dict[str, Any]) -> str | None:
-    """What the code carries, from the lower to the upper side in nats; None where nobody knows."""
+    """Information in the code, from the lower to the upper side in nats; None if unknown."""
     lower, upper = values["information_lower"], values["information_upper"]
     if lower is None:
         return None
@@ -152,5 +152,5 @@ def _code(values: dict[str, Any]) -> str | None:
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
-    left_out = ("schema", "components", "information", "fitted", "provenance")  # with values of their own
+    left_out = ("schema", "components", "information", "fitted", "provenance")  # nested values
     return {key: value for key, value in values.items() if key not in left_out}

@@ -1,4 +1,4 @@
-"""What a series of runs came to: a table as CSV, Markdown and terminal text, figures, claims, and where it was made."""
+"""Results of a series of runs: a table as CSV, Markdown and terminal text, figures, claims and origin."""
 
 import os
 import platform
@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 COLORS = {
     "status": {"CERTIFIED": "green", "NOT_CERTIFIED": "red"},
     "reading": {"ALIGNED": "green", "INFORMATIVE": "cyan", "COLLAPSED": "red"},
-}  # by what a line calls the word; others are yellow
+}  # color of each word; others are yellow
 Line = dict[str, Any]
 
 
@@ -34,10 +34,10 @@ class Results:
     """The results of a series of runs.
 
     Attributes:
-        lines: values of each row of the table, all with the same keys.
-        columns: heading of each column and the format string of its cells, with the names of values.
-        claims: what the series is to show, and whether these lines do.
-        figures: by the names of their files, without suffix.
+        lines: values of each table row, all with the same keys.
+        columns: heading and format string of each column; format strings use the keys of ``lines``.
+        claims: expected results, and whether these lines show them.
+        figures: figures by file name without suffix.
     """
 
     lines: Sequence[Line]
@@ -49,12 +49,12 @@ class Results:
         """Write ``<name>.csv``, ``<name>.md`` and the figures as PNG.
 
         Args:
-            folder: where the files go.
-            name: of the table's files.
-            made: the last paragraph of the Markdown file; see :func:`origin`.
+            folder: folder of the files.
+            name: name of the table's files.
+            made: last paragraph of the Markdown file; see :func:`origin`.
 
         Returns:
-            The files: CSV, Markdown, and the figures.
+            The paths of the CSV, the Markdown file and the figures.
         """
         verdicts = {True: "holds", False: "**does not hold**"}
         found = "".join(f"- {verdicts[holds]}: {claim}.\n" for claim, holds in self.claims.items())
@@ -66,7 +66,7 @@ class Results:
 
 
 class _Cells(Formatter):
-    """Formats a cell; a value that is None is a dash."""
+    """Formats a cell; None becomes a dash."""
 
     def format_field(self, value: Any, format_spec: str) -> Any:
         return "-" if value is None else super().format_field(value, format_spec)
@@ -83,10 +83,10 @@ def markdown(lines: Sequence[Line], columns: Mapping[str, str]) -> str:
 
 
 def terminal_table(title: str, lines: Sequence[Line], columns: Mapping[str, str]) -> Table:
-    """A table for the terminal, with numbers to the right and verdicts in color.
+    """A terminal table with right-aligned numbers and colored verdicts.
 
     Args:
-        title: printed above.
+        title: title above the table.
         lines: as in :class:`Results`.
         columns: as in :class:`Results`.
     """
@@ -100,7 +100,7 @@ def terminal_table(title: str, lines: Sequence[Line], columns: Mapping[str, str]
 
 
 def _marked(cell: str, line: Line) -> str:
-    """The cell in color if it is a verdict."""
+    """The cell, in color if it is a verdict."""
     for name, colors in COLORS.items():
         if cell == line.get(name):
             return f"[{colors.get(cell, 'yellow')}]{cell}[/]"
@@ -108,13 +108,13 @@ def _marked(cell: str, line: Line) -> str:
 
 
 def origin(command: Sequence[str], options: Mapping[str, Any], commits: str, seconds: float) -> str:
-    """Command, commit, day, machine and time of a series of runs, as Markdown.
+    """Command, commit, date, machine and duration of a series of runs, as Markdown.
 
     Args:
-        command: the words before the options.
-        options: by name; those that are empty or False are left out.
+        command: words before the options.
+        options: options by name; empty and False ones are left out.
         commits: a phrase, such as ``"trained at commit 1234567"``.
-        seconds: of all runs.
+        seconds: duration of all runs.
     """
     words = [word for key, value in options.items() if value for word in (f"--{key}", *_words(value))]
     return (
@@ -131,10 +131,10 @@ def _words(value: Any) -> list[str]:
 
 
 def commit() -> str:
-    """The commit of the checkout that this code is part of, with ``-dirty`` if something was changed."""
+    """The commit of this code's checkout, with ``-dirty`` if files were changed."""
     tracked = _git(
         "ls-files", "--error-unmatch", Path(__file__).name
-    )  # else it is the repository around an installation
+    )  # otherwise it is another repository that contains an installation
     found = _git("describe", "--always", "--dirty", "--abbrev=10") if tracked else None
     return found or "unknown (no git checkout)"
 
@@ -142,7 +142,7 @@ def commit() -> str:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # no git
+    except FileNotFoundError:  # git is not installed
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 

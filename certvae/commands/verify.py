@@ -1,9 +1,9 @@
-"""``certvae verify``: is a certificate true? Recomputed from scratch, or checked for what it says of itself.
+"""``certvae verify``: recomputes a certificate from scratch, or checks that its claims are consistent.
 
-Exit status: 0 it holds; 3 the file is no certificate or was altered; 4 its claims contradict each other; 5 another
-teacher; 6 another checkpoint; 7 other rows; 8 other numbers.
+Exit status: 0 the certificate holds; 3 the file is not a certificate or was altered; 4 its claims contradict each
+other; 5 another teacher; 6 another checkpoint; 7 other rows; 8 other numbers.
 
-A YAML is code: the classes that --config names are imported and run. Give only your own, or one that you have read.
+A YAML is code: the classes that --config names are imported and run. Use only your own YAML, or one that you have read.
 Certificate, checkpoint and teacher run no code.
 """
 
@@ -28,11 +28,11 @@ from certvae.teachers.files import TEACHER_LIMIT
 
 __all__ = ["Refusal", "VerificationError", "main", "verify"]
 
-TOLERANCE = 1e-4  # of recomputed numbers: float32 networks round differently on other processors
+TOLERANCE = 1e-4  # tolerance of recomputed numbers: float32 networks round differently on other processors
 
 
 class Refusal(IntEnum):
-    """Why a certificate was refused; the exit status of the command."""
+    """Reason why a certificate was refused; the value is the exit status of the command."""
 
     FILE = 3
     CLAIMS = 4
@@ -46,7 +46,7 @@ class VerificationError(ValueError):
     """A certificate was refused.
 
     Attributes:
-        refusal: why.
+        refusal: reason of the refusal.
     """
 
     def __init__(self, refusal: Refusal, message: str) -> None:
@@ -55,7 +55,7 @@ class VerificationError(ValueError):
 
 
 def read(path: str | Path) -> Certificate:
-    """Read a certificate, refusing a file that is none or was altered."""
+    """Read a certificate; refuse a file that is not a certificate or was altered."""
     try:
         return Certificate.load(path)
     except (OSError, ValueError) as error:
@@ -70,7 +70,7 @@ def _refuse_contradictions(certificate: Certificate) -> None:
 
 
 def _refuse_sums_of_digests(stated: dict[str, Any]) -> None:
-    """Refuse what versions before 0.2 made, whatever the files are."""
+    """Refuse certificates of versions before 0.2."""
     if "rows_sha256" in stated and "repeated_rows" not in stated:
         raise VerificationError(
             Refusal.ROWS,
@@ -86,15 +86,15 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
         The recomputed certificate.
 
     Args:
-        certificate: what is claimed.
-        checkpoint: of the run.
-        teacher: its file.
-        config: the run's YAML, which is code: the classes that it names are imported and run.
+        certificate: the certificate to check.
+        checkpoint: path of the run's checkpoint.
+        teacher: path of the teacher's file.
+        config: path of the run's YAML, which is code: the classes that it names are imported and run.
 
     Raises:
-        VerificationError: saying what differs.
-        FileNotFoundError: if ``config`` is not there as a regular file.
-        ValueError: if it is not the YAML of a run.
+        VerificationError: if anything differs; the message states what.
+        FileNotFoundError: if ``config`` is not a regular file.
+        ValueError: if ``config`` does not describe a run.
     """
     _refuse_contradictions(certificate)
     stated = certificate.provenance
@@ -111,7 +111,7 @@ def verify(certificate: Certificate, checkpoint: Path, teacher: Path, config: Pa
     try:
         options = CertifyOptions(**stated["options"])
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
-        raise VerificationError(Refusal.CLAIMS, f"its provenance states no usable options: {error}") from None
+        raise VerificationError(Refusal.CLAIMS, f"its provenance has no valid options: {error}") from None
     try:
         fresh = certify_checkpoint(checkpoint, teacher, config, options)
     except TeacherMismatchError as error:
@@ -160,11 +160,11 @@ def _compare_value(name: str, stated: Any, fresh: Any) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """``certvae verify``: print the outcome; returns the exit status."""
+    """``certvae verify``: print the outcome; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="certvae verify", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("certificate", type=Path, nargs="?", help="its file; left out with --wandb")
+    parser.add_argument("certificate", type=Path, nargs="?", help="file of the certificate; left out with --wandb")
     add_inputs(parser, required=False)
     parser.add_argument("--wandb", metavar=RUN, help="fetch all four files from this run of W&B; its YAML is code")
     parser.add_argument("--claims-only", action="store_true", help="check the file by itself, without the model")

@@ -1,4 +1,4 @@
-"""A published certificate in a run of Weights & Biases: put there by ``certify``, fetched by ``verify``."""
+"""Publishes a certificate in a Weights & Biases run (``certify``) and fetches it (``verify``)."""
 
 from pathlib import Path
 from typing import Any
@@ -9,24 +9,24 @@ from certvae.monitoring.artifacts import log_certificate, log_checkpoint, log_co
 __all__ = ["NoSuchRunError", "fetch", "publish"]
 
 RUN = "[ENTITY/]PROJECT/RUN"
-# The type of an artifact, and the option that its file stands for.
+# Artifact type, and the command-line option for its file.
 KINDS = {"certificate": "certificate", "teacher": "teacher", "model": "ckpt", "config": "config"}
 
 
 class NoSuchRunError(ValueError):
-    """There is no such run, or not all files that a certificate is made from are in it."""
+    """The run does not exist, or lacks a file that the certificate needs."""
 
 
 def publish(run_path: str, certificate: Certificate, files: dict[str, Path]) -> None:
-    """Log a certificate with what it was made from; the run goes on, or is made.
+    """Log a certificate and its input files to a new or existing run.
 
     Args:
         run_path: ``[ENTITY/]PROJECT/RUN`` with the run's id.
-        certificate: what was made.
+        certificate: the certificate.
         files: paths of ``certificate``, ``teacher``, ``ckpt`` and ``config``.
 
     Raises:
-        NoSuchRunError: if ``run_path`` is no such path.
+        NoSuchRunError: if ``run_path`` has another form.
     """
     import wandb
 
@@ -44,17 +44,17 @@ def publish(run_path: str, certificate: Certificate, files: dict[str, Path]) -> 
 
 
 def fetch(run_path: str, folder: Path) -> dict[str, Path]:
-    """Download what a run's published certificate was made from.
+    """Download a run's published certificate and its input files.
 
     Args:
         run_path: ``[ENTITY/]PROJECT/RUN`` with the run's id.
-        folder: where the files go.
+        folder: folder for the files.
 
     Returns:
         Paths of ``certificate``, ``teacher``, ``ckpt`` and ``config``.
 
     Raises:
-        NoSuchRunError: if there is no such run, or one of the files is not in it.
+        NoSuchRunError: if the run does not exist or lacks one of the files.
     """
     import wandb
 
@@ -64,7 +64,7 @@ def fetch(run_path: str, folder: Path) -> dict[str, Path]:
         artifacts = [*run.used_artifacts(), *run.logged_artifacts()]
     except (wandb.errors.CommError, ValueError) as error:
         raise NoSuchRunError(f"no run {run_path} can be read from Weights & Biases: {error}") from None
-    chosen = {KINDS[artifact.type]: artifact for artifact in artifacts if _is_published(artifact)}  # the last of a kind
+    chosen = {KINDS[artifact.type]: artifact for artifact in artifacts if _is_published(artifact)}  # the latest
     missing = sorted(set(KINDS.values()) - set(chosen))
     if missing:
         raise NoSuchRunError(
@@ -82,7 +82,7 @@ def _parts(run_path: str) -> list[str]:
 
 
 def _is_published(artifact: Any) -> bool:
-    """Certificates of a callback, ``certificate_val-...``, state no files that they could be recomputed from."""
+    """False for a callback's ``certificate_val-...``, which names no files for recomputation."""
     return artifact.type in KINDS and (artifact.type != "certificate" or artifact.name.startswith("certificate-"))
 
 

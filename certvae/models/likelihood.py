@@ -1,4 +1,4 @@
-"""The Gaussian likelihood whose variance is the best one for the batch."""
+"""The Gaussian likelihood with the variance that is optimal for the batch."""
 
 import torch
 from torch import Tensor
@@ -6,18 +6,18 @@ from torch.nn.functional import softplus
 
 __all__ = ["optimal_distortion", "optimal_log_std"]
 
-SMALLEST_LOG_STD = -6.0  # of Rybkin et al.; without a limit a perfect reconstruction would cost minus infinity
+SMALLEST_LOG_STD = -6.0  # from Rybkin et al.; without a limit, a perfect reconstruction would have infinite likelihood
 
 
 def optimal_log_std(squared_error: Tensor, num_values: int) -> Tensor:
-    r"""Logarithm of the observation's most likely standard deviation, :math:`\hat s^2 = E |x - \hat x|^2 / D`.
+    r"""Logarithm of the maximum-likelihood standard deviation, :math:`\hat s^2 = E |x - \hat x|^2 / D`.
 
-    It is clipped softly from below, :math:`-6 + softplus(\log \hat s + 6)`. Source of both: sigma-VAE, Rybkin et al.,
+    It is softly clipped from below, :math:`-6 + softplus(\log \hat s + 6)`. Source of both: sigma-VAE, Rybkin et al.,
     2021, https://arxiv.org/abs/2006.13202, section 4.1 and the authors' code.
 
     Args:
-        squared_error: of each row, a sum over its values, shape ``(B,)``.
-        num_values: D, values a row.
+        squared_error: squared error of each row, summed over its values, shape ``(B,)``.
+        num_values: D, the number of values per row.
 
     Returns:
         A scalar.
@@ -28,15 +28,15 @@ def optimal_log_std(squared_error: Tensor, num_values: int) -> Tensor:
 
 
 def optimal_distortion(squared_error: Tensor, num_values: int) -> Tensor:
-    r"""Negative log-likelihood of each row at the batch's best variance, in nats.
+    r"""Negative log-likelihood of each row at the batch's optimal variance, in nats.
 
     .. math:: |x - \hat x|^2 / 2 \hat s^2 + D \log \hat s
 
-    up to the constant :math:`\tfrac D2 \log 2 \pi`. Across processes each has the variance of its own rows. Arguments
-    as for :func:`optimal_log_std`.
+    up to the constant :math:`\tfrac D2 \log 2 \pi`. Each process uses the variance of its own rows. Arguments as for
+    :func:`optimal_log_std`.
 
     Returns:
-        Shape ``(B,)``; may be negative.
+        Nats, shape ``(B,)``; may be negative.
     """
     log_std = optimal_log_std(squared_error, num_values)
     return squared_error / 2 * (-2 * log_std).exp() + num_values * log_std

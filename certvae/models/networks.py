@@ -25,7 +25,7 @@ def _shape(image_shape: Sequence[int], latent_dim: int, width: int, axes: int | 
 
 
 class MLPEncoder(nn.Module):
-    """Perceptron from inputs of any shape to a posterior.
+    """Multilayer perceptron from inputs of any shape to a posterior.
 
     Args:
         image_shape: shape of one input.
@@ -47,10 +47,10 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """Perceptron from latents to inputs of any shape; arguments as for :class:`MLPEncoder`.
+    """Multilayer perceptron from latents to inputs of any shape; arguments as for :class:`MLPEncoder`.
 
     Args:
-        skip: whether every layer gets the latent (skip-VAE): see :class:`ConvDecoder`.
+        skip: whether every layer receives the latent (skip-VAE): see :class:`ConvDecoder`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ def _perceptron(sizes: list[int]) -> list[nn.Module]:
 
 
 def _levels(height: int, width: int, smallest: int = 4) -> list[tuple[int, int]]:
-    """Sizes from the input's down, halved and rounded up until a side is at most ``smallest``."""
+    """Image sizes from the input down: halved and rounded up until a side is at most ``smallest``."""
     sizes = [(height, width)]
     while min(sizes[-1]) > smallest:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
@@ -83,7 +83,7 @@ def _levels(height: int, width: int, smallest: int = 4) -> list[tuple[int, int]]
 
 
 class ConvEncoder(nn.Module):
-    """Strided convolutions, halving the image until a side is at most 4, to a posterior.
+    """Strided convolutions that halve the image until a side is at most 4, then a posterior.
 
     Args:
         image_shape: ``(channels, height, width)``, of any size.
@@ -116,7 +116,7 @@ class ConvDecoder(nn.Module):
     """Transposed convolutions from latents to images; arguments as for :class:`ConvEncoder`.
 
     Args:
-        skip: whether every layer after the first gets the latent too, through a linear map added to its output
+        skip: whether every layer after the first also receives the latent, through a linear map added to its output
             (skip-VAE: Dieng et al., 2019, https://arxiv.org/abs/1807.04863).
     """
 
@@ -144,7 +144,7 @@ class ConvDecoder(nn.Module):
 
 
 def _skips(body: nn.Sequential, latent_dim: int) -> nn.ModuleDict:
-    """A linear map from the latent to the channels of each layer with weights but the first, by the layer's name."""
+    """Linear maps from the latent to the channels of every layer with weights except the first, by layer name."""
     layers = {name: layer for name, layer in body.named_children() if isinstance(layer, nn.Linear | nn.ConvTranspose2d)}
     widths = {name: layer.weight.shape[0 if isinstance(layer, nn.Linear) else 1] for name, layer in layers.items()}
     return nn.ModuleDict({name: nn.Linear(latent_dim, widths[name]) for name in list(widths)[1:]})

@@ -12,7 +12,7 @@ __all__ = ["Prior", "StandardNormal", "VampPrior"]
 
 
 class Prior(nn.Module):
-    """A distribution of latent codes; a new one states its divergence from a posterior, and how to draw from it."""
+    """A distribution of latent codes; a subclass defines its divergence from a posterior and how to draw from it."""
 
     def bind(self, encoder: nn.Module) -> None:
         """Called once by the model with its encoder, for priors that need it."""
@@ -23,15 +23,15 @@ class Prior(nn.Module):
 
         Args:
             posterior: ``q(z|x)``.
-            latents: a draw from it, shape ``(B, latent_dim)``.
+            latents: a draw from ``q(z|x)``, shape ``(B, latent_dim)``.
 
         Returns:
-            Nats of each row and coordinate, shape ``(B, latent_dim)``, or of each row, shape ``(B, 1)``.
+            Nats per row and coordinate, shape ``(B, latent_dim)``, or per row, shape ``(B, 1)``.
         """
 
     @abstractmethod
     def draws_like(self, latents: Tensor) -> Tensor:
-        """Independent draws from the prior, of the shape ``(B, latent_dim)`` and type of ``latents``."""
+        """Independent draws from the prior, with the dtype of ``latents`` and its shape ``(B, latent_dim)``."""
 
 
 class StandardNormal(Prior):
@@ -45,18 +45,18 @@ class StandardNormal(Prior):
 
 
 class VampPrior(Prior):
-    r"""Mixture of the encoder's own posteriors of learned pseudo-inputs, :math:`p(z) = \tfrac 1K \sum_k q(z|u_k)`.
+    r"""Mixture of the encoder's posteriors at K learned pseudo-inputs, :math:`p(z) = \tfrac 1K \sum_k q(z|u_k)`.
 
-    The divergence is the estimate :math:`\log q(z|x) - \log p(z)` from one draw: unbiased, and negative for some rows.
-    Pseudo-inputs are parameters, kept within ``[0, 1]`` where they are used. Each step encodes all of them.
+    The divergence is estimated from one draw as :math:`\log q(z|x) - \log p(z)`: unbiased, and negative for some rows.
+    Pseudo-inputs are parameters, clipped to ``[0, 1]`` when they are used. Each step encodes all of them.
 
     Source: Tomczak and Welling, 2018, https://arxiv.org/abs/1705.07120, with a warm-up of the rate over 100 epochs:
     ``ELBO(beta=LinearSchedule(0, 1, 100))``.
 
     Args:
         pseudo_inputs: K, at least 1.
-        mean: around which pseudo-inputs start; that of the data's values is a good one.
-        std: of their start, positive.
+        mean: mean of the pseudo-inputs at the start; the mean of the data is a good choice.
+        std: standard deviation of the pseudo-inputs at the start, positive.
 
     Raises:
         ValueError: if ``pseudo_inputs`` is below 1, ``std`` is not positive, or the encoder has no ``image_shape``.
@@ -69,7 +69,7 @@ class VampPrior(Prior):
         if not (math.isfinite(std) and std > 0):
             raise ValueError(f"`std` must be positive, got {std}.")
         self.num_pseudo_inputs, self.mean, self.std = pseudo_inputs, mean, std
-        # In a list, so that the encoder's parameters are not registered, saved and optimized twice.
+        # In a list, so that the encoder's parameters are not registered twice.
         self._encoder: list[nn.Module] = []
 
     def bind(self, encoder: nn.Module) -> None:
@@ -82,7 +82,7 @@ class VampPrior(Prior):
         self.pseudo_inputs = nn.Parameter(self.mean + self.std * torch.randn(self.num_pseudo_inputs, *shape))
 
     def components(self) -> Posterior:
-        """Posteriors of the pseudo-inputs, K rows, in float32 or wider."""
+        """Posteriors of the pseudo-inputs, shape ``(K, latent_dim)``, in float32 or wider."""
         mean, log_variance = self._encoder[0](self.pseudo_inputs.clamp(0, 1))
         dtype = torch.promote_types(mean.dtype, torch.float32)
         return Posterior(mean.to(dtype), log_variance.to(dtype))

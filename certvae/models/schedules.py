@@ -1,4 +1,4 @@
-"""Weights that change during training, as functions of the epochs that are done."""
+"""Weights that change during training, as functions of the number of finished epochs."""
 
 import math
 from abc import ABC, abstractmethod
@@ -7,22 +7,22 @@ __all__ = ["CyclicalSchedule", "LinearSchedule", "Schedule", "value_at"]
 
 
 class Schedule(ABC):
-    """A number, at least 0, for every moment of a training."""
+    """A number of at least 0 that depends on the training progress."""
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """The value after ``progress`` epochs, a fraction of one included; infinity asks for the last value."""
+        """The value after ``progress`` epochs, which may be a fraction; infinity gives the last value."""
 
 
 class LinearSchedule(Schedule):
-    """From ``first`` to ``last`` in a straight line, then constant: KL annealing, warm-up, a growing capacity.
+    """Linear from ``first`` to ``last``, then constant: for KL annealing, warm-up or a growing capacity.
 
     Sources: Bowman et al., 2016, https://arxiv.org/abs/1511.06349; 0.1 to 1 over 10 epochs is He et al., 2019.
 
     Args:
         first: value at the start, at least 0.
         last: value after ``epochs``, at least 0.
-        epochs: length of the line, positive; need not be whole.
+        epochs: length of the linear part, positive; may be a fraction.
 
     Raises:
         ValueError: if ``first`` or ``last`` is negative, or ``epochs`` is not positive.
@@ -37,14 +37,14 @@ class LinearSchedule(Schedule):
 
 
 class CyclicalSchedule(Schedule):
-    """Several times from ``first`` to ``last``: each cycle rises in a straight line, then stays; so does the end.
+    """Cycles that rise linearly from ``first`` to ``last`` and then stay there; the last value is kept at the end.
 
     Source: Fu et al., 2019, https://arxiv.org/abs/1903.10145, section 3.2.
 
     Args:
-        epochs: length of all cycles together, positive; need not be whole.
+        epochs: length of all cycles together, positive; may be a fraction.
         cycles: how many, at least 1.
-        rising: share of a cycle that rises, in ``(0, 1]``.
+        rising: share of each cycle in which the value rises, in ``(0, 1]``.
         first: value at the start of a cycle, at least 0.
         last: value at its end, at least 0.
 

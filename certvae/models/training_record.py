@@ -1,4 +1,4 @@
-"""What the steps of a training epoch add up on the device, so that none of them waits for it."""
+"""Sums over a training epoch, kept on the device so that no step waits for it."""
 
 import math
 
@@ -11,14 +11,14 @@ __all__ = ["TrainingRecord"]
 class TrainingRecord:
     """Sums of losses over an epoch's rows, and the first step whose loss was not finite.
 
-    Nothing is read before the epoch ends: reading a value waits for everything that the device has still to do. So does
-    a copy from the host, which is why numbers are filled in.
+    No value is read before the epoch ends, because reading waits for all work of the device. A copy from the host waits
+    too, so numbers are written with ``fill_``.
 
     Args:
-        like: a tensor whose device and type are taken over.
+        like: a tensor with the device and dtype to use.
 
     Attributes:
-        sums: rows and the sum of their losses, then both of the alignment loss, shape ``(4,)``.
+        sums: number of rows and sum of losses, then the same two for the alignment loss, shape ``(4,)``.
         fault: batch index and loss of the first step whose loss was not finite, shape ``(2,)``; the index is infinite
             if there was none.
     """
@@ -29,13 +29,13 @@ class TrainingRecord:
 
     @torch.no_grad()
     def add(self, batch_idx: int, rows: int, loss: Tensor, alignment: Tensor | None = None) -> None:
-        """Add a step.
+        """Add the values of one step.
 
         Args:
-            batch_idx: its index in the epoch.
-            rows: of the batch.
+            batch_idx: index of the step in the epoch.
+            rows: number of rows of the batch.
             loss: mean over the batch, a scalar.
-            alignment: likewise, if there is such a term.
+            alignment: mean alignment loss over the batch in nats, a scalar, if there is this term.
         """
         one, zero = torch.ones_like(loss), torch.zeros_like(loss)
         means = [one, loss, zero, zero] if alignment is None else [one, loss, one, alignment]

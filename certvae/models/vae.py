@@ -1,4 +1,4 @@
-"""The variational autoencoder, with an optional alignment of its code to a fixed teacher."""
+"""A variational autoencoder whose code can be aligned to a fixed teacher."""
 
 import math
 from pathlib import Path
@@ -26,44 +26,45 @@ EVALUATED = ("loss", "rate", "mean_squared_error")
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss was not finite; raised before the next validation, checkpoint or end of the epoch."""
+    """The loss is not finite; raised before the next validation, checkpoint or end of the epoch."""
 
 
 class VacuousTeacherError(ValueError):
-    """The teacher varies too little to align to."""
+    """The teacher's outputs vary too little for alignment."""
 
 
 class VAE(LightningModule):
-    r"""VAE with per-row sums, an explicit observation scale and, with a teacher, an alignment term.
+    r"""A VAE with an explicit observation scale and an optional alignment term to a teacher.
 
     .. math::
         E\left[\frac{|x - \hat x(z)|^2}{2 s^2} + \beta\, KL(q(z|x) \| p(z)) + w\, KL(T(\cdot|x) \| S(\cdot|z))\right]
 
-    Batches are ``(images, label, index)`` with images in [0, 1]. ``validation_step`` and ``test_step`` return
-    ``{"loss", "posterior"}``; the certificate is measured from that by
-    :class:`certvae.callbacks.CertificateCallback`.
+    Losses are sums over the values of a row, in nats. Batches are ``(images, label, index)`` with images in [0, 1].
+    ``validation_step`` and ``test_step`` return ``{"loss", "posterior"}``, from which
+    :class:`certvae.callbacks.CertificateCallback` measures the certificate.
 
     Args:
         encoder: module from images to a :class:`certvae.theory.posterior.Posterior`, with an attribute ``latent_dim``.
         decoder: module from latents ``(B, latent_dim)`` to the mean of the images.
         teacher: a teacher, the path of its file, or the name of one that comes with the package; needed for alignment.
-        witness: default: the teacher's simplex witness with ``witness_scale`` and ``witness_prior``. A
-            :class:`certvae.RawHead` is trained by the alignment term and saved with the weights.
+        witness: module from codes to logits; default: the teacher's simplex witness with ``witness_scale`` and
+            ``witness_prior``. A :class:`certvae.RawHead` is trained by the alignment term and saved with the weights.
         witness_scale: factor of the code in the default witness.
-        witness_prior: whether the zero code, or a RawHead at its start, answers the teacher's training average.
+        witness_prior: whether the witness gives the teacher's training average at the zero code, or a RawHead at its
+            start.
         objective: default ``ELBO(beta=1)``.
         prior: default standard normal.
         alignment_weight: ``w``, at least 0.
-        alignment_path: ``"mean"`` aligns the posterior's mean, the paper's raw witness; ``"sample"`` a draw.
-        observation_std: ``s``, the standard deviation of a pixel given the code; positive, or ``"optimal"``: the most
-            likely one for each batch (sigma-VAE, :mod:`certvae.models.likelihood`).
+        alignment_path: ``"mean"`` aligns the posterior's mean (the paper's raw witness); ``"sample"`` aligns a draw.
+        observation_std: ``s``, the standard deviation of a pixel given the code; positive, or ``"optimal"``: the
+            maximum-likelihood value of each batch (sigma-VAE, :mod:`certvae.models.likelihood`).
         learning_rate: of Adam.
         learning_rate_schedule: ``"constant"``, or ``"cosine"`` from ``learning_rate`` to 0 over the whole run.
-        init_weights_from: a checkpoint of which only the weights are taken, with strict keys. Unlike ``ckpt_path``
+        init_weights_from: a checkpoint from which only the weights are loaded, with strict keys. Unlike ``ckpt_path``
             it restores no hyper-parameter, so a rescue can turn the alignment on.
 
     Raises:
-        ValueError: if an argument is not as above, or alignment is asked for without a teacher.
+        ValueError: if an argument is not as above, or ``alignment_weight`` is above 0 without a teacher.
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class VAE(LightningModule):
         self.observation_std = observation_std
         self.learning_rate, self.learning_rate_schedule = learning_rate, learning_rate_schedule
         loaded = load_teacher(teacher) if isinstance(teacher, str | Path) else teacher
-        # In a list, so that the fixed teacher is in no checkpoint and no precision plugin casts it.
+        # In a list, so that no checkpoint contains the fixed teacher and no precision plugin casts it.
         self._teacher = [loaded] if loaded is not None else []
         if witness is None and loaded is not None:
             witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
@@ -112,7 +113,7 @@ class VAE(LightningModule):
 
     @property
     def teacher(self) -> Teacher | None:
-        """The fixed teacher, if there is one."""
+        """The fixed teacher, or None."""
         return self._teacher[0] if self._teacher else None
 
     def forward(self, images: Tensor) -> Posterior:
@@ -134,7 +135,7 @@ class VAE(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _may_fuse(self) -> bool:
-        """Whether Adam's step can be one kernel; with a loss scaler it would refuse to clip gradients."""
+        """Whether fused Adam can be used; with a loss scaler, Lightning refuses to clip gradients for it."""
         scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
         return not scaled and self.device.type in ("cpu", "cuda", "mps")
 
@@ -144,7 +145,7 @@ class VAE(LightningModule):
             self.teacher.check_data(getattr(data, "image_shape", None), getattr(data, "fingerprint", None))
 
     def on_fit_start(self) -> None:
-        self._start_record()  # an epoch that goes on after a restart has no start
+        self._start_record()  # an epoch resumed after a restart has no start hook
         if self.teacher is None or self.alignment_weight == 0:
             return
         self.teacher.to(float64_device(self.device))
@@ -160,7 +161,7 @@ class VAE(LightningModule):
         self._start_record()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # An endless epoch has no fraction. Not in the step, which may be called without a trainer.
+        # An endless epoch has no fraction. Set here because the step may be called without a trainer.
         self._progress = self.current_epoch + batch_idx / self.trainer.num_training_batches
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
@@ -189,10 +190,10 @@ class VAE(LightningModule):
         self._check_finite()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let no checkpoint have weights from after a loss that was not finite.
+        """Refuse to write a checkpoint after a loss that was not finite.
 
         Raises:
-            TrainingDivergedError: if there was such a loss.
+            TrainingDivergedError: if a loss was not finite.
         """
         self._check_finite()
 
@@ -256,21 +257,20 @@ class VAE(LightningModule):
         return _widen(torch.zeros(size, device=self.device).to(self.dtype))
 
     def _log_means(self, stage: str) -> None:
-        # Here and not in the steps: what a step logs is reduced, and a process without rows takes no step.
+        # Not logged in the steps: logging there is a collective, and a process without rows takes no step.
         sums = self.trainer.strategy.reduce(self._sums, reduce_op="sum")
         for name, total in zip(EVALUATED, sums[1:], strict=True):
             self.log(f"{stage}/{name}", total / sums[0])
 
     def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
-        r""":math:`|x - \hat x(z)|^2` of each row, a sum over its values, shape ``(B,)``."""
+        r""":math:`|x - \hat x(z)|^2` of each row, summed over its values, shape ``(B,)``."""
         difference = _widen(self.decoder(latents.to(self.dtype))) - images
         return (difference**2).flatten(start_dim=1).sum(dim=1)
 
     def distortion(self, squared_error: Tensor, num_values: int = 1) -> Tensor:
         r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`.
 
-        With the optimal standard deviation, which is no constant, :math:`D \log s` is part of it, and ``num_values``
-        is ``D``.
+        The optimal standard deviation is not a constant, so then :math:`D \log s` is included, with ``D = num_values``.
         """
         if isinstance(self.observation_std, str):
             return optimal_distortion(squared_error, num_values)

@@ -1,1 +1,1 @@
-"""What callbacks share: a batch read whole, an evaluation that ends in a certificate, loggers, the auxiliary loss."""
+"""Code shared by the callbacks: batch reading, evaluation, loggers and the auxiliary loss."""

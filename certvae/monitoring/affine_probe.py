@@ -9,26 +9,26 @@ from torch import Tensor, nn
 
 __all__ = ["AffineProbe"]
 
-WINDOW = 10  # steps; codes drift while a model trains, and what is older than this misleads more than it smooths
-UNRESOLVED = 1e-6  # a coordinate that varies by less than this share of its size is float32 rounding
+WINDOW = 10  # steps; codes drift while a model trains, so an average over more steps is less accurate
+UNRESOLVED = 1e-6  # below this ratio of deviation to size, a coordinate's variation is float32 rounding
 
 
 class AffineProbe(nn.Module):
     r"""Multinomial logistic regression with soft targets: ``logits = W (z - m) / s + b``.
 
-    Adam (Kingma and Ba, 2015) minimizes the mean of :math:`-\sum_k T_k \log S_k`, whose gradient is closed:
-    ``(S - T)^T z``. Mean ``m`` and deviation ``s`` of the codes are those of the latest rows, so that the scale of a
-    code does not matter; a coordinate that does not vary is left out. What answers is the average of the latest
-    weights (Polyak and Juditsky, 1992), which takes out most of the noise of the batches. Both averages are
-    exponential, over a quarter of the steps so far and at most 10. While the code still changes fast the probe lags
-    behind it, so that early margins are lower than that of the best affine map. Everything is in float64, in plain
-    tensors that no precision plugin and no optimizer of a module sees.
+    Adam (Kingma and Ba, 2015) minimizes the mean of :math:`-\sum_k T_k \log S_k`, with the closed-form gradient ``(S -
+    T)^T z``. Codes are standardized with the mean ``m`` and deviation ``s`` of recent rows, so the scale of a code does
+    not matter. Coordinates that do not vary are left out. The probe predicts with an average of its latest weights
+    (Polyak and Juditsky, 1992), which removes most of the batch noise. Both averages are exponential, over a quarter of
+    the steps so far and at most 10. While the code still changes fast the probe lags behind, so early margins are lower
+    than the margin of the best affine map. All computation is in float64, in plain tensors that precision plugins and
+    the module's optimizer do not see.
 
     Args:
         learning_rate: of Adam, above 0.
 
     Attributes:
-        steps: batches that it was fitted on.
+        steps: number of batches that the probe was fitted on.
 
     Raises:
         ValueError: if ``learning_rate`` is not above 0.
@@ -47,18 +47,18 @@ class AffineProbe(nn.Module):
         return self._optimizer
 
     def forward(self, codes: Tensor) -> Tensor:
-        """Logits of codes ``(B, latent_dim)``, float64, shape ``(B, K)``; after the first :meth:`fit`.
+        """Logits of codes ``(B, latent_dim)``, float64, shape ``(B, K)``; call :meth:`fit` first.
 
         Raises:
-            ValueError: if the codes have another length than those of the fit.
+            ValueError: if the codes have another ``latent_dim`` than the fitted codes.
         """
         return self._features(codes.to(self._average)) @ self._average.T
 
     def _features(self, codes: Tensor) -> Tensor:
-        """Standardized codes with a 1 behind them, shape ``(B, latent_dim + 1)``."""
+        """Standardized codes with a column of ones appended, shape ``(B, latent_dim + 1)``."""
         dim = self._weights.shape[1] - 1
         if codes.shape[1] != dim:
-            raise ValueError(f"`latents` must have the {dim} numbers a row that the probe has, got {codes.shape[1]}.")
+            raise ValueError(f"`latents` must have {dim} numbers per row, as in the fit, got {codes.shape[1]}.")
         count, total, squares = self._sums.split([1, dim, dim])
         mean, second = total / count.clamp(min=1), squares / count.clamp(min=1)
         variance = second - mean**2
@@ -68,15 +68,15 @@ class AffineProbe(nn.Module):
 
     @torch.no_grad()
     def fit(self, codes: Tensor, probs: Tensor, reduce: Callable[[Tensor], Tensor]) -> None:
-        """One step on a batch of training rows.
+        """Take one step on a batch of training rows.
 
         Args:
-            codes: shape ``(B, latent_dim)``; float64 is kept on their device.
-            probs: the teacher's, shape ``(B, K)``.
-            reduce: adds a vector up over processes; called once.
+            codes: shape ``(B, latent_dim)``; the probe keeps float64 tensors on their device.
+            probs: teacher probabilities, shape ``(B, K)``.
+            reduce: sums a vector over processes; called once.
 
         Raises:
-            ValueError: if the codes have another length than before.
+            ValueError: if the codes have another ``latent_dim`` than before.
         """
         codes, probs = codes.double(), probs.to(codes.device).double()
         if self._optimizer is None:
@@ -86,7 +86,7 @@ class AffineProbe(nn.Module):
         gradient = ((features @ self._weights.T).softmax(dim=1) - probs).T @ features
         rows = codes.new_tensor([float(len(codes))])
         batch = reduce(torch.cat([gradient.flatten(), rows, codes.sum(dim=0), (codes**2).sum(dim=0)]))
-        # Rows that have diverged teach nothing, on all processes alike, and without waiting for the device.
+        # Skip rows that have diverged: the same on all processes, and without waiting for the device.
         batch = torch.where(batch.isfinite().all(), batch, torch.zeros_like(batch))
         self._step(*batch.split([gradient.numel(), len(self._sums)]))
 
@@ -100,7 +100,7 @@ class AffineProbe(nn.Module):
         self._average.lerp_(self._weights, 1 - keep)
 
     def state(self) -> dict[str, Any]:
-        """Weights, sums and optimizer as plain values and tensors; empty before the first :meth:`fit`."""
+        """Weights, sums and optimizer state as plain values and tensors; empty before the first :meth:`fit`."""
         if self._optimizer is None:
             return {}
         return deepcopy(
@@ -113,9 +113,9 @@ class AffineProbe(nn.Module):
             }
         )
 
-    @torch.inference_mode(False)  # a stand-alone validation may load it, and a later fit go on from it
+    @torch.inference_mode(False)  # a separate validation may load the state, and a later fit continue from it
     def load(self, state: dict[str, Any], device: torch.device) -> None:
-        """Go on from a :meth:`state`, on a device that has float64."""
+        """Continue from a :meth:`state`, on a device with float64."""
         if state:
             self.steps = state["steps"]
             tensors = (state[name].to(device, copy=True) for name in ("weights", "average", "sums"))

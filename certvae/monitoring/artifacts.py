@@ -1,7 +1,7 @@
-"""Files of a run in Weights & Biases: teacher, YAML, checkpoint and certificate, each under one name everywhere.
+"""Logs the files of a run to Weights & Biases: teacher, YAML, checkpoint and certificate.
 
-Equal files under one name are one version of one artifact. So the teacher that a search has logged, a fit uses, and a
-certificate names is one node of the lineage graph.
+Equal files under the same name are one version of one artifact. So the lineage graph shows one node for a teacher that
+a search logs, a fit uses and a certificate names.
 """
 
 from pathlib import Path
@@ -16,36 +16,36 @@ def log_file(run: Any, path: Path, kind: str, name: str, file: str, metadata: di
     """Log a file as an artifact.
 
     Args:
-        run: of Weights & Biases.
-        path: of the file.
-        kind: type of the artifact.
-        name: of the artifact.
-        file: name of the file in it.
-        metadata: plain values that are shown beside it.
+        run: a run of Weights & Biases.
+        path: path of the file.
+        kind: artifact type.
+        name: artifact name.
+        file: name of the file in the artifact.
+        metadata: plain values to show with the artifact.
     """
     run.log_artifact(_artifact(path, kind, name, file, metadata))
 
 
 def log_certificate(run: Any, path: Path, metadata: dict[str, Any]) -> None:
-    """Log a certificate, ``certificate.json`` or one of a callback, as ``<its name>-<id of the run>``."""
+    """Log a certificate file, from ``certify`` or a callback, as ``<file name>-<run id>``."""
     log_file(run, path, "certificate", f"{path.stem}-{run.id}", path.name, metadata)
 
 
 def log_config(run: Any, path: Path) -> None:
-    """Log the YAML that a run is made with."""
+    """Log the YAML of a run."""
     log_file(run, path, "config", f"config-{run.id}", "config.yaml")
 
 
 def log_checkpoint(run: Any, path: Path) -> None:
-    """Log a checkpoint under the name that Lightning's ``WandbLogger(log_model=True)`` gives it."""
+    """Log a checkpoint under the same name as Lightning's ``WandbLogger(log_model=True)`` does."""
     log_file(run, path, "model", f"model-{run.id}", "model.ckpt")
 
 
 def use_teacher(run: Any, path: Path) -> None:
     """Declare a teacher as an input of the run.
 
-    Without network there are no inputs: Weights & Biases refuses them. Then the teacher is logged, so that it is there
-    after ``wandb sync``.
+    Offline, Weights & Biases does not accept inputs. Then the teacher is logged instead, and appears after ``wandb
+    sync``.
     """
     artifact = _artifact(path, "teacher", f"teacher-{sha256_file(path)[:12]}", "teacher.safetensors", None)
     if run.offline:

@@ -1,4 +1,4 @@
-"""Adding the gradient of a term at the code, where a module optimizes by hand and returns no loss to add a term to."""
+"""Adds the gradient of a loss term at the code, for modules that use manual optimization and return no loss."""
 
 import functools
 from collections.abc import Callable
@@ -18,19 +18,19 @@ __all__ = ["AuxiliaryGradient"]
 
 
 class AuxiliaryGradient:
-    """Adds the gradient of a term by the code to what reaches the code in a backward pass.
+    """Adds the gradient of a term at the code to the gradient that reaches the code in a backward pass.
 
-    The chain rule does the rest: the encoder's parameters get what they would have got from ``loss + term``. The
-    gradient is known as soon as the code is, in the forward pass. For the alignment term on means it is
+    By the chain rule, the encoder's parameters receive the same gradient as from ``loss + term``. The gradient of the
+    term is computed in the forward pass, as soon as the code is known. For the alignment term on means it is
     :meth:`certvae.SimplexWitness.alignment_gradient` over the rows of the batch.
 
-    It is added once between two optimizer steps, to the first backward pass that reaches the code: losses that are
-    accumulated do not count it twice, and a discriminator's pass does not take it from the encoder's. A gradient scaler
-    of mixed precision is followed. A module that divides its losses, to accumulate gradients, divides the weight too.
+    It is added once between two optimizer steps, in the first backward pass that reaches the code. So accumulated
+    losses do not count it twice, and a discriminator's pass does not use it up. The gradient scaler of mixed precision
+    is applied to it. If your module divides its losses to accumulate gradients, divide the weight too.
 
     Args:
-        source: a submodule, or two heads; called once in a step, or with ``calls="first"``.
-        term: called with the batch and the code, whose graph ends at the submodule's output; returns a scalar.
+        source: a submodule, or two heads; called once per step, or with ``calls="first"``.
+        term: function of the batch and the code that returns a scalar; the code's graph ends at the submodule's output.
     """
 
     def __init__(self, source: LatentSource | None, term: Callable[[Any, Captured], Tensor]) -> None:
@@ -47,7 +47,7 @@ class AuxiliaryGradient:
         """Put hooks in place.
 
         Raises:
-            ValueError: if the code is not the output of a submodule, or its last call is asked for.
+            ValueError: if the code is not the output of a submodule, or ``source`` has ``calls="last"``.
         """
         self.detach()
         source = self._named(pl_module)
@@ -80,7 +80,7 @@ class AuxiliaryGradient:
         self._outputs, self._gradients, self._added = {}, {}, set()
 
     def stepped(self) -> None:
-        """An optimizer takes its step: what comes after it is another pass."""
+        """Note that an optimizer has stepped: the next backward pass may add the gradient again."""
         self._added = set()
 
     def _catch(self, source: Latents, heads: int, place: int, module: Any, inputs: Any, output: Any) -> Any:
@@ -89,7 +89,7 @@ class AuxiliaryGradient:
         if place in self._outputs:
             if source.calls == "error":
                 raise ValueError(
-                    f"`latents={source.path!r}` was called twice in one step; say that the first call counts, "
+                    f"`latents={source.path!r}` was called twice in one step; select the first call, "
                     f"Latents({source.path!r}, calls='first')."
                 )
             return None
@@ -99,7 +99,7 @@ class AuxiliaryGradient:
         return self._passed_on(place, output)
 
     def _find_gradients(self, source: Latents) -> None:
-        """Differentiate the term by the outputs, without the graph that they were made in."""
+        """Differentiate the term with respect to the outputs, detached from their graph."""
         twins: dict[int, list[Tensor]] = {place: [] for place in self._outputs}
 
         def read(place: int) -> Any:
@@ -118,7 +118,7 @@ class AuxiliaryGradient:
         self._gradients = {place: [next(found) for _ in leaves] for place, leaves in twins.items()}
 
     def _passed_on(self, place: int, output: Any) -> Any:
-        """The output for the rest of the step; a backward pass through any part of it brings the gradient of all."""
+        """The output for the rest of the step; a backward pass through any part of it adds the whole gradient."""
         trained: list[Tensor] = []
 
         def note(tensor: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class AuxiliaryGradient:
         return copied(output, lambda tensor: next(passed) if _is_trained(tensor) else tensor)
 
     def added(self, place: int, passing: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The gradients that pass through the tensors of an output, with those of the term."""
+        """Gradients of an output's tensors, with the term's gradients added."""
         gradients = self._gradients.get(place)
         if gradients is None or place in self._added:
             return passing
@@ -144,7 +144,7 @@ class AuxiliaryGradient:
         return tuple(one if more is None else one + scale * more for one, more in pairs)
 
     def detach(self) -> None:
-        """Remove the hooks, and give the module its own step back."""
+        """Remove the hooks and restore the module's own step."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -152,12 +152,12 @@ class AuxiliaryGradient:
 
 
 class _Adding(torch.autograd.Function):
-    """The same tensors, whose gradients the owner adds to."""
+    """Identity on tensors; its backward pass adds the term's gradients."""
 
     @staticmethod
     def forward(ctx: Any, owner: AuxiliaryGradient, place: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.owner, ctx.place = owner, place
-        return tuple(tensor.clone() for tensor in tensors)  # a view could not be changed in place by the step
+        return tuple(tensor.clone() for tensor in tensors)  # the step could not change a view in place
 
     @staticmethod
     def backward(ctx: Any, *passing: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""Adding a term to the loss that somebody's ``training_step`` returns, without a change to their module."""
+"""Adds a term to the loss that ``training_step`` returns, without changes to the module's code."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ __all__ = ["AuxiliaryLoss"]
 
 
 class AuxiliaryLoss:
-    """Stands between Lightning and a module's ``training_step`` from :meth:`attach` to :meth:`detach`.
+    """Wraps a module's ``training_step`` from :meth:`attach` to :meth:`detach`.
 
-    The term is added to the returned loss, before Lightning divides it for gradient accumulation and scales it for
-    mixed precision, and inside the forward of distributed wrappers; so it is treated as their own terms are.
+    The term is added to the returned loss inside the forward of distributed wrappers, before Lightning divides the loss
+    for gradient accumulation and scales it for mixed precision. So it is treated like the module's own terms.
 
     Args:
-        before: called before each step.
-        term: called with the batch and the step's outputs; returns a scalar to add.
+        before: function called before each step.
+        term: function of the batch and the step's outputs that returns a scalar to add.
     """
 
     def __init__(self, before: Callable[[], None], term: Callable[[Any, Any], Tensor]) -> None:
@@ -27,10 +27,10 @@ class AuxiliaryLoss:
         self._step = WrappedStep()
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Put the term in place."""
+        """Wrap the module's step."""
 
         def with_term(step: Callable[[], Any], batch: Any) -> Any:
-            if not pl_module.trainer.training:  # called by their validation_step
+            if not pl_module.trainer.training:  # called by the module's validation_step
                 return step()
             self._before()
             outputs = step()
@@ -44,5 +44,5 @@ class AuxiliaryLoss:
         self._step.attach(pl_module, with_term)
 
     def detach(self) -> None:
-        """Give the module its own step back."""
+        """Restore the module's own step."""
         self._step.detach()

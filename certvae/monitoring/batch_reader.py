@@ -1,4 +1,4 @@
-"""What a callback reads from somebody's run: the code, the input, the teacher's answer and the witness's."""
+"""Reads the code, the input and the outputs of teacher and witness from the batches of a run."""
 
 from functools import reduce
 from pathlib import Path
@@ -20,14 +20,13 @@ __all__ = ["BatchReader", "choose_loader"]
 
 
 class BatchReader:
-    """The code of a batch, with the teacher and the witness that belong to it.
+    """Gives the code of a batch, the teacher's probabilities and the witness.
 
     Args:
-        teacher: a teacher or the path of its file, which the first process reads and sends to the others; None: the
-            module's attribute ``teacher``.
+        teacher: a teacher or the path of its file, which rank 0 reads and sends to the other ranks; None: the module's
+            attribute ``teacher``.
         latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`.
-        images: where the teacher's input stands in the batch: a position, a key or an attribute, or a function of
-            the batch.
+        images: where the teacher's input is in the batch: a position, a key, an attribute or a function of the batch.
         witness: a module from the code to logits; None: the module's attribute ``witness``, else the teacher's.
         witness_scale: scale of the teacher's simplex witness.
     """
@@ -48,28 +47,28 @@ class BatchReader:
 
     @property
     def teacher(self) -> Teacher:
-        """The teacher; known after :meth:`setup`."""
+        """The teacher, available after :meth:`setup`."""
         assert self._teacher is not None
         return self._teacher
 
     @property
     def witness(self) -> nn.Module | None:
-        """The witness; the teacher's own is made at the first code."""
+        """The witness; a teacher's simplex witness is created at the first code."""
         return self._witness
 
     @property
     def scale(self) -> float | None:
-        """Scale of the simplex witness, also on a process that has seen no code; None of any other witness."""
+        """Scale of the simplex witness, also on a process that has seen no code; None for other witnesses."""
         if self._witness is None:
             return self.witness_scale
         return self._witness.scale if isinstance(self._witness, SimplexWitness) else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find teacher and witness, and put the hook in place.
+        """Find teacher and witness, and register the hook.
 
         Raises:
-            ValueError: if there is no teacher, it does not fit the data, or there is no such submodule.
-            TypeError: if it is no teacher.
+            ValueError: if there is no teacher, it does not fit the data, or the submodule does not exist. TypeError: if
+                ``teacher`` is neither a teacher nor a path.
         """
         given = self.given_teacher if self.given_teacher is not None else getattr(pl_module, "teacher", None)
         if given is None:
@@ -84,7 +83,7 @@ class BatchReader:
         self.capture.attach(pl_module)
 
     def start(self, pl_module: LightningModule) -> torch.device:
-        """Move teacher and witness to the module; returns the device on which float64 sums can be kept."""
+        """Move teacher and witness to the module's device; return the device for float64 sums."""
         device = float64_device(pl_module.device)
         self.teacher.to(device)
         if self._given_witness is not None:
@@ -92,7 +91,7 @@ class BatchReader:
         return device
 
     def code(self, pl_module: LightningModule, batch: Any, outputs: Any) -> Captured:
-        """The code of the batch that was just seen.
+        """The code of the latest batch.
 
         Raises:
             ValueError: if it has another number of rows than the inputs.
@@ -100,7 +99,7 @@ class BatchReader:
         return self.checked(self.capture.read(pl_module, batch, outputs), batch)
 
     def checked(self, captured: Captured, batch: Any) -> Captured:
-        """The same code.
+        """Return ``code`` unchanged after checking its number of rows.
 
         Raises:
             ValueError: if it has another number of rows than the inputs.
@@ -114,23 +113,23 @@ class BatchReader:
         )
 
     def code_again(self, pl_module: LightningModule, batch: Any, rows: Tensor) -> Captured:
-        """The code of some rows of the batch that was just seen, encoded once more.
+        """Encode some rows of the latest batch again, and return their code.
 
         Args:
-            pl_module: in eval mode.
+            pl_module: the module, in eval mode.
             batch: the batch.
             rows: positions in the batch, int64, shape ``(n,)``.
 
         Raises:
-            TypeError: if the code was the step's own output, and the module's ``forward`` does not give it too.
+            TypeError: if the code was the step's own output, and the module's ``forward`` does not return it.
         """
         return self.capture.read_again(pl_module, batch, rows, len(self.inputs(batch)))
 
     def inputs(self, batch: Any) -> Tensor:
-        """What the teacher is asked about.
+        """The teacher's input.
 
         Raises:
-            TypeError: if it is no tensor.
+            TypeError: if it is not a tensor.
             ValueError: if ``images`` is not in the batch.
         """
         return self.teacher.prepared(select_inputs(batch, self.images))
@@ -140,34 +139,34 @@ class BatchReader:
         return self.teacher(self.inputs(batch), index_of(batch))
 
     def row_weights(self, batch: Any) -> Tensor | None:
-        """What the teacher says that each row counts, float64, shape ``(B,)``; None: all alike."""
+        """The teacher's weight of each row, float64, shape ``(B,)``; None: all rows count the same."""
         return self.teacher.row_weights(self.inputs(batch))
 
     def witness_for(self, codes: Tensor) -> nn.Module:
-        """The witness of codes ``(B, latent_dim)``, computed in their precision or wider."""
+        """The witness for codes ``(B, latent_dim)``, computed in their precision or wider."""
         if self._witness is None:
             self._witness = self.teacher.witness(codes.shape[1], self.witness_scale)
         floats = _floats(self._witness).values()
         same = all(value.dtype == codes.dtype for value in floats)
-        # FSDP2 gathers parameters when the module that was sharded is called itself, and not in `functional_call`.
+        # FSDP2 gathers parameters only when the sharded module itself is called, not in `functional_call`.
         if any(hasattr(value, "full_tensor") for value in floats) and not (same and hasattr(self._witness, "unshard")):
             raise ValueError(
-                "`witness` has parameters that are sharded over processes; make it a unit of its own in float32, "
+                "`witness` has parameters that are sharded over processes; make it a separate unit in float32, "
                 "`fully_shard(module.witness)`, or do not shard it."
             )
         return self._witness if same else _Widened(self._witness)
 
 
 def _read_once(trainer: Trainer, path: str | Path) -> Teacher:
-    """The teacher of a file that the first process reads and sends to the others, which may have no such file.
+    """Read the teacher's file on rank 0 and send the teacher to the other ranks; a collective.
 
-    Nor can a node measure with a teacher of its own: a file of the same name that is older. A collective.
+    So the other ranks need no file, and no node can use an older file of the same name.
     """
     found: Any = None
     if trainer.is_global_zero:
         try:
             found = load_teacher(path)
-        except (OSError, ValueError) as error:  # sent too: the others would wait
+        except (OSError, ValueError) as error:  # sent too, because the other ranks wait
             found = error
     found = trainer.strategy.broadcast(found)
     if isinstance(found, Exception):
@@ -176,10 +175,10 @@ def _read_once(trainer: Trainer, path: str | Path) -> Teacher:
 
 
 class _Widened(nn.Module):
-    """A witness whose parameters are narrower or wider than its codes, as those of a module in ``bf16-true`` are.
+    """A witness whose parameters have another precision than its codes, as in ``bf16-true``.
 
-    Everything is computed in the widest type: in bfloat16 a row's answer would change with the size of its batch by
-    more than the leak tests allow for rounding.
+    Everything is computed in the widest dtype: in bfloat16, a row's logits would change with the batch size by more
+    than the leak tests allow for rounding.
     """
 
     def __init__(self, witness: nn.Module) -> None:
@@ -198,10 +197,10 @@ def _floats(module: nn.Module) -> dict[str, Tensor]:
 
 
 def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:
-    """Position and dataloader of a trainer's collection, by position or, of a dict, by name.
+    """Position and dataloader from a trainer's collection, selected by position or by name.
 
     Raises:
-        ValueError: if there is no such dataloader.
+        ValueError: if the collection has no such dataloader.
     """
     flat = CombinedLoader(loaders).flattened
     names = list(loaders) if isinstance(loaders, dict) and len(loaders) == len(flat) else []
@@ -210,5 +209,5 @@ def choose_loader(loaders: Any, which: int | str) -> tuple[int, Any]:
         return position, flat[position]
     raise ValueError(
         f"`dataloader={which!r}` is none of the {len(flat)} dataloaders{f' {names}' if names else ''}; give a position "
-        "or, where they come in a dict, a name."
+        "or, for a dict of dataloaders, a name."
     )

@@ -1,4 +1,4 @@
-"""Whether ``latents`` names the code: what the loss of the first training batch says about it."""
+"""Checks on the graph of the first training loss whether ``latents`` names the code."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +13,7 @@ from certvae.reading.posteriors import Scale, worded
 
 __all__ = ["CodeChecks", "check_log_variance"]
 
-PATIENCE = 20  # training batches after which a code that no loss has read is reported
+PATIENCE = 20  # training batches after which a code that no loss depends on is reported
 HALVES = ("Split", "SplitWithSizes", "UnsafeSplit", "Slice", "Unbind", "Narrow", "Select", "Index")
 DROPOUTS = ("NativeDropout", "FusedDropout")
 FACTORS = ("Mul", "Div", "Pow", "Sqrt")
@@ -27,36 +27,36 @@ WORDS: dict[Scale, tuple[str, str]] = {
 
 
 class CodeChecks:
-    """Warns once where ``latents`` names something else than the code that the decoder receives a draw of.
+    """Warns once if ``latents`` does not name the code from which the decoder receives a draw.
 
-    Read from the graph of the loss before its first backward pass: a backbone in front of the heads; mean and
-    log-variance side by side; a draw, the decoder or what comes after it; a code that no loss reads; a standard
-    deviation given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second time.
+    It reads the graph of the loss before the first backward pass, and finds: a backbone in front of the heads; mean and
+    log-variance in one tensor; a draw, the decoder or its output; a code that no loss depends on; a standard deviation
+    given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second time.
 
-    It looks for ``mean + scale * noise`` with a positive scale that a layer reads, and stays silent where it finds
-    none: for a function as source or none at all, a compiled module, a frozen encoder, and draws of another form.
+    It searches for ``mean + scale * noise`` with a positive scale, followed by a layer. It gives no warning if it finds
+    none: for a function or None as source, a compiled module, a frozen encoder, and draws of another form.
 
     Args:
-        source: the ``latents`` of a callback, once it is checked.
+        source: the validated ``latents`` of a callback.
     """
 
     def __init__(self, source: LatentSource | None) -> None:
         sources = list(source.values()) if isinstance(source, Mapping) else [source]
         named = [item for item in map(as_latents, sources) if item is not None]
-        # A function and the module itself have no place of their own in a graph.
+        # A function and the module itself cannot be located in a graph.
         self._waiting = [item for item in named if item.path and not callable(item.path)]
         self._record = CodeRecord(self._waiting)
         self._batches = 0
 
     def begin(self, module: nn.Module) -> None:
-        """A training batch begins: for ``on_train_batch_start``."""
+        """Start recording; call it in ``on_train_batch_start``."""
         if self._waiting and _is_compiled(module):
-            self._waiting = []  # a hook that comes later would compile it anew
+            self._waiting = []  # a hook added later would cause a recompilation
         if self._waiting:
             self._record.begin(module)
 
     def before_backward(self, loss: Tensor) -> None:
-        """A loss is complete: for ``on_before_backward``."""
+        """Check the loss's graph; call it in ``on_before_backward``."""
         if not self._waiting:
             return
         graph = LossGraph(loss)
@@ -68,7 +68,7 @@ class CodeChecks:
                 _say(source, _finding(source, code, graph, self._record))
 
     def end(self) -> None:
-        """A training batch is over: for ``on_train_batch_end``."""
+        """Stop recording; call it in ``on_train_batch_end``."""
         if not self._waiting:
             self._record.end()
             return
@@ -81,14 +81,14 @@ class CodeChecks:
         self._record.forget()
 
     def stop(self) -> None:
-        """No more checks: for ``on_exception`` and ``teardown``."""
+        """End all checks; call it in ``on_exception`` and ``teardown``."""
         self._waiting = []
         self._record.end()
 
 
 UNREAD = (
-    f"gives a code on which no loss of the first {PATIENCE} training batches depends: no later part of the step reads "
-    "it, so that it is not what the decoder receives. Name the submodule whose output the step draws the code from."
+    f"gives a code on which no loss of the first {PATIENCE} training batches depends, so the decoder does not receive "
+    "it. Name the submodule from whose output the step draws the code."
 )
 
 
@@ -104,7 +104,7 @@ def _say(source: Latents, finding: str) -> None:
 
 
 def _finding(source: Latents, code: CodeEdges, graph: LossGraph, record: CodeRecord) -> str:
-    """What is wrong with a code that the loss depends on; empty if nothing is."""
+    """The problem of a code that the loss depends on, as text; empty if there is none."""
     near = graph.after(code.mean, through_layers=False)
     own = next(_own_draws(code, near, graph), None)
     if own is not None:
@@ -121,7 +121,7 @@ def _finding(source: Latents, code: CodeEdges, graph: LossGraph, record: CodeRec
 
 
 def _own_draws(code: CodeEdges, near: set[Node], graph: LossGraph) -> Iterator[Draw]:
-    """Draws of this code. A scale that is nowhere made positive is known by the one that was given."""
+    """Draws of this code; a scale without a positive function is found by the scale that ``latents`` names."""
     for draw in graph.sums:
         own = _made_from(draw.mean, code.mean, near)
         if own and (draw.scale[0] == code.log_variance or (draw.positive and graph.apart(draw))):
@@ -137,10 +137,10 @@ def _feeds(draw: Draw, after: set[Node]) -> bool:
 
 
 def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) -> str:
-    """Whether a code that a draw is made from lacks its log-variance, or has it in another form."""
+    """Check for a drawn code without a log-variance, or with a scale of another form."""
     if source.deterministic:
         return (
-            "is said to be deterministic, but the step adds noise to it before a layer reads it. Leave out "
+            "is declared deterministic, but the step adds noise to it before a layer reads it. Leave out "
             "`deterministic=True`, and name mean and log-variance."
         )
     if code.log_variance is not None:
@@ -149,8 +149,8 @@ def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) 
     if code.halved or not halves or not any(_made_from(edge, code.mean, near) for edge in draw.scale):
         return ""
     return (
-        "gives mean and log-variance side by side in one tensor, and both are read as the mean. Take them apart: "
-        f"latents='{source.path}:chunk', where the mean is the first half of axis 1; else a function (pl_module, "
+        "gives mean and log-variance side by side in one tensor, and both are read as the mean. Split them: "
+        f"latents='{source.path}:chunk', if the mean is the first half of axis 1; else give a function (pl_module, "
         "batch) -> (mean, log_variance)."
     )
 
@@ -195,7 +195,7 @@ def _backbone(draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
 
 
 def _cure(draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
-    """The line that names the mean of a draw, and if possible its log-variance too."""
+    """Advice with the names of a draw's mean and, if possible, its log-variance."""
     path = back_to_layer(draw.mean)
     names = {edge: name for name, edge in sorted(record.outputs.items(), key=_depth, reverse=True)}
     named = [edge for edge in path if edge in names]
@@ -220,12 +220,12 @@ def _dropped(source: Latents, code: CodeEdges, record: CodeRecord) -> str:
 
 
 def check_log_variance(log_variance: Tensor | None) -> None:
-    """Warn where every log-variance of a batch is positive, as if they were standard deviations.
+    """Warn if every log-variance of a batch is positive: they may be standard deviations.
 
     Args:
-        log_variance: of the posterior, shape ``(B, latent_dim)``, or None.
+        log_variance: log-variance of the posterior, shape ``(B, latent_dim)``, or None.
     """
-    # A collapsed posterior is as wide as the prior, and its log-variances lie around 0.
+    # A collapsed posterior is as wide as the prior: its log-variances are around 0.
     if log_variance is not None and bool((log_variance > 0).all()) and float(log_variance.mean()) > 0.1:
         rank_zero_warn(
             "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "

@@ -1,4 +1,4 @@
-"""Where the outputs of a module's parts stand in the graph of one training batch."""
+"""Records where the outputs of submodules are in the autograd graph of one training batch."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -18,13 +18,13 @@ __all__ = ["CodeEdges", "CodeRecord"]
 
 
 class CodeEdges(NamedTuple):
-    """Where a code stands in a graph.
+    """Position of a code in the autograd graph.
 
     Attributes:
-        mean: or both halves, where ``":chunk"`` was asked for.
-        log_variance: None where it is not given apart.
-        halved: whether ``":chunk"`` was asked for.
-        scale: as what the second value is read; None: as a log-variance.
+        mean: position of the mean, or of both halves with ``":chunk"``.
+        log_variance: position of the log-variance; None if it is not a separate tensor.
+        halved: whether the source has ``":chunk"``.
+        scale: form of the second value; None: a log-variance.
     """
 
     mean: Edge
@@ -34,14 +34,14 @@ class CodeEdges(NamedTuple):
 
 
 class CodeRecord:
-    """Listens to all parts of a module, from :meth:`begin` to :meth:`end`.
+    """Records the outputs of all submodules from :meth:`begin` to :meth:`end`.
 
     Args:
-        sources: the codes that are asked for.
+        sources: the codes to record.
 
     Attributes:
-        outputs: tensors that parts gave: where each stands, by a name that ``latents`` would take.
-        dropouts: where tensors stand that a dropout has changed.
+        outputs: graph position of each submodule output, by a name that ``latents`` accepts.
+        dropouts: graph positions of dropout outputs.
     """
 
     def __init__(self, sources: Iterable[Latents]) -> None:
@@ -53,7 +53,7 @@ class CodeRecord:
         self._handles: list[RemovableHandle] = []
 
     def begin(self, module: nn.Module) -> None:
-        """Forget what was recorded, and listen."""
+        """Clear the record and register the hooks."""
         self.forget()
         if self._handles:
             return
@@ -62,7 +62,7 @@ class CodeRecord:
                 self._handles.append(part.register_forward_hook(self._hook(name)))
 
     def code(self, source: Latents) -> CodeEdges | None:
-        """Where the code of the call that counts stands; None if it has no place in the graph, or was not asked for."""
+        """Graph position of the code from the selected call; None if it is not in the graph or not recorded."""
         code, head = self._chosen(source), source.scale_head
         scale = None if head is None else self._chosen(head)
         return code if code is None or scale is None else code._replace(log_variance=scale.mean, scale=source.scale)
@@ -72,11 +72,11 @@ class CodeRecord:
         return calls[-1 if source.calls == "last" else 0] if calls else None
 
     def forget(self) -> None:
-        """Let go of the graph."""
+        """Release the graph."""
         self.outputs, self.dropouts, self._codes = {}, set(), {}
 
     def end(self) -> None:
-        """Forget, and listen no more."""
+        """Clear the record and remove the hooks."""
         self.forget()
         for handle in self._handles:
             handle.remove()
@@ -84,7 +84,7 @@ class CodeRecord:
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(part: nn.Module, inputs: Any, output: Any) -> None:
-            # A copy of the module keeps its hooks.
+            # A copy of the module keeps the hooks.
             if self._handles and torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 self._add(name, part, output)
 
@@ -103,7 +103,7 @@ class CodeRecord:
 
 
 def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an output, each with the name by which ``latents`` finds it."""
+    """The tensors of an output, each with the name that ``latents`` accepts for it."""
     if isinstance(output, Tensor):
         yield name, output
     elif isinstance(output, dict):
@@ -113,7 +113,7 @@ def _tensors(name: str, output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _code_edges(output: Any, source: Latents) -> CodeEdges | None:
-    """Where the selected part of an output stands; None for what is made anew when it is asked for."""
+    """Graph position of the selected part of an output; None for a property that computes a new tensor."""
     kind = source.scale or scale_named(source.part)
     try:
         if source.part == "chunk":
@@ -124,7 +124,7 @@ def _code_edges(output: Any, source: Latents) -> CodeEdges | None:
             if any(one is not other for one, other in zip(found, again, strict=True)):
                 return None
     except (ValueError, TypeError):
-        return None  # reading the code will say so
+        return None  # reading the code reports the error
     edges = [edge_of(tensor) if isinstance(tensor, Tensor) else None for tensor in found]
     if not edges or edges[0] is None:
         return None
@@ -132,7 +132,7 @@ def _code_edges(output: Any, source: Latents) -> CodeEdges | None:
 
 
 def _pair(value: Any) -> tuple[list[Any], Scale | None]:
-    """Mean and, if it is there, scale of a selected part, and as what the scale is read."""
+    """Mean of the selected part, its scale if there is one, and the form of the scale."""
     if isinstance(value, Distribution):
         gaussian = value.base_dist if isinstance(value, Independent) else value
         return ([gaussian.loc] if isinstance(gaussian, Normal) else []), None

@@ -1,4 +1,4 @@
-"""Rows of a pass that are kept, to say at its end how much the code carries."""
+"""A sample of rows from which information about the code is computed at the end of an epoch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ from certvae.theory.row_sample import RowSample
 
 __all__ = ["CodeSample", "SampledCodes"]
 
-NUMBERS, FEWEST = 2**22, 512  # at most as many numbers of 8 bytes, but at least as many rows
-READ = 2048  # rows for the fitted reader, whose cost grows with them
+NUMBERS, FEWEST = 2**22, 512  # at most so many numbers of 8 bytes each, but at least so many rows
+READ = 2048  # rows for the fitted reader; its cost grows with the number of rows
 
 
 @dataclass(frozen=True)
 class SampledCodes:
-    """What a pass kept of n rows, float64, the same on all processes, in an order that hides nothing of their values.
+    """Codes of n sampled rows, float64, the same on all processes, in an order independent of their values.
 
     Attributes:
         mean: shape ``(n, latent_dim)``.
@@ -38,15 +38,15 @@ class SampledCodes:
 
     @property
     def captured(self) -> Captured:
-        """The codes without the teacher's answers."""
+        """The codes without the teacher's probabilities."""
         return Captured(self.mean, self.log_variance, self.rate)
 
     def bracket(self, confidence: float, block: int = BLOCK, seed: int = 0) -> InformationBracket | None:
-        """Between which bounds the information of the code lies; None where it has no variance.
+        """Bounds on the information of the code in nats; None if the code has no variance.
 
         Args:
-            confidence: of each side.
-            block: most rows that are compared with each other.
+            confidence: confidence of each side, in (0, 1).
+            block: largest number of rows that are compared with each other.
             seed: of the draws.
 
         Raises:
@@ -59,10 +59,10 @@ class SampledCodes:
         )
 
     def fitted(self, settings: CertificateSettings, seed: int = 0) -> FittedMargin | None:
-        """What a reader finds in the code that is fitted to it, from the first 2,048 rows; None without a teacher.
+        """Margin of a reader that is fitted to the first 2,048 codes; None without a teacher.
 
         Args:
-            settings: of the bound.
+            settings: settings of the bound.
             seed: of the draws.
         """
         if self.teacher_probs is None:
@@ -75,13 +75,13 @@ class SampledCodes:
 
 
 class CodeSample:
-    """The rows with the smallest hash of their place, of all processes; codes of one or several groups of latents.
+    """A random sample of rows over all processes: those with the smallest hash of their position.
 
     Args:
-        rows: most rows that are kept; fewer of wide codes, so that memory stays below 64 MiB for codes of up to 4,096
-            coordinates.
-        seed: of the hash.
-        groups: how many there are.
+        rows: largest number of rows to keep. For wide codes fewer are kept, so that memory stays below 64 MiB for codes
+            of up to 4,096 coordinates.
+        seed: seed of the hash.
+        groups: number of groups of latents.
     """
 
     def __init__(self, rows: int, seed: int, groups: int = 1) -> None:
@@ -90,13 +90,13 @@ class CodeSample:
         self._layout = [0] * (3 * groups + 1)
 
     def add(self, codes: Sequence[Captured], positions: Tensor, counted: Tensor, probs: Tensor | None = None) -> None:
-        """Offer the rows of a batch.
+        """Add the rows of a batch that belong to the sample.
 
         Args:
-            codes: of each group, finite.
-            positions: of the rows in their set, shape ``(B,)``.
+            codes: codes of each group, finite.
+            positions: positions of the rows in their data set, shape ``(B,)``.
             counted: whether a row counts, bool, shape ``(B,)``.
-            probs: the teacher's answers, shape ``(B, K)``.
+            probs: teacher probabilities, shape ``(B, K)``.
         """
         columns = [*(part for code in codes for part in code), probs]
         columns = [part[:, None] if part is not None and part.ndim == 1 else part for part in columns]
@@ -111,7 +111,7 @@ class CodeSample:
         return RowSample(min(self._rows, max(FEWEST, NUMBERS // max(1, sum(layout)))), self._seed)
 
     def gather(self, trainer: Trainer, device: torch.device) -> list[SampledCodes]:
-        """The sample of all processes, for each group; collectives that every rank must reach. Empty without a row."""
+        """The sample of each group over all processes, empty without rows; collectives that every rank must reach."""
         strategy = trainer.strategy
         layouts = strategy.all_gather(torch.tensor(self._layout, device=device)).view(-1, len(self._layout))
         layout = [int(width) for width in layouts.amax(dim=0).tolist()]

@@ -1,4 +1,4 @@
-"""Codes that are not finite: which row has one, and what becomes of the epoch and of the run."""
+"""Finds codes that are not finite, and warns or ends the run."""
 
 from typing import Literal
 
@@ -15,10 +15,10 @@ OnDivergence = Literal["warn", "raise"]
 
 
 def check_on_divergence(value: OnDivergence) -> OnDivergence:
-    """The value, if it is one.
+    """Return ``value`` if it is ``"warn"`` or ``"raise"``.
 
     Raises:
-        ValueError: if it is neither ``"warn"`` nor ``"raise"``.
+        ValueError: if ``value`` is neither ``"warn"`` nor ``"raise"``.
     """
     if value not in ("warn", "raise"):
         raise ValueError(f"`on_divergence` must be 'warn' or 'raise', got {value!r}.")
@@ -26,11 +26,11 @@ def check_on_divergence(value: OnDivergence) -> OnDivergence:
 
 
 def find_fault(positions: Tensor, **values: Tensor | None) -> str:
-    """What is not finite, and in which row; empty if all is well.
+    """A text that names the first value that is not finite and its row; empty if all are finite.
 
     Args:
-        positions: of the rows in their set, shape ``(B,)``.
-        values: by name; one row of each belongs to a position.
+        positions: positions of the rows in their data set, shape ``(B,)``.
+        values: tensors by name, each of shape ``(B, ...)``.
     """
     for name, rows in values.items():
         if rows is None or not rows.numel():
@@ -44,12 +44,12 @@ def find_fault(positions: Tensor, **values: Tensor | None) -> str:
 
 
 def shared_fault(trainer: Trainer, fault: str, device: torch.device) -> str:
-    """The fault of the first process that has one, on all processes; collectives that every rank must reach.
+    """The fault of the first process with a fault, on all processes; collectives that every rank must reach.
 
     Args:
-        trainer: knows the processes.
-        fault: of this process; empty if all is well.
-        device: of the collectives.
+        trainer: the trainer of the processes.
+        fault: fault of this process; empty if there is none.
+        device: device of the collectives.
     """
     found = trainer.strategy.all_gather(torch.tensor(int(bool(fault)), device=device)).flatten()
     return trainer.strategy.broadcast(fault, src=int(found.argmax())) if bool(found.any()) else ""
@@ -59,13 +59,13 @@ def answer_divergence(trainer: Trainer, fault: str, lacking: str, on_divergence:
     """Warn, or end the run.
 
     Args:
-        trainer: knows the epoch.
-        fault: what is not finite.
-        lacking: a sentence that says what this epoch lacks.
+        trainer: the trainer, for the epoch.
+        fault: text from :func:`find_fault`.
+        lacking: a sentence that states which result this epoch does not have.
         on_divergence: ``"warn"`` or ``"raise"``.
 
     Raises:
-        ValueError: if it is ``"raise"``.
+        ValueError: if ``on_divergence`` is ``"raise"``.
     """
     said = f"epoch {trainer.current_epoch}: {fault}: the model has diverged"
     if on_divergence == "raise":

@@ -1,4 +1,4 @@
-"""A dual controller: the weight of a constraint that keeps it met at the least cost."""
+"""A dual controller, which finds the smallest weight that satisfies a constraint."""
 
 import math
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ __all__ = ["DualController"]
 class DualController:
     r"""Weight :math:`\lambda = \exp(u + p\, e)` with :math:`u \leftarrow u + r\, e`, for the relative deficit ``e``.
 
-    The integral ``u`` is the logarithm of a Lagrange multiplier and rises while the constraint is violated, falls while
-    it is met with room to spare; it needs no hand-set size, because it grows exponentially. The proportional part damps
-    it. Clipping ``u`` itself keeps it from winding up at a bound. Source: the multiplier of GECO (Rezende and Viola,
-    2018, https://arxiv.org/abs/1810.00597), with the proportional term of Stooke et al., 2020,
+    The integral ``u`` is the logarithm of a Lagrange multiplier. It rises while the constraint is violated and falls
+    while it is satisfied with room to spare. The multiplier changes exponentially, so it needs no initial scale. The
+    proportional part damps oscillations. Clipping ``u`` itself prevents integral windup. Source: the multiplier of GECO
+    (Rezende and Viola, 2018, https://arxiv.org/abs/1810.00597), with the proportional term of Stooke et al., 2020,
     https://arxiv.org/abs/2007.03964.
 
     Args:
-        rate: ``r``, step of ``log weight`` for a relative deficit of 1; positive.
+        rate: ``r``, the step of ``log weight`` for a relative deficit of 1; positive.
         damping: ``p``, at least 0.
         low: smallest weight, positive.
         high: largest weight, above ``low``.
@@ -46,12 +46,12 @@ class DualController:
             raise ValueError(f"`low` and `high` must be 0 < low < high, got {self.low} and {self.high}.")
 
     def step(self, log_weight: Tensor, deficit: Tensor) -> tuple[Tensor, Tensor]:
-        """The next ``u`` and the next weight, on the device of the arguments and without waiting for it.
+        """The next ``u`` and the next weight, scalars on the device of the arguments; does not wait for the device.
 
         Args:
             log_weight: ``u``, a scalar.
-            deficit: what is missing to the target as a share of the scale of the quantity, a scalar; clipped to
-                [-1, 1]. One that is not known (NaN) counts as 1.
+            deficit: distance below the target, relative to the scale of the quantity, a scalar; clipped to [-1, 1]. NaN
+                (unknown) counts as 1.
         """
         error = torch.nan_to_num(deficit, nan=1.0).clamp(-1.0, 1.0)
         low, high = math.log(self.low), math.log(self.high)

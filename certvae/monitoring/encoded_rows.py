@@ -1,4 +1,4 @@
-"""Running a model over rows outside training, and keeping what a certificate needs of each row."""
+"""Runs a model over rows outside training and keeps what a certificate needs of each row."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,16 +25,16 @@ SAMPLED = 64  # rows that are encoded again
 
 @dataclass
 class EncodedRows:
-    """What a model and a teacher say of some rows; N rows, on the CPU.
+    """Codes and teacher probabilities of N rows, on the CPU.
 
     Attributes:
-        teacher_probs: shape ``(N, K)``.
-        mean: codes on the mean path, shape ``(N, latent_dim)``.
-        log_variance: of the posterior, shape ``(N, latent_dim)``, or None.
-        rate: nats of each row, shape ``(N,)``, or None.
-        repeats: whether a row's input stood before it, bool, shape ``(N,)``.
-        rows_sha256: digest of the multiset of input rows, which no order of the rows changes.
-        leaks: what the test of the encoder found.
+        teacher_probs: teacher probabilities, shape ``(N, K)``.
+        mean: mean of the posterior, shape ``(N, latent_dim)``.
+        log_variance: log-variance of the posterior, shape ``(N, latent_dim)``, or None.
+        rate: rate of each row in nats, shape ``(N,)``, or None.
+        repeats: whether an earlier row has the same input, bool, shape ``(N,)``.
+        rows_sha256: digest of the multiset of input rows, independent of their order.
+        leaks: findings of the leak test of the encoder.
     """
 
     teacher_probs: Tensor
@@ -46,12 +46,12 @@ class EncodedRows:
     leaks: list[str]
 
     def blocks(self, samples: int, seed: int, most: int) -> Iterator["DrawnRows"]:
-        """Draws of the latent for some rows at a time; each row has the same draws however many come together.
+        """Yield draws of the latent, some rows at a time; a row's draws do not depend on the block size.
 
         Args:
-            samples: draws a row, at least 1.
-            seed: of the draws.
-            most: numbers of draws, or of answers to them, that are held at once; one row at least.
+            samples: draws per row, at least 1.
+            seed: seed of the draws.
+            most: largest number of values, of draws or of logits, in memory at once; at least one row is read.
 
         Raises:
             ValueError: if there is no posterior variance.
@@ -69,24 +69,24 @@ class EncodedRows:
         return replace(self, **values)
 
     def weights(self, settings: CertificateSettings) -> Tensor | None:
-        """A proven bound needs independent rows: there, a row that is repeated counts once."""
+        """Row weights for a proven bound, which needs independent rows: a repeated row counts once."""
         return (~self.repeats).double() if settings.bound.rigorous and bool(self.repeats.any()) else None
 
 
 @dataclass
 class DrawnRows:
-    """Some rows with draws of the latent.
+    """A block of rows with draws of the latent.
 
     Attributes:
-        rows: n of them.
-        draws: shape ``(samples, n, latent_dim)``.
+        rows: the n rows.
+        draws: draws of the latent, shape ``(samples, n, latent_dim)``.
     """
 
     rows: EncodedRows
     draws: Tensor
 
     def answers(self, witness: Callable[[Tensor], Tensor]) -> Tensor:
-        """Logits of a witness on every draw, shape ``(samples, n, K)``."""
+        """Logits of a witness for every draw, shape ``(samples, n, K)``."""
         return torch.stack([witness(draw) for draw in self.draws])
 
 
@@ -98,17 +98,17 @@ def encode_rows(
     data: LightningDataModule | None = None,
     latents: str | None = None,
 ) -> EncodedRows:
-    """Run a model in eval mode, in float32 on the CPU, over batches; some rows are encoded again alone.
+    """Encode batches in eval mode, in float32 on the CPU; some rows are encoded again alone as a leak test.
 
     Args:
-        model: its ``forward`` gives the code: a mean, a ``(mean, log_variance)`` pair or a distribution.
+        model: a module whose ``forward`` returns the code: a mean, a ``(mean, log_variance)`` pair or a distribution.
         teacher: the fixed teacher.
-        batches: batches ``(images, ...)`` in their order.
-        data: the DataModule whose ``on_after_batch_transfer`` prepares a batch.
-        latents: dotted path of the submodule that gives the code, if ``forward`` does not.
+        batches: batches ``(images, ...)`` in order.
+        data: DataModule whose ``on_after_batch_transfer`` prepares a batch.
+        latents: dotted path of the submodule that returns the code, if ``forward`` does not.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: if there are no rows.
     """
     encode = _Encoder(model, latents)
     teachers, codes, digests, sample = list[Tensor](), list[Captured](), list[bytes](), RowSample(SAMPLED, 0)
@@ -133,7 +133,7 @@ def encode_rows(
 
 
 class _Encoder:
-    """A model's code of images, in eval mode."""
+    """Computes a model's code of images in eval mode."""
 
     def __init__(self, model: LightningModule, latents: str | None) -> None:
         self.model, self.capture = model.eval(), LatentCapture(latents)
@@ -150,7 +150,7 @@ class _Encoder:
 
 
 def _check_sample(encode: _Encoder, sample: RowSample, like: Tensor, codes: Tensor) -> list[str]:
-    """Whether sampled rows have the codes that were counted when they are encoded alone, and among each other."""
+    """Test that sampled rows get the same codes again when they are encoded alone and together."""
     places, images = sample.rows[:, 0].long(), sample.rows[:, 1:].reshape(-1, *like.shape[1:]).to(like)
     return check_encoder(codes[places], lambda rows: encode(images[rows]).mean)
 
@@ -161,7 +161,7 @@ def _repeats(digests: Sequence[bytes]) -> list[bool]:
 
 
 def evenly_spaced(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
-    """A loader, in order, of at most ``rows`` rows spread evenly over a loader's data set.
+    """A loader of at most ``rows`` rows, in order and evenly spaced over the data set of ``loader``.
 
     Raises:
         ValueError: if the loader's sampler leaves rows out, or the data set has no length.

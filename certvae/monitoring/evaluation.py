@@ -1,4 +1,4 @@
-"""One pass over rows that ends in a certificate; what a callback does between two epoch hooks."""
+"""One pass over the rows of an epoch that computes a certificate."""
 
 import math
 from dataclasses import replace
@@ -30,26 +30,26 @@ from certvae.theory.posterior import Posterior
 
 __all__ = ["Evaluation"]
 
-DRIFT = 0.1  # nats between the teacher's recorded and its observed average: other inputs than it was made for
+DRIFT = 0.1  # nats; a larger drift of the teacher's average means that its inputs differ from those it was made for
 
 
 class Evaluation:
-    """Reads the rows of one dataloader, and makes their certificate.
+    """Reads the rows of one dataloader and computes their certificate.
 
     Args:
-        reader: where codes, inputs, teacher and witness come from.
-        settings: how numbers become a verdict.
-        trainer: knows the rank.
-        pl_module: knows the device.
-        loader: the dataloader that is measured.
-        batches: how many of its batches the trainer takes.
-        channel_samples: draws of the latent for each row.
-        seed: of the draws.
+        reader: source of codes, inputs, teacher and witness.
+        settings: settings of the verdict.
+        trainer: the trainer, for the rank.
+        pl_module: the module, for the device.
+        loader: the measured dataloader.
+        batches: number of its batches that the trainer runs.
+        channel_samples: draws of the latent per row.
+        seed: seed of the draws.
         check_encoder: whether some rows of the first batch are encoded again, alone and in another order.
-        information_rows: most rows from which information bracket and fitted reader are made; 0 makes neither.
+        information_rows: largest number of rows for the information bracket and the fitted reader; 0 computes neither.
 
     Raises:
-        ValueError: if the settings need a floor that the teacher does not promise.
+        ValueError: if the settings need a floor that the teacher does not guarantee.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Evaluation:
         self.reader.capture.listen()
 
     @torch.no_grad()
-    @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers: the run must not depend on it
+    @isolate_rng()  # a function given as `latents`, or a witness, may draw numbers; the run must not depend on them
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
         """Add the rows of a batch."""
         captured = self.reader.code(pl_module, batch, outputs)
@@ -124,7 +124,7 @@ class Evaluation:
         self._last_witness = witness
 
     def _add_force(self, mean: Tensor, probs: Tensor, weights: Tensor) -> None:
-        witness = self.reader.witness  # not one that was widened: a closed form takes care of its own precision
+        witness = self.reader.witness  # not the widened witness: the closed form handles precision itself
         if witness is not None and has_escape_force(witness):
             self._force += escape_force_sums(witness, mean, probs, weights).to(self._force)
 
@@ -142,17 +142,17 @@ class Evaluation:
         return torch.stack([witness(draw) for draw in posterior.row_draws(positions, self.channel_samples, self.seed)])
 
     def finish(self, trainer: Trainer, ledger: LookLedger | None = None, looks: int = 1) -> Certificate | None:
-        """The certificate of all processes' rows; collectives that every rank must reach.
+        """The certificate of the rows of all processes; collectives that every rank must reach.
 
-        A model that has diverged has none: :attr:`fault` then says where.
+        A diverged model has no certificate; :attr:`fault` then names the row.
 
         Args:
-            trainer: knows the processes.
-            ledger: if the error is spent over looks, where this one is recorded.
-            looks: looks at these rows that are known from elsewhere, with this one.
+            trainer: the trainer of the processes.
+            ledger: record of looks, if the error probability is shared among looks.
+            looks: number of looks at these rows known from other records, including this one.
 
         Raises:
-            ValueError: if there was no row.
+            ValueError: if there were no rows.
         """
         self.reader.capture.listen(False)
         self.fault = shared_fault(trainer, self.fault, self.device)
@@ -161,7 +161,7 @@ class Evaluation:
         count, average, score = self._averages(trainer)
         drift, counts = self._teacher_drift(count, average), self._attendance.counts().to(self.device)
         if ledger is not None:
-            # A fit that was killed and goes on sees the same once more; whoever validates anew looks anew.
+            # A fit that was killed and resumed repeats its look; a new validation is a new look.
             seen = name_rows(count, score) if trainer.state.fn == "fit" else ""
             look = ledger.take(name_rows(count, average), looks, seen) if trainer.is_global_zero else 0
             self.metric.settings = replace(self.metric.settings, look=int(trainer.strategy.broadcast(look)))
@@ -169,7 +169,7 @@ class Evaluation:
         if trainer.strategy.reduce_boolean_decision(not self._positions.dealt, all=False):
             twice = self._counted.gather(trainer, self.device)
             leaks = [*leaks, *([twice] if twice else [])]
-        # What any rank finds counts for all.
+        # A leak on any rank counts for all ranks.
         partial = trainer.strategy.reduce_boolean_decision(self._attendance.missing, all=False)
         if trainer.strategy.reduce_boolean_decision(bool(leaks), all=False) and not leaks:
             leaks = ["found on another process"]
@@ -181,12 +181,12 @@ class Evaluation:
         return judge(certificate, partial=partial, leaks=leaks)
 
     def _with_force(self, certificate: Certificate, trainer: Trainer) -> Certificate:
-        """The same with the mean escape force over all processes' rows; a collective."""
+        """Add the mean escape force over the rows of all processes; a collective."""
         total, weight = trainer.strategy.reduce(self._force.clone(), reduce_op="sum").tolist()
         return replace(certificate, escape_force=total / weight if weight else None)
 
     def _with_information(self, certificate: Certificate, trainer: Trainer) -> Certificate:
-        """The same with what the sampled rows say of the code."""
+        """Add the information bracket and the fitted margin of the sampled rows."""
         deterministic = trainer.strategy.reduce_boolean_decision(self._deterministic, all=False)
         provenance = certificate.provenance | ({"deterministic": True} if deterministic else {})
         found = [] if self._sample is None else self._sample.gather(trainer, self.device)
@@ -194,11 +194,11 @@ class Evaluation:
             return replace(certificate, provenance=provenance)
         codes = found[0]
         try:
-            # Where the error is spent over looks, the reading spends as much as the verdict.
+            # If the error probability is shared among looks, the reading spends as much of it as the verdict.
             spent = replace(self.metric.settings, look=None, confidence=1 - self.metric.settings.alpha)
             information = codes.bracket(spent.confidence, seed=self.seed)
             fitted = codes.fitted(spent, self.seed)
-        except ValueError as error:  # such as a log-variance of 600: it must not end the run that is watched
+        except ValueError as error:  # such as a log-variance of 600; it must not end the run
             rank_zero_warn(f"No information bracket is measured in epoch {trainer.current_epoch}: {error}")
             return replace(certificate, provenance=provenance)
         return replace(certificate, provenance=provenance, information=information, fitted=fitted)
@@ -208,19 +208,19 @@ class Evaluation:
         return self._audit.findings if self._last_witness is None else self._audit.finish(self._last_witness)
 
     def _averages(self, trainer: Trainer) -> tuple[float, Tensor, Tensor]:
-        """Rows of all processes, and the averages over them of the teacher, shape ``(K,)``, and of the score."""
+        """Rows of all processes, and averages over them: of the teacher, shape ``(K,)``, and of the score."""
         components = self.metric.num_components
-        own = self.metric.sums().moments[0, : components + 3].clone()  # it is reduced in place
+        own = self.metric.sums().moments[0, : components + 3].clone()  # the sums are reduced in place
         totals = trainer.strategy.reduce(own, reduce_op="sum").cpu()
         if totals[0] == 0:
             raise ValueError(
-                "the dataloader that is measured gave no row: it is empty, or one of a CombinedLoader whose mode is "
-                "not 'sequential', so that batches come as one; or no row has a label. Choose another by `dataloader`."
+                "the measured dataloader gave no row. Either it is empty, or no row has a label, or it is part of a "
+                "CombinedLoader whose mode is not 'sequential'. Choose another with `dataloader`."
             )
         return float(totals[0]), totals[1 : components + 1] / totals[0], totals[-1:] / totals[0]
 
     def _teacher_drift(self, count: float, average: Tensor) -> float | None:
-        """``KL(observed || recorded)`` of the teacher's average in nats, and a warning where it is large."""
+        """``KL(observed || recorded)`` of the teacher's average in nats; warns if it is large."""
         recorded = self.reader.teacher.average
         if recorded is None:
             return None
@@ -228,8 +228,8 @@ class Evaluation:
         if drift > DRIFT + 2 * self.metric.num_components / count:
             rank_zero_warn(
                 f"The teacher's average over these rows is {drift:.2f} nats from the one in its file: its inputs here "
-                "are probably not scaled, ordered or drawn as those that it was made from. See that `images` gives "
-                "what the teacher was searched on. The certificate is about the teacher on the inputs that it got."
+                "probably differ in scale, order or distribution from those that it was made from. Check that `images` "
+                "gives these inputs. The certificate applies to the teacher on the inputs that it received."
             )
         return drift if math.isfinite(drift) else None
 

@@ -1,4 +1,4 @@
-"""What a callback keeps of a run beside its certificates, so that a report of it needs no YAML."""
+"""Saves a run's settings and teacher next to its certificates, so that a report needs no YAML."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ __all__ = ["keep_run"]
 
 
 def keep_run(folder: Path, name: str, teacher: Teacher, settings: dict[str, Any]) -> None:
-    """Write ``<name>_settings.json``, and ``<name>_teacher.safetensors`` of a teacher that can be saved.
+    """Write ``<name>_settings.json`` and, if the teacher can be saved, ``<name>_teacher.safetensors``.
 
     Args:
-        folder: where the callback's certificates go.
-        name: of the callback.
-        teacher: the run's.
+        folder: folder of the callback's certificates.
+        name: name of the callback.
+        teacher: teacher of the run.
         settings: plain values by name.
     """
     write_atomic(folder / f"{name}_settings.json", json.dumps(settings, indent=2) + "\n")

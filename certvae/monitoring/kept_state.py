@@ -1,4 +1,4 @@
-"""Calling a module's step once more without a trace: its own state comes back, and what it logs is dropped."""
+"""Runs a module's step again without side effects: state is restored, and logging is dropped."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +16,10 @@ SILENCED = ("log", "log_dict", "print")
 
 @contextmanager
 def kept_module_state(module: nn.Module) -> Iterator[None]:
-    """Leave buffers and attributes of a module and its submodules, those of metrics too, as they were.
+    """Restore the buffers and attributes of a module and its submodules, including metrics, on exit.
 
-    Tensors, lists, dicts and sets get their contents back, one level deep; other attributes are bound to the same
-    object again, whatever was changed within it. Parameters are left out: nothing without an optimizer changes them.
+    The contents of tensors, lists, dicts and sets are restored one level deep. Other attributes get the same object
+    again; changes inside it stay. Parameters are not restored: only an optimizer changes them.
     """
     kept = [(vars(part), dict(vars(part))) for part in module.modules()]
     contents = [_contents(value) for _, attributes in kept for value in attributes.values()]
@@ -44,7 +44,7 @@ def _contents(value: Any) -> tuple[Any, Any]:
 
 def _put_back(value: Any, content: Any) -> None:
     if isinstance(value, Tensor):
-        if not torch.equal(value, content):  # a view that repeats its values cannot be written to
+        if not torch.equal(value, content):  # an expanded view cannot be written to
             value.detach().copy_(content)
     elif isinstance(value, list):
         value[:] = content
@@ -55,7 +55,7 @@ def _put_back(value: Any, content: Any) -> None:
 
 @contextmanager
 def silent(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Drop what the module logs and prints, by itself and through its loggers."""
+    """Drop everything that the module logs and prints, also through its loggers."""
     own, loggers = {name: vars(pl_module)[name] for name in SILENCED if name in vars(pl_module)}, trainer.loggers
     for name in SILENCED:
         setattr(pl_module, name, _nothing)
@@ -71,4 +71,4 @@ def silent(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
 
 
 def _nothing(*arguments: Any, **named: Any) -> None:
-    """In the place of a method that logs."""
+    """Replaces a logging method."""

@@ -1,4 +1,4 @@
-"""Numbers of somebody's module that decide what its rate costs, found by the names of their attributes."""
+"""Attributes of a module that set the cost of its rate: the KL weight or the free-bits floor."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,24 +11,23 @@ __all__ = ["FreeBitsFloor", "KLWeight", "ModuleNumber"]
 
 
 class ModuleNumber(ABC):
-    """A number of a module that makes its rate cheaper when a weight rises from 1; at 1 it is the module's own.
+    """A float attribute of a module that a weight above 1 changes to make the rate cheaper.
 
-    A module that sets the attribute itself, as in annealing, is followed: what it sets counts as its own value from
-    then on.
+    If the module sets the attribute itself, as in annealing, the new value becomes its own value.
 
     Args:
         module: the module.
         name: dotted name of the attribute, such as ``"beta"`` or ``"objective.beta"``.
-        own: value that the module had by itself, if ``now`` is what was made of it before.
-        now: see ``own``.
+        own: the module's own value, if ``now`` was computed from it before.
+        now: value that was last set.
 
     Attributes:
         own: the module's own value.
-        now: the value that the attribute has.
+        now: current value of the attribute.
 
     Raises:
-        ValueError: if there is no such attribute, or it is negative or not finite.
-        TypeError: if it is not a number.
+        ValueError: if the attribute does not exist, or is negative or not finite.
+        TypeError: if the attribute is not a number.
     """
 
     argument: ClassVar[str]
@@ -54,10 +53,10 @@ class ModuleNumber(ABC):
         return float(value)
 
     def apply(self, weight: float) -> float:
-        """Set the attribute to what a weight makes of the module's own value; a weight below 1 counts as 1.
+        """Set the attribute from the module's own value and a weight; a weight below 1 counts as 1.
 
         Returns:
-            The value that is set.
+            The new value.
         """
         if (value := self._read()) != self.now:
             self.own = value
@@ -67,7 +66,7 @@ class ModuleNumber(ABC):
 
     @abstractmethod
     def _weighed(self, weight: float) -> float:
-        """What a weight of at least 1 makes of the own value."""
+        """The new value, from the own value and a weight of at least 1."""
 
     def _find(self, module: nn.Module) -> tuple[Any, str]:
         *parts, attribute = self._name.split(".")
@@ -85,7 +84,7 @@ class ModuleNumber(ABC):
 
 
 class KLWeight(ModuleNumber):
-    """The weight of the KL term: the module's own, divided. It is never raised."""
+    """The weight of the KL term: the module's own value divided by the guard's weight, so never raised."""
 
     argument, role = "kl_weight", "the weight of the KL term"
 
@@ -94,7 +93,7 @@ class KLWeight(ModuleNumber):
 
 
 class FreeBitsFloor(ModuleNumber):
-    """The rate below which the KL term costs nothing: the module's own, multiplied. It is never lowered."""
+    """The rate below which the KL term costs nothing: the module's own value times the guard's weight."""
 
     argument, role = "free_bits", "the rate that is free"
 

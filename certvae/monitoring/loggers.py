@@ -1,8 +1,8 @@
-"""What loggers show of a certificate beside its scalars: axes, settings, summaries, pictures, artifacts and alerts.
+"""Sends a certificate to loggers: axes, settings, summaries, images, artifacts and alerts.
 
-Loggers are told apart by the names of their classes, which are the same under ``pytorch_lightning`` and
-``lightning.pytorch``; wandb is imported only where its logger is in use. All of it is done by rank 0 alone, without
-collectives. What a logger raises ends the run, as it does when Lightning logs a scalar.
+Loggers are recognized by class name, which is the same under ``pytorch_lightning`` and ``lightning.pytorch``. wandb is
+imported only if its logger is in use. Only rank 0 sends anything, without collectives. An error in a logger ends the
+run, as it does when Lightning logs a scalar.
 """
 
 import json
@@ -51,7 +51,7 @@ LOGGED = (
     "informative",
     "collapsed",
 )
-SHOWN = ("status", "reading", "margin", "margin_lower", "num_samples")  # beside a certificate
+SHOWN = ("status", "reading", "margin", "margin_lower", "num_samples")  # metadata of a certificate's artifact
 IDENTITY = (
     "num_components",
     "temperature",
@@ -61,32 +61,32 @@ IDENTITY = (
     "information_held_out",
     "fingerprint",
 )
-CHARTED = 64  # validations, each with a chart of its own: its table grows by a row each
+CHARTED = 64  # validations with a chart each; the chart's table grows by one row per validation
 WANDB, TENSORBOARD, MLFLOW = "WandbLogger", "TensorBoardLogger", "MLFlowLogger"
 
 
 class CertificateLog:
-    """Tells the loggers of a trainer about the certificates of one callback.
+    """Sends the certificates of one callback to the trainer's loggers.
 
     Args:
-        name: of the callback; the first part of each key.
-        safety_margin: of its certificates, nats.
+        name: name of the callback; the first part of each key.
+        safety_margin: safety margin of its certificates in nats.
 
     Attributes:
-        curve: the validations of a fit, which belong into checkpoints.
+        curve: the validations of a fit; saved in checkpoints.
     """
 
     def __init__(self, name: str, safety_margin: float) -> None:
         self.name, self.curve = name, Curve(safety_margin)
 
     def start(self, trainer: Trainer, pl_module: LightningModule, teacher: Teacher, settings: dict[str, Any]) -> None:
-        """Before anything is logged: plot against epochs, and record what the run is made with and its teacher.
+        """Set epochs as the axis, and record the run's settings and teacher; call it before anything is logged.
 
         Args:
-            trainer: whose loggers are told.
+            trainer: trainer with the loggers.
             pl_module: the module.
             teacher: the teacher.
-            settings: of the certificate, plain values.
+            settings: settings of the certificate, plain values.
         """
         plot_against_epoch(trainer, [f"{stage}{self.name}/{key}" for stage in ("", "test_") for key in LOGGED], "last")
         plot_against_epoch(trainer, [f"{name}/components" for name in (self.name, f"test_{self.name}")])
@@ -109,7 +109,7 @@ class CertificateLog:
                 logger.log_hyperparams(values)
 
     def add(self, trainer: Trainer, certificate: Certificate) -> None:
-        """After a validation of a fit: summaries, an alert if a certificate was lost, and now and then the pictures."""
+        """Log summaries after a validation of a fit, an alert if certification was lost, and sometimes the figures."""
         self.curve.add(certificate, trainer.current_epoch)
         for _, logger in _loggers(trainer, WANDB):
             logger.experiment.summary.update(self._summary())
@@ -138,11 +138,11 @@ class CertificateLog:
             _log_threshold(trainer, self.curve, f"{self.name}/threshold")
 
     def finish(self, trainer: Trainer, certificate: Certificate, stage: str) -> None:
-        """At the end of a fit, a validation or a test: the certificate as a file, its components, a fit's last picture.
+        """Log the certificate file, its components and a fit's last figure; call it at the end of a run.
 
         Args:
-            trainer: whose loggers are told.
-            certificate: the latest of ``stage``.
+            trainer: trainer with the loggers.
+            certificate: latest certificate of ``stage``.
             stage: ``"val"`` or ``"test"``.
         """
         if trainer.state.fn == "fit":
@@ -160,18 +160,18 @@ class CertificateLog:
 
 
 def takes_images(trainer: Trainer) -> bool:
-    """Whether a logger of the trainer shows pictures; the same on all processes."""
+    """Whether a logger of the trainer accepts images; the same on all processes."""
     return any(_kind(logger) for logger in trainer.loggers)
 
 
 def log_image(trainer: Trainer, key: str, image: np.ndarray, epoch: int) -> None:
-    """Show a picture in every logger that can: Weights & Biases, TensorBoard and MLflow.
+    """Log an image to Weights & Biases, TensorBoard and MLflow.
 
     Args:
-        trainer: whose loggers are told.
-        key: under which it is logged.
-        image: uint8, shape ``(height, width, 3)``.
-        epoch: at which Weights & Biases shows it.
+        trainer: trainer with the loggers.
+        key: key of the image.
+        image: image, uint8, shape ``(height, width, 3)``.
+        epoch: epoch at which Weights & Biases shows it.
     """
     for _, logger in _loggers(trainer, WANDB):
         import wandb
@@ -181,7 +181,7 @@ def log_image(trainer: Trainer, key: str, image: np.ndarray, epoch: int) -> None
 
 
 def _log_plain_image(trainer: Trainer, key: str, image: np.ndarray) -> None:
-    """Show a picture in TensorBoard and MLflow."""
+    """Log an image to TensorBoard and MLflow."""
     for kind, logger in _loggers(trainer, TENSORBOARD, MLFLOW):
         if kind == TENSORBOARD:
             logger.experiment.add_image(key, image, trainer.global_step, dataformats="HWC")
@@ -190,9 +190,9 @@ def _log_plain_image(trainer: Trainer, key: str, image: np.ndarray) -> None:
 
 
 def plot_against_epoch(trainer: Trainer, keys: Iterable[str], summary: str | None = None) -> None:
-    """Let Weights & Biases plot keys against ``epoch``, which Lightning logs beside them, instead of steps.
+    """Make Weights & Biases plot keys against ``epoch``, which Lightning logs too, instead of steps.
 
-    Each key by its own name: of the patterns ``certificate/*`` and ``*``, which Lightning defines, either may win.
+    Each key is defined by its full name: a pattern such as ``certificate/*`` may lose to Lightning's ``*``.
     """
     for _, logger in _loggers(trainer, WANDB):
         for key in keys:
@@ -200,13 +200,13 @@ def plot_against_epoch(trainer: Trainer, keys: Iterable[str], summary: str | Non
 
 
 def end_runs(trainer: Trainer) -> None:
-    """End the runs of Weights & Biases, so that a later trainer of this process starts one of its own."""
+    """End the runs of Weights & Biases, so that a later trainer in this process starts a new one."""
     for _, logger in _loggers(trainer, WANDB):
         logger.experiment.finish()
 
 
 def _loggers(trainer: Trainer, *kinds: str) -> list[tuple[str, Any]]:
-    """Kind and logger of those that are of some kinds; none on processes other than rank 0."""
+    """Kind and logger of each logger of the given kinds; empty on ranks other than 0."""
     found = [(_kind(logger), logger) for logger in trainer.loggers if trainer.is_global_zero]
     return [(kind, logger) for kind, logger in found if kind in kinds]
 
@@ -217,7 +217,7 @@ def _kind(logger: Any) -> str:
 
 
 def _log_components(trainer: Trainer, certificate: Certificate, key: str) -> None:
-    """The margin by component: a table for Weights & Biases, a figure for TensorBoard and MLflow."""
+    """Log the margin of each component: a table for Weights & Biases, a figure for TensorBoard and MLflow."""
     for _, logger in _loggers(trainer, WANDB):
         import wandb
 
@@ -228,13 +228,13 @@ def _log_components(trainer: Trainer, certificate: Certificate, key: str) -> Non
 
 
 def _component_rows(certificate: Certificate) -> list[list[Any]]:
-    """Number from 0, name, share, margin and information of each component; nats."""
+    """Number from 0, name, share, margin and information (nats) of each component."""
     named = zip(certificate.component_names, certificate.components, strict=True)
     return [[k, name, part.share, part.margin, part.information] for k, (name, part) in enumerate(named)]
 
 
 def _log_threshold(trainer: Trainer, curve: Curve, key: str) -> None:
-    """The alignment loss, its upper bound and the threshold as a chart of Weights & Biases that answers the mouse."""
+    """Log an interactive chart to Weights & Biases: alignment loss, its upper bound and the threshold in nats."""
     points = curve.points
     lines: dict[str, list[float | None]] = {
         "alignment loss": [point.alignment_loss for point in points],
@@ -255,10 +255,10 @@ def _finite(value: float) -> float | None:
 
 
 def _log_hparams(logger: Any, values: dict[str, Any], metric: str) -> None:
-    """Hyper-parameters of TensorBoard with a metric, which shows the last scalar of that name.
+    """Log hyper-parameters to TensorBoard with a metric, so that it shows the metric's last scalar.
 
-    TensorBoard keeps the first that a run writes. Lightning writes the module's after the callbacks' ``setup``, with no
-    metric of ours.
+    TensorBoard keeps the first hyper-parameters that a run writes. Lightning writes the module's later, after the
+    callbacks' ``setup``, and without this metric.
     """
     if find_spec("tensorboard"):
         from torch.utils.tensorboard.summary import hparams
@@ -269,7 +269,7 @@ def _log_hparams(logger: Any, values: dict[str, Any], metric: str) -> None:
 
 
 def log_facts(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Put what a run is made with under ``run`` of the settings in Weights & Biases and MLflow."""
+    """Log the run's settings under ``run`` in Weights & Biases and MLflow."""
     for kind, logger in _loggers(trainer, WANDB, MLFLOW):
         phase = logger.experiment.job_type if kind == WANDB else None
         logger.log_hyperparams({"run": run_facts(trainer, pl_module) | ({"phase": phase} if phase else {})})
@@ -282,6 +282,6 @@ def log_yaml(trainer: Trainer, path: Path) -> None:
 
 
 def _identity(teacher: Teacher, path: Path) -> dict[str, Any]:
-    """What tells a teacher from others; ``sha256`` is that of the file that it is saved as."""
+    """Values that identify a teacher; ``sha256`` is the digest of its saved file."""
     card = asdict(teacher.card)
     return {"kind": teacher.kind, **{key: card[key] for key in IDENTITY}, "sha256": sha256_file(path)}

@@ -1,4 +1,4 @@
-"""Running a model over rows that no trainer shows it, as a validation would, and leaving no trace of it."""
+"""Runs a model over a callback's own rows, as in validation and without side effects."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ Run = Callable[[Any, Any], Any]
 
 @contextmanager
 def _in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Eval mode, no graph and a random state of its own; each part's mode comes back."""
+    """Eval mode, no autograd graph and a separate random state; each submodule's mode is restored."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -45,13 +45,13 @@ def _in_evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def runner(module: nn.Module, source: LatentSource | None, run: Run | None = None) -> Run:
-    """How a batch goes through a model so that its code is made.
+    """The function that runs a model on a batch to compute its code.
 
     Args:
         module: the model.
-        source: where its code is.
-        run: called with the model and the batch. Default: nothing if the code is a function's, which is called anyway;
-            else the module's own ``predict_step``; else the module itself on the batch, or on its first entry.
+        source: where the code is.
+        run: function of the model and the batch. Default: nothing if ``source`` is a function, which is called anyway;
+            else the module's ``predict_step``; else the module itself on the batch or on its first entry.
     """
     if run is not None:
         return run
@@ -63,7 +63,7 @@ def runner(module: nn.Module, source: LatentSource | None, run: Run | None = Non
 
 
 def _has_predict_step(module: Any) -> bool:
-    # The other import name of Lightning has a class of its own.
+    # `lightning.pytorch` has a separate class.
     base = next((kind for kind in type(module).__mro__ if kind.__name__ == "LightningModule"), LightningModule)
     return is_overridden("predict_step", module, base)
 
@@ -79,17 +79,17 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 
 
 class Reads(Protocol):
-    """What takes part in each batch: an evaluation, or a callback."""
+    """An object that reads each batch: an evaluation or a callback."""
 
     def begin(self) -> None:
         """A batch begins."""
 
     def update(self, pl_module: Any, batch: Any, outputs: Any) -> None:
-        """It went through the model."""
+        """Read a batch after the model ran on it."""
 
 
 def evaluate_rows(evaluation: Reads, module: nn.Module, batches: Any, run: Run) -> None:
-    """Run a model over batches, and show each to an evaluation."""
+    """Run a model over batches, and pass each batch to an evaluation."""
     with _in_evaluation(module):
         for batch in batches:
             evaluation.begin()
@@ -100,12 +100,12 @@ def own_batches(trainer: Trainer, loader: Any, limit: float) -> Iterator[Any]:
     """Batches of a dataloader on the trainer's device.
 
     Raises:
-        ValueError: if several processes would each read all rows.
+        ValueError: if there are several processes and each would read all rows.
     """
     samplers = (getattr(loader, "sampler", None), getattr(getattr(loader, "batch_sampler", None), "sampler", None))
     if trainer.world_size > 1 and not any(isinstance(sampler, DistributedSampler) for sampler in samplers):
         raise ValueError(
-            "on several processes the `dataloader` of a callback needs a sampler that deals the rows out: "
+            "with several processes, the `dataloader` of a callback needs a sampler that splits the rows among them: "
             "DataLoader(rows, sampler=DistributedSampler(rows, shuffle=False))."
         )
     for batch in islice(loader, None if limit == float("inf") else int(limit)):
@@ -113,24 +113,24 @@ def own_batches(trainer: Trainer, loader: Any, limit: float) -> Iterator[Any]:
 
 
 def number_of_batches(trainer: Trainer, loader: Any) -> float:
-    """How many batches of a dataloader are taken; infinity where nobody knows."""
+    """Number of batches to read from a dataloader; infinity if unknown."""
     if getattr(trainer, "fast_dev_run", False):
         return int(trainer.fast_dev_run)  # type: ignore[attr-defined]
     return len(loader) if isinstance(loader, DataLoader) and hasattr(loader.sampler, "__len__") else float("inf")
 
 
 def validates_now(trainer: Trainer) -> bool:
-    """Whether this epoch is one after which the trainer would validate."""
+    """Whether the trainer would validate after this epoch."""
     return (trainer.current_epoch + 1) % (trainer.check_val_every_n_epoch or 1) == 0
 
 
 def warn_if_never_validated(trainer: Trainer) -> bool:
-    """Say at the start of a fit that no epoch of it ends in a validation; returns whether it was said."""
+    """Warn at the start of a fit in which no validation will run; return whether it warned."""
     every, last, first = trainer.check_val_every_n_epoch, trainer.max_epochs, trainer.current_epoch
     if every is None or last is None or last < 0 or last // every > first // every:
         return False
     rank_zero_warn(
-        f"No validation will run in this fit, so that nothing will be certified: `check_val_every_n_epoch={every}` "
+        f"No validation will run in this fit, so nothing will be certified: `check_val_every_n_epoch={every}` "
         f"comes after `max_epochs={last}`. Give Trainer(check_val_every_n_epoch={max(1, last - first)}) or less."
     )
     return True

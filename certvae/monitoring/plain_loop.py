@@ -1,4 +1,4 @@
-"""The certificate of a model in a plain training loop, in Lightning Fabric or in another library: without a Trainer."""
+"""Certifies a model without a Trainer: in a plain PyTorch loop, in Lightning Fabric or in another library."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -35,33 +35,33 @@ def watch(
     seed: int = 0,
     **settings: Any,
 ) -> Certificate:
-    """Run a model over validation rows, and certify how much its code carries: for loops without a Trainer.
+    """Run a model over validation rows and return the certificate of its code, without a Trainer.
 
-    The model runs in eval mode without a graph. Weights, buffers, modes and random states are afterwards as they were.
-    The numbers and the leak tests are those of :class:`certvae.callbacks.CertificateCallback` on the same rows. In a
-    process group of torch, as that of Fabric, all processes must call it, each with its part of the rows as a
-    ``DistributedSampler`` deals them out.
+    The model runs in eval mode without an autograd graph. Weights, buffers, modes and random states are unchanged
+    afterwards. Numbers and leak tests equal those of :class:`certvae.callbacks.CertificateCallback` on the same rows.
+    In a torch process group, as in Fabric, all processes must call it, each with its part of the rows from a
+    ``DistributedSampler``.
 
     Args:
         model: any module.
         batches: a dataloader of validation rows, or a list of batches.
-        teacher: a teacher that was measured, or the path of its file.
-        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A function gets the model and
-            the batch.
-        images: where the teacher's input stands in a batch.
+        teacher: a measured teacher, or the path of its file.
+        latents: where the code is; see :class:`certvae.callbacks.CertificateCallback`. A function receives the model
+            and the batch.
+        images: where the teacher's input is in a batch.
         witness: a module from the code to logits; default: the model's ``witness``, else the teacher's.
-        run: called with the model and the batch, so that a submodule gives the code; default: the model on the first
-            entry of the batch, and nothing if ``latents`` is a function.
-        witness_scale: see :class:`certvae.callbacks.CertificateCallback`, as for the next four.
+        run: function of the model and the batch that runs the named submodule; default: the model on the first entry of
+            the batch, or nothing if ``latents`` is a function.
+        witness_scale: see :class:`certvae.callbacks.CertificateCallback`, also for the next four arguments.
         channel_samples: see there.
         information_rows: see there.
         check_encoder: see there.
         seed: see there.
-        settings: of :class:`certvae.CertificateSettings`, such as ``confidence`` or ``safety_margin``.
+        settings: arguments of :class:`certvae.CertificateSettings`, such as ``confidence`` or ``safety_margin``.
 
     Raises:
         ValueError: if an argument is not as above, or codes are not finite.
-        TypeError: if a batch has no first tensor, and there is neither ``run`` nor a function as ``latents``.
+        TypeError: if a batch has no first tensor, ``run`` is None and ``latents`` is not a function.
 
     Example:
         >>> import torch
@@ -92,7 +92,7 @@ def watch(
 
 
 class _Processes:
-    """What an evaluation asks a trainer: the processes of torch's process group, or the only one."""
+    """Replaces the trainer in an evaluation: the processes of torch's process group, or a single process."""
 
     def __init__(self, device: torch.device) -> None:
         self._many = distributed.is_available() and distributed.is_initialized()
@@ -101,7 +101,7 @@ class _Processes:
         self.root_device, self.strategy, self.current_epoch, self.datamodule = device, self, 0, None
 
     def moved(self, batches: Any) -> Iterator[Any]:
-        """Batches on the model's device. A loader draws from the random state when its first batch is asked for."""
+        """Yield batches on the model's device; a loader draws from the random state at its first batch."""
         for batch in batches:
             yield apply_to_collection(batch, Tensor, lambda value: value.to(self.root_device))
 
@@ -114,7 +114,7 @@ class _Processes:
         return torch.stack(gathered)
 
     def broadcast(self, value: Any, src: int = 0) -> Any:
-        """What process ``src`` has, on all of them."""
+        """The object of process ``src``, on all processes."""
         values = [value]
         if self._many:
             distributed.broadcast_object_list(values, src=src)
@@ -125,6 +125,6 @@ class _Processes:
         return self.all_gather(values).sum(dim=0)
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
-        """Whether all processes say so, or any."""
+        """Whether the decision is true on all processes, or on any."""
         votes = self.all_gather(torch.tensor([int(decision)], device=self.root_device))
         return bool(votes.all() if all else votes.any())

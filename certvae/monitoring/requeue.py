@@ -1,4 +1,4 @@
-"""The checkpoint that Lightning writes when SLURM tells a job that its time is over."""
+"""Finds the checkpoint that Lightning writes when SLURM signals a job that its time is over."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["belongs_to", "requeue_checkpoint"]
 
 
 def requeue_checkpoint(trainer: Trainer) -> Path | None:
-    """The latest ``hpc_ckpt_<number>.ckpt`` in the trainer's ``default_root_dir``, if there is one."""
+    """The latest ``hpc_ckpt_<number>.ckpt`` in the trainer's ``default_root_dir``, or None."""
     numbered = {
         int(found[1]): path
         for path in Path(trainer.default_root_dir).glob("hpc_ckpt_*.ckpt")
@@ -22,14 +22,15 @@ def requeue_checkpoint(trainer: Trainer) -> Path | None:
 
 
 def belongs_to(path: Path, state_key: str, dirpath: str | Path | None) -> bool:
-    """Whether a run can go on from such a checkpoint.
+    """Whether a run can continue from such a checkpoint.
 
-    Runs that share a ``default_root_dir`` would find each other's; and a search cannot go on in the middle of a pass.
+    Runs that share a ``default_root_dir`` find each other's checkpoints. A teacher search cannot continue in the middle
+    of a pass.
 
     Args:
-        path: of a whole checkpoint.
-        state_key: of the callback that keeps the run's checkpoints.
-        dirpath: its folder.
+        path: path of a complete checkpoint.
+        state_key: state key of the callback that keeps the run's checkpoints.
+        dirpath: folder of that callback.
     """
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     own = checkpoint.get("callbacks", {}).get(state_key)

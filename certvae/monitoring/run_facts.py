@@ -1,4 +1,4 @@
-"""What a run is made with, as plain values, so that runs can be compared by their settings."""
+"""Collects the settings of a run as plain values, so that runs can be compared."""
 
 import os
 from functools import reduce
@@ -9,19 +9,19 @@ from pytorch_lightning import LightningModule, Trainer
 
 __all__ = ["flat", "hyper_parameters", "run_facts"]
 
-KL_WEIGHTS = ("objective.beta", "beta", "kl_weight")  # where a module keeps it
+KL_WEIGHTS = ("objective.beta", "beta", "kl_weight")  # attributes that may hold it
 PACKAGES = ("certvae", "torch", "pytorch-lightning")
 
 
 def run_facts(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Model, data, seed, objective, KL weight, batch size, epochs, precision and versions, as far as they are known.
+    """Model, data, seed, objective, KL weight, batch size, epochs, precision and versions of a run.
 
     Args:
-        trainer: of the run.
-        pl_module: its module. The KL weight is its ``objective.beta``, ``beta`` or ``kl_weight``.
+        trainer: trainer of the run.
+        pl_module: module of the run. The KL weight is its ``objective.beta``, ``beta`` or ``kl_weight``.
 
     Returns:
-        Plain values by name; what is not known is left out.
+        Plain values by name; unknown ones are left out.
     """
     data, objective = getattr(trainer, "datamodule", None), getattr(pl_module, "objective", None)
     seed = os.environ.get("PL_GLOBAL_SEED")
@@ -40,7 +40,7 @@ def run_facts(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
 
 
 def _kl_weight(pl_module: LightningModule) -> float | str | None:
-    """The number, or a schedule's name and numbers."""
+    """The KL weight as a number, or the name and arguments of its schedule."""
     found = (_attribute(pl_module, path) for path in KL_WEIGHTS)
     value = next((weight for weight in found if weight is not None), None)
     if value is None or isinstance(value, int | float):
@@ -58,12 +58,12 @@ def _plain(value: object) -> bool:
 
 
 def hyper_parameters(pl_module: LightningModule) -> dict[str, Any]:
-    """What the module saved by ``save_hyperparameters``, as it was at the start."""
+    """The module's hyper-parameters from ``save_hyperparameters``, with their initial values."""
     return dict(getattr(pl_module, "hparams_initial", None) or {})
 
 
 def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested values by path, such as ``run/versions/torch``; what is neither number nor text becomes text."""
+    """Nested values by path, such as ``run/versions/torch``; values other than numbers become text."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""A witness that is trained beside a module, by an optimizer of its own that leaves the module's as it is."""
+"""Trains a witness with its own optimizer, separate from the module's optimizer."""
 
 from typing import Any
 
@@ -10,17 +10,18 @@ __all__ = ["TrainedWitness"]
 
 
 class TrainedWitness:
-    """Steps a witness's parameters with Adam whenever the run's optimizer steps.
+    """Updates a witness's parameters with Adam whenever the run's optimizer steps.
 
-    The module's optimizer, its state and its keys in checkpoints stay as they are, so that a run with the witness and
-    one without resume each other. Gradients are averaged over processes, which no wrapper of the module does for it.
+    The module's optimizer, its state and its checkpoint keys do not change. So a run with the witness can resume a run
+    without it, and the reverse. Gradients are averaged over processes here, because the module's distributed wrapper
+    does not include the witness.
 
     Args:
         witness: a module with parameters.
         learning_rate: of Adam, above 0.
 
     Raises:
-        ValueError: if there is no parameter to train, or ``learning_rate`` is not above 0.
+        ValueError: if the witness has no parameters, or ``learning_rate`` is not above 0.
     """
 
     def __init__(self, witness: nn.Module, learning_rate: float) -> None:
@@ -36,11 +37,11 @@ class TrainedWitness:
         self._moments: dict[str, Any] | None = None
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin a run, with the witness on its device, or refuse one in which it would be trained wrongly.
+        """Begin a run with the witness on its device; refuse a run that would train it wrongly.
 
         Raises:
-            ValueError: if the module owns the witness or optimizes by hand, losses are scaled for float16, or the
-                optimizer asks for the loss several times a step.
+            ValueError: if the module owns the witness or uses manual optimization, losses are scaled for float16, or
+                the optimizer evaluates the loss several times per step.
         """
         owned = {id(value) for value in pl_module.parameters()}
         if any(id(value) in owned for value in self.witness.parameters()):
@@ -51,16 +52,16 @@ class TrainedWitness:
         if not pl_module.automatic_optimization:
             raise ValueError(
                 f"`witness_learning_rate` does not go with {type(pl_module).__name__}, which optimizes by hand: the "
-                "term's gradient is then known at the code only. Let the module own and train the witness."
+                "term's gradient is then known only at the code. Let the module own and train the witness."
             )
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise ValueError(
                 "`witness_learning_rate` does not go with precision='16-mixed', which scales the loss by a factor that "
-                "only the module's optimizer takes back. Take 'bf16-mixed', or let the module own the witness."
+                "only the module's optimizer removes. Use 'bf16-mixed', or let the module own the witness."
             )
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
             raise ValueError(
-                "`witness_learning_rate` does not go with LBFGS, which asks for the loss several times a step while "
+                "`witness_learning_rate` does not go with LBFGS, which evaluates the loss several times per step while "
                 "the witness must stay the same. Let the module own the witness."
             )
         if self._moments is not None:
@@ -68,7 +69,7 @@ class TrainedWitness:
             self._moments = None
 
     def step(self, trainer: Trainer) -> None:
-        """Take one step with the gradients that have come since the last; a collective."""
+        """Take one step with the gradients accumulated since the last step; a collective."""
         for value in self.witness.parameters():
             if value.grad is not None and trainer.world_size > 1:
                 value.grad = trainer.strategy.reduce(value.grad, reduce_op="mean")
@@ -76,10 +77,10 @@ class TrainedWitness:
         self._optimizer.zero_grad()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: weights and moments."""
+        """State for a checkpoint: weights and moments."""
         return {"weights": self.witness.state_dict(), "optimizer": self._optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from :meth:`state`; the moments wait for :meth:`start`, when the device is known."""
+        """Continue from :meth:`state`; :meth:`start` restores the moments, when the device is known."""
         self.witness.load_state_dict(state["weights"])
         self._moments = state["optimizer"]

@@ -1,4 +1,4 @@
-"""What callbacks share that read the code of each validation row, and check what `latents` names."""
+"""Base classes of callbacks that read the code of each validation row and check what `latents` names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -37,17 +37,17 @@ Named = TypeVar("Named", bound=Callback)
 
 
 def find_named(trainer: Trainer, kind: type[Named], name: str, asking: str, add: str) -> Named:
-    """The callback of a kind and a ``name`` in a run.
+    """The callback of a run with a given class and ``name``.
 
     Args:
-        trainer: of the run.
-        kind: of the callback; it has an attribute ``name``.
-        name: of the callback.
-        asking: who needs it.
-        add: how one is made.
+        trainer: trainer of the run.
+        kind: class of the callback; it has an attribute ``name``.
+        name: name of the callback.
+        asking: what needs the callback, for the error message.
+        add: code that creates such a callback, for the error message.
 
     Raises:
-        ValueError: if there is none of this name.
+        ValueError: if no callback has this name.
     """
     found: list[Any] = [item for item in trainer.callbacks if isinstance(item, kind)]  # type: ignore[attr-defined]
     for item in found:
@@ -61,14 +61,14 @@ def find_named(trainer: Trainer, kind: type[Named], name: str, asking: str, add:
 
 
 class CheckedLatents(Callback):
-    """Reads from the graph of the first training losses whether ``latents`` names the code."""
+    """Checks on the graph of the first training losses whether ``latents`` names the code."""
 
     def __init__(self) -> None:
         super().__init__()
         self._checks = CodeChecks(None)
 
     def _check(self, source: LatentSource | None) -> None:
-        """A run begins with this source."""
+        """Begin a run with this source."""
         self._checks = CodeChecks(source)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -91,16 +91,16 @@ class CheckedLatents(Callback):
 
 
 class RowsCallback(Callback, ABC):
-    """Reads the code of every batch of one validation dataloader, outside the sanity check.
+    """Base class: reads the code of every batch of one validation dataloader, except in the sanity check.
 
     Args:
         capture: where the code is.
-        dataloader: which of several validation dataloaders is measured: its position or its name. Or a dataloader of
-            its own, over which the callback then runs the module itself, in eval mode.
-        on_divergence: what happens at codes that are not finite: ``"warn"`` or ``"raise"``.
+        dataloader: which validation dataloader is measured, by position or name. Or a separate dataloader, on which the
+            callback runs the module itself in eval mode.
+        on_divergence: action if codes are not finite: ``"warn"`` or ``"raise"``.
 
     Attributes:
-        fault: which row of the latest validation was not finite; empty if all were.
+        fault: text that names a row of the latest validation with a code that is not finite; empty if all are finite.
     """
 
     def __init__(
@@ -116,42 +116,42 @@ class RowsCallback(Callback, ABC):
 
     @abstractmethod
     def _start(self) -> None:
-        """A validation begins that is measured."""
+        """Begin a measured validation."""
 
     @abstractmethod
     def _read(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
-        """A batch was seen; :meth:`_next` gives the places and weights of its rows."""
+        """Read a batch; :meth:`_next` gives the positions and weights of its rows."""
 
     def _next(self, rows: int, batch: Any = None) -> tuple[Tensor, Tensor]:
-        """Places and weights of the next rows of the set."""
+        """Positions and weights of the next rows of the data set."""
         assert self._positions is not None
         assert self._attendance is not None
         self._attendance.end(rows)
         return self._positions.next(rows, index_of(batch))
 
     def _faulty(self, codes: Iterable[Captured], positions: Tensor) -> bool:
-        """Whether a code is not finite, of these rows or of rows before them."""
+        """Whether a code of these rows or of earlier rows is not finite."""
         for mean, log_variance, rate in codes:
             self.fault = self.fault or find_fault(positions, mean=mean, log_variance=log_variance, rate=rate)
         return bool(self.fault)
 
     def _diverged(self, trainer: Trainer, device: torch.device) -> bool:
-        """Whether a code of any process is not finite, which is then said; collectives.
+        """Whether a code on any process is not finite; warns if so; collectives.
 
         Raises:
-            ValueError: if it is not, and ``on_divergence`` is ``"raise"``.
+            ValueError: if a code is not finite and ``on_divergence`` is ``"raise"``.
         """
         self.fault = shared_fault(trainer, self.fault, device)
         if self.fault:
-            lacking = f"{type(self).__name__} has no numbers of this epoch"
+            lacking = f"{type(self).__name__} has no numbers for this epoch"
             answer_divergence(trainer, self.fault, lacking, self.on_divergence)
         return bool(self.fault)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the hook in place.
+        """Register the hook.
 
         Raises:
-            ValueError: if there is no submodule of this name.
+            ValueError: if no submodule has this name.
         """
         if stage in ("fit", "validate"):
             self.capture.attach(pl_module)
@@ -174,7 +174,7 @@ class RowsCallback(Callback, ABC):
             warn_if_never_validated(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the module over the callback's own rows, if it has some."""
+        """Run the module over the callback's own dataloader, if it has one."""
         if self.own_rows is None or not validates_now(trainer):
             return
         limit = number_of_batches(trainer, self.own_rows)
@@ -193,15 +193,15 @@ class RowsCallback(Callback, ABC):
             self.capture.listen(False)
 
     def begin(self) -> None:
-        """A batch begins that is measured."""
+        """Begin a measured batch."""
         assert self._attendance is not None
         self.capture.listen()
         self._attendance.begin()
 
     @torch.no_grad()
-    @isolate_rng()  # a function given as `latents` may draw numbers: the run must not depend on it
+    @isolate_rng()  # a function given as `latents` may draw random numbers; the run must not depend on them
     def update(self, pl_module: LightningModule, batch: Any, outputs: Any) -> None:
-        """It went through the module."""
+        """Read the batch after the module ran on it."""
         self._read(pl_module, batch, outputs)
 
     def on_validation_batch_end(

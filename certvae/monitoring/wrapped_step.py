@@ -1,4 +1,4 @@
-"""Putting something around a module's training step, and giving the module its own step back."""
+"""Wraps a module's training step, and restores it."""
 
 import functools
 from collections.abc import Callable
@@ -12,7 +12,7 @@ _OWN = "_certvae_own_step"
 
 
 def own_step(pl_module: LightningModule) -> Callable[..., Any]:
-    """The module's ``training_step`` without what is put around it."""
+    """The module's ``training_step`` without the wrapper."""
     step: Callable[..., Any] = pl_module.training_step
     while hasattr(step, _OWN):
         step = getattr(step, _OWN)
@@ -20,10 +20,10 @@ def own_step(pl_module: LightningModule) -> Callable[..., Any]:
 
 
 class WrappedStep:
-    """A ``training_step`` with something around it.
+    """A wrapper around a module's ``training_step``.
 
     Attributes:
-        module: whose step it is; None while nothing is put around one.
+        module: the module whose step is wrapped; None while no step is.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,15 @@ class WrappedStep:
         self._replaced: Any = None
 
     def attach(self, pl_module: LightningModule, around: Callable[[Callable[[], Any], Any], Any]) -> None:
-        """Put a function around the step.
+        """Wrap the step in a function.
 
         Args:
-            pl_module: whose step it is.
-            around: called with the step, whose arguments are given already, and with the batch; returns what the step
-                is to return.
+            pl_module: the module.
+            around: function of the step, with its arguments bound, and of the batch; returns the step's outputs.
         """
         self.detach()
         original = pl_module.training_step
-        # A compiled module has its step as an instance attribute, which has to come back.
+        # A compiled module has its step as an instance attribute, which must be restored.
         self._replaced = vars(pl_module).get("training_step")
 
         @functools.wraps(original)
@@ -53,7 +52,7 @@ class WrappedStep:
         self.module = pl_module
 
     def detach(self) -> None:
-        """Give the module its own step back."""
+        """Restore the module's own step."""
         if self.module is None:
             return
         if self._replaced is None:

@@ -1,4 +1,4 @@
-"""``certvae report``: a run, or several side by side, as one HTML file that loads nothing and runs no script."""
+"""``certvae report``: one HTML file on one or several runs, without external files or scripts."""
 
 from certvae.report.command import main
 from certvae.report.page import Report, make_report

@@ -1,4 +1,4 @@
-"""The report's colors, once: the page's CSS variables and the figures are made from them.
+"""The colors of the report, for the CSS variables of the page and for the figures.
 
 Text has a contrast of at least 4.5 : 1 to both backgrounds, lines in figures at least 3 : 1 (WCAG 2.2, AA).
 """
@@ -47,5 +47,5 @@ NON_TEXT = ("axis", *SERIES)
 
 
 def css_variables(colors: dict[str, str]) -> str:
-    """Declarations of the colors, such as ``--ink: #1c1d22;``."""
+    """CSS declarations of the colors, such as ``--ink: #1c1d22;``."""
     return " ".join(f"--{name}: {color};" for name, color in colors.items())

@@ -1,4 +1,4 @@
-"""The report's figures, each with words for who cannot see it, and as files on request."""
+"""The report's figures, each with a text alternative, and as files on request."""
 
 import math
 import re
@@ -40,28 +40,28 @@ __all__ = [
 ]
 
 FORMATS = ("png", "pdf", "svg")
-WIDTH = 4.4  # inches, 317 points: on a phone, text keeps its size
-POINTS = 400  # drawn of a curve; more do not show
-MARKED = 50  # points that still get a marker each
-LOWEST, HIGHEST = -10.0, 1e4  # nats; bounds of a few rows may be lower, and would flatten every curve
-LONGEST_NAME = 18  # characters of a component's name beside its bar
+WIDTH = 4.4  # inches, 317 points: text keeps its size on a phone
+POINTS = 400  # largest number of drawn points per curve
+MARKED = 50  # curves with more points have no markers
+LOWEST, HIGHEST = -10.0, 1e4  # nats; bounds from few rows may be lower and would flatten every curve
+LONGEST_NAME = 18  # characters of a component's name next to its bar
 MARKERS = "os^Dvp"
 _MARK: dict[str, Any] = {
     "linestyle": "",
     "markersize": 9,
     "markerfacecolor": "none",
     "markeredgewidth": 1.8,
-}  # others show through
+}  # others are transparent
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
+    """A figure with its file name and text alternative.
 
     Attributes:
-        name: of its file.
-        figure: as matplotlib has it.
-        alt: what it shows, in words and numbers.
+        name: file name.
+        figure: the matplotlib figure.
+        alt: text alternative, in words and numbers.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Chart:
     alt: str
 
     def svg(self, prefix: str) -> Markup:
-        """To stand in the page; ``prefix`` is unique in it."""
+        """The figure as SVG for the page; ``prefix`` must be unique in the page."""
         return inline_svg(self.figure, prefix, self.alt)
 
     def save(self, folder: Path, form: str) -> Path:
@@ -93,7 +93,7 @@ def _styled(draw: Callable[..., Chart | None]) -> Callable[..., Chart | None]:
 
 
 def _style(run: Run, phase: Phase) -> dict[str, Any]:
-    """Color and marker of a phase: by its place among the names of its run, whatever the seed."""
+    """Color and marker of a phase, by its position among the phase names of its run; equal for all seeds."""
     place = list(dict.fromkeys(item.name for item in run.phases)).index(phase.name)
     return {"color": LIGHT[SERIES[place % len(SERIES)]], "marker": MARKERS[place % len(MARKERS)]}
 
@@ -104,18 +104,18 @@ def _drawn(nats: float) -> float:
 
 def _short(text: str, most: int = 28) -> str:
     text = text if len(text) <= most else f"{text[: most - 1]}…"
-    return f" {text}" if text.startswith("_") else text  # matplotlib leaves labels with an underscore out
+    return f" {text}" if text.startswith("_") else text  # matplotlib omits labels that start with an underscore
 
 
 def _thin(history: Sequence[Certificate], start: int) -> Iterator[tuple[int, Certificate]]:
-    """At most ``POINTS`` validations with their numbers, the last one among them."""
+    """At most ``POINTS`` validations with their numbers, including the last one."""
     step = math.ceil(len(history) / POINTS) or 1
     for place in range((len(history) - 1) % step, len(history), step):
         yield start + place + 1, history[place]
 
 
 def _curve(axes: Axes, run: Run, phase: Phase, name: str, labeled: bool) -> bool:
-    """Draw one field of a phase's history; returns whether there was anything to draw."""
+    """Draw one field of a phase's history; return whether it has values."""
     points = [(x, value) for x, c in _thin(phase.history, phase.start) if (value := getattr(c, name)) is not None]
     if not points:
         return False
@@ -144,7 +144,7 @@ def _whole_x(axes: Axes, run: Run) -> None:
 
 
 def _range(values: Iterable[float | None], *others: float) -> tuple[float, float]:
-    """Limits that hold all values, with a little room; the same for every run of a report."""
+    """Axis limits that contain all values, with a margin; the same for every run of a report."""
     finite = [_drawn(value) for value in [*values, *others] if value is not None]
     low, high = min(finite), max(finite)
     room = 0.06 * (high - low) or 0.1
@@ -152,14 +152,14 @@ def _range(values: Iterable[float | None], *others: float) -> tuple[float, float
 
 
 def _all(runs: Sequence[Run]) -> list[Certificate]:
-    """Every certificate of the report: those of the curves, and the final ones."""
+    """All certificates of the report: those of the curves and the final ones."""
     phases = [phase for run in runs for phase in run.phases]
     return [c for phase in phases for c in (*phase.history, phase.certificate)]
 
 
 @_styled
 def margin_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Margin against validations, with its band, the threshold and the phases; None without a curve."""
+    """Margin against validations, with its confidence band and the threshold; None without a curve."""
     if not any(phase.history for phase in run.phases):
         return None
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
@@ -192,7 +192,7 @@ def margin_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 @_styled
 def alignment_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Alignment loss against teacher information of every certificate, with the diagonal that is the threshold."""
+    """Alignment loss against teacher information of every certificate; the diagonal is the threshold."""
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     axes = figure.subplots()
     every = [phase.certificate for item in runs for phase in item.phases]
@@ -219,7 +219,7 @@ def alignment_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 @_styled
 def path_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Alignment loss against the witness's information, from the first validation to the last; None without a curve."""
+    """Alignment loss against witness information over the validations; None without a curve."""
     drawn = [phase for phase in run.phases if phase.history]
     if not drawn:
         return None
@@ -255,7 +255,7 @@ def _path(axes: Axes, style: dict[str, Any], phase: Phase, labeled: bool) -> Non
 
 @_styled
 def channel_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Rate and channel margin over training; None where the code has no known noise."""
+    """Rate and channel margin over training; None if the code has no known noise."""
     figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, name in ((upper, "rate"), (lower, "channel_margin")):
@@ -281,7 +281,7 @@ def channel_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 @_styled
 def information_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Both sides of what the code carries over training, with the margin; None where no history has them."""
+    """Bounds on the information in the code over training, with the margin; None if no history has them."""
     drawn = [phase for phase in run.phases if any(c.information is not None for c in phase.history)]
     if not drawn:
         return None
@@ -302,7 +302,7 @@ def information_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
 
 
 def _bracket(axes: Axes, run: Run, phase: Phase) -> None:
-    """A phase's band from the lower to the upper side, or its lower side alone where nothing limits it above."""
+    """A phase's band from the lower to the upper side, or the lower side alone if the upper is infinite."""
     known = [(x, c) for x, c in _thin(phase.history, phase.start) if c.information_lower is not None]
     both = [
         (x, _drawn(c.information_lower or 0.0), _drawn(c.information_upper))
@@ -325,14 +325,14 @@ def _span(c: Certificate) -> str:
 
 
 def blank() -> tuple[Figure, Axes]:
-    """A figure in the report's style, with its axes."""
+    """An empty figure in the report's style, with its axes."""
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         return figure, figure.subplots()
 
 
 def series(axes: Axes, run: Run, phase: Phase, points: Sequence[tuple[float, float]]) -> None:
-    """Draw a curve of a phase in its color, with its marker where the points are few."""
+    """Draw a curve of a phase in its color, with markers if it has few points."""
     step = math.ceil(len(points) / POINTS) or 1
     x, y = zip(*points[(len(points) - 1) % step :: step], strict=True)
     style = _style(run, phase) | ({} if len(x) <= MARKED else {"marker": "none"})
@@ -341,14 +341,14 @@ def series(axes: Axes, run: Run, phase: Phase, points: Sequence[tuple[float, flo
 
 
 def finished(figure: Figure, axes: Axes, run: Run) -> None:
-    """Mark where fits go on from others, and add the legend."""
+    """Mark where fits continue from others, and add the legend."""
     with rc_context(STYLE):
         _starts(axes, run)
         _legend(figure, axes)
 
 
 def components_charts(run: Run) -> list[tuple[Phase, Chart]]:
-    """The margin by component of each phase of the first seed whose certificate has components."""
+    """Margin of each component, for phases of the first seed whose certificate has components."""
     shown = [phase for phase in run.shown if phase.certificate.components]
     charts = []
     for place, phase in enumerate(shown):
@@ -385,7 +385,7 @@ def _components_chart(file: str, phase: Phase) -> Chart:
 
 @_styled
 def use_chart(shares: Sequence[float]) -> Chart | None:
-    """Share of the rows that each component of a teacher stands for."""
+    """Share of the rows of each component of a teacher."""
     figure = Figure(figsize=(WIDTH, 2.5), layout="constrained")
     axes = figure.subplots()
     numbers = range(len(shares))

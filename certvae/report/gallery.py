@@ -1,4 +1,4 @@
-"""What a report shows of a run beside its curves: the teacher's card and images. What cannot be made has a reason."""
+"""The teacher's card and the images of a report, with a reason for everything that is left out."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -17,21 +17,21 @@ LONGEST = 400  # characters of a reason
 
 
 class Gallery:
-    """Teacher card and images of a run; what cannot be made is left out with the reason.
+    """Teacher card and images of a run; items that cannot be made are left out with a reason.
 
     Args:
-        run: of which images are made for the first seed.
-        data_dir: where data files are, instead of where the YAMLs say.
-        with_images: whether to build model and data, which runs what the YAML names.
+        run: the run; images are made for its first seed.
+        data_dir: data folder, instead of the YAMLs' values.
+        with_images: whether to build model and data, which runs the classes that the YAML names.
 
     Attributes:
-        rows: what the rows are called.
-        card: names and values of the teacher's card.
-        use: figure of the component use, or None.
-        components: with examples.
-        models: pictures of each phase.
-        without_card: sentences on what was left out of the teacher's card.
-        without_images: sentences on images that were left out.
+        rows: name of the rows.
+        card: names and values on the teacher's card.
+        use: figure of the use of components, or None.
+        components: components with example images.
+        models: images of each phase.
+        without_card: sentences on items left out of the teacher's card.
+        without_images: sentences on left-out images.
     """
 
     def __init__(self, run: Run, data_dir: str | None, with_images: bool) -> None:
@@ -52,13 +52,13 @@ class Gallery:
                 if not any(shown is phase for shown, _ in self.models):
                     self._add_kept(phase)
         else:
-            self.without_images.append("Images are left out: they were not asked for.")
+            self.without_images.append("Images are left out: they were not requested.")
 
     def _try(self, reasons: list[str], what: str, make: Callable[..., T], *args: Any) -> T | None:
-        """What ``make`` makes; if it fails, for whatever reason the run's own classes have, the reason is noted."""
+        """The result of ``make``; if it fails for any reason, the reason is recorded."""
         try:
             return make(*args)
-        except (Exception, SystemExit) as error:  # Lightning's parser exits where a YAML does not fit
+        except (Exception, SystemExit) as error:  # Lightning's parser exits if a YAML does not fit
             lines = str(error).strip().splitlines()
             reason = "the YAML does not fit" if isinstance(error, SystemExit) else (lines or [type(error).__name__])[0]
             reasons.append(f"{what} could not be made: {reason[:LONGEST]}")
@@ -81,7 +81,7 @@ class Gallery:
             self.use = use_chart(teacher.average.tolist())
 
     def _add_kept(self, phase: Phase) -> None:
-        """The pictures that a run has kept itself, in place of the reason why none were made."""
+        """Add images that the run has saved, instead of the reason why none could be made."""
         unmade: list[str] = []
         pictures = self._try(unmade, f"The images of {phase.label}", images.kept_pictures, phase)
         if pictures:
@@ -89,7 +89,7 @@ class Gallery:
             self.models.append((phase, pictures))
 
     def _energy(self, energy: float | None) -> list[tuple[str, str]]:
-        """At the scale of the run's witness, as the criteria of a search have it."""
+        """The energy at the scale of the run's witness, as in the criteria of a search."""
         scale = self.run.phases[0].certificate.provenance.get("witness_scale")
         if energy is None or isinstance(scale, bool) or not isinstance(scale, int | float) or not 1e-6 < scale < 1e6:
             return []

@@ -1,6 +1,6 @@
 """Images of a run: examples of a teacher's components, reconstructions, samples and traversals of the latent.
 
-They need the run's model and data, which are built from its YAML as `certvae certify` does: a YAML is code.
+They need the run's model and data, which are built from its YAML as in `certvae certify`: a YAML is code.
 """
 
 import base64
@@ -34,11 +34,11 @@ EXAMPLES = 8
 COLUMNS = 8
 TRAVERSED = 6
 STEPS = 7
-ALL_PICTURES = 3  # of a model, with traversals
-LEAST_CHANGE = 0.2  # of the range of values, of the pixel that changes most: less is not seen
+ALL_PICTURES = 3  # images of a model, including traversals
+LEAST_CHANGE = 0.2  # of the value range, for the pixel that changes most; smaller changes are not visible
 PICTURE_LIMIT = 2**24  # bytes of a PNG
-MAX_SIDE = 64  # pixels of a side; larger images are made smaller
-MOST_PIXELS = 4096  # of a side of a picture that a run has kept
+MAX_SIDE = 64  # pixels per side; larger images are shrunk
+MOST_PIXELS = 4096  # per side of an image that a run has saved
 KEPT = {"Reconstructions": "images_reconstructions.png", "Samples": "images_samples.png"}
 KEPT_ALT = {
     "Reconstructions": "First row: the first validation inputs. Second row: decoded from the mean of their codes.",
@@ -48,13 +48,13 @@ KEPT_ALT = {
 
 @dataclass(frozen=True)
 class Picture:
-    """Images side by side.
+    """A grid of images as one PNG.
 
     Attributes:
-        title: what they are.
-        alt: what is to be seen, in words.
-        uri: the PNG itself.
-        columns: how many stand side by side.
+        title: title of the image.
+        alt: text alternative.
+        uri: the PNG as a data URI.
+        columns: number of images per row.
     """
 
     title: str
@@ -65,14 +65,14 @@ class Picture:
 
 @dataclass
 class Component:
-    """One of a teacher's components on held-out rows.
+    """One component of a teacher on held-out rows.
 
     Attributes:
-        number: its place, from 0.
-        name: the teacher's for it, or the number.
-        share: of the rows that it stands for.
-        labels: the most frequent labels among its rows, if the data have labels with names.
-        picture: rows that the teacher is surest of.
+        number: number of the component, from 0.
+        name: the teacher's name for it, or the number.
+        share: share of the rows that belong to it.
+        labels: most frequent labels of its rows, if the data have named labels.
+        picture: rows for which the teacher gives it the highest probability.
     """
 
     number: int
@@ -83,11 +83,11 @@ class Component:
 
 
 def load_run(phase: Phase, data_dir: str | None) -> tuple[LightningModule, LightningDataModule]:
-    """The trained model and the data of a phase.
+    """Load the trained model and the data of a phase.
 
     Raises:
-        FileNotFoundError: if the YAML, the teacher or the checkpoint is not there.
-        Exception: whatever the classes that the YAML names raise, for instance where data files are missing.
+        FileNotFoundError: if the YAML, the teacher or the checkpoint is missing. Exception: any error of the classes
+            that the YAML names, for instance if data files are missing.
     """
     config, teacher, checkpoint = phase.config, phase.teacher, phase.checkpoint
     needed = {"YAML (run.yaml or config.yaml)": config, "teacher file": teacher, "last checkpoint": checkpoint}
@@ -101,7 +101,7 @@ def load_run(phase: Phase, data_dir: str | None) -> tuple[LightningModule, Light
 
 
 def _moved(config: Path, data_dir: str | None, folder: Path) -> Path:
-    """The YAML, or a copy of it that takes its data from elsewhere."""
+    """The YAML, or a copy with another data folder."""
     values = plain_config(config)
     data = values.get("data")
     arguments = data.get("init_args") if isinstance(data, dict) else None
@@ -118,7 +118,7 @@ def _batches(data: LightningDataModule, split: str) -> Iterator[Any]:
 
 @dataclass
 class _Rows:
-    """What is kept of the rows while they pass: for each component that is shown, those it is surest of."""
+    """Keeps, for each shown component, the rows with its highest probabilities."""
 
     shown: Tensor
     total: Tensor
@@ -142,10 +142,10 @@ class _Rows:
 
 @torch.no_grad()
 def components(teacher: Teacher, data: LightningDataModule, split: str) -> list[Component]:
-    """The components in order, with the held-out rows that the teacher is surest of; the most used, if they are many.
+    """The most used components in order, with the held-out rows of highest probability.
 
     Raises:
-        ValueError: if the inputs are no images.
+        ValueError: if the inputs are not images.
     """
     average = teacher.average if teacher.average is not None else torch.zeros(teacher.num_components)
     most_used = average.argsort(descending=True, stable=True)[:SHOWN].sort().values
@@ -173,7 +173,7 @@ def _most_frequent(counts: Tensor | None, component: int, names: Any) -> str:
     if counts is None or float(counts[component].sum()) == 0:
         return ""
     shares, places = (counts[component] / counts[component].sum()).topk(min(2, counts.shape[1]))
-    # Of synonyms, as ImageNet has them, the first.
+    # The first of several synonyms, as in ImageNet.
     found = [
         (str(names[place]).split(",")[0], share) for share, place in zip(shares.tolist(), places.tolist(), strict=True)
     ]
@@ -192,10 +192,10 @@ def _component(k: int, name: str, share: float, images: Tensor, labels: str) -> 
 
 
 def first_inputs(data: LightningDataModule, split: str) -> Tensor:
-    """The first batch of a split, not chosen.
+    """The first batch of a split.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the split has no batch.
     """
     for batch in _batches(data, split):
         return inputs_and_index(batch)[0]
@@ -204,12 +204,12 @@ def first_inputs(data: LightningDataModule, split: str) -> Tensor:
 
 @torch.no_grad()
 def model_pictures(model: LightningModule, images: Tensor) -> list[Picture]:
-    """Reconstructions, samples and traversals of a :class:`certvae.VAE`; the same for the same weights.
+    """Reconstructions, samples and traversals of a :class:`certvae.VAE`; deterministic for given weights.
 
-    A coordinate whose traversal changes no pixel visibly is left out, and the picture where all are.
+    A coordinate whose traversal changes no pixel visibly is left out. If all are left out, there is no traversal image.
 
     Raises:
-        TypeError: if the model is another, of which it is not known how it decodes.
+        TypeError: if the model is not a :class:`certvae.VAE`, because its decoding is unknown.
     """
     if not isinstance(model, VAE):
         raise TypeError(f"the model is a {type(model).__name__} and no certvae.VAE, so how it decodes is not known.")
@@ -248,18 +248,18 @@ def model_pictures(model: LightningModule, images: Tensor) -> list[Picture]:
 
 
 def _change(moved: Tensor, teacher: Teacher | None) -> Tensor:
-    """How far the pixel that changes most goes in each row, as a share of the range of values; shape ``(rows,)``."""
+    """Largest change of a pixel in each row, as a share of the value range; shape ``(rows,)``."""
     low, high = (teacher.card.value_range if teacher is not None else None) or (0.0, 1.0)
     pixels = moved.flatten(start_dim=2)
     return (pixels.amax(dim=1) - pixels.amin(dim=1)).amax(dim=1) / (high - low)
 
 
 def kept_pictures(phase: Phase) -> list[Picture]:
-    """What ``ReconstructionImages`` with ``save_dir`` left in the fit's folder: the last it showed.
+    """The latest images that ``ReconstructionImages`` with ``save_dir`` saved in the fit's folder.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if one is no PNG, or a link out of the run's folder.
+        FileNotFoundError: if there are none.
+        ValueError: if one is not a PNG, or is a link out of the run's folder.
     """
     found = [(title, phase.own(path)) for title, name in KEPT.items() if (path := phase.folder / name).is_file()]
     if not found:
@@ -270,7 +270,7 @@ def kept_pictures(phase: Phase) -> list[Picture]:
 
 
 def _uri(path: Path) -> str:
-    """A picture of a folder, written anew, so that nothing but its pixels reaches the page."""
+    """The data URI of an image file, re-encoded so that the page contains only its pixels."""
     content = io.BytesIO(read_limited(path, PICTURE_LIMIT, "picture"))
     try:
         with Image.open(content, formats=["PNG"]) as image:
@@ -295,10 +295,10 @@ def _traversals(model: VAE, code: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _shrunk(images: Tensor, teacher: Teacher | None = None) -> Tensor:
-    """Images as uint8, no larger than is shown.
+    """Images as uint8, shrunk to the shown size.
 
     Raises:
-        ValueError: if they are no images.
+        ValueError: if they are not images.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(f"inputs of shape {tuple(images.shape[1:])} are no images of one or three channels.")
@@ -312,7 +312,7 @@ def _shrunk(images: Tensor, teacher: Teacher | None = None) -> Tensor:
 
 
 def _picture(title: str, alt: str, images: Tensor, teacher: Teacher | None = None) -> Picture:
-    """A PNG of images ``(rows, columns, C, H, W)``, one pixel apart."""
+    """A PNG of images of shape ``(rows, columns, C, H, W)``, one pixel apart."""
     rows, columns = images.shape[:2]
     cells = (
         images

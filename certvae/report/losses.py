@@ -1,4 +1,4 @@
-"""The loss of a fit over its epochs, from the table that Lightning's CSVLogger leaves."""
+"""The loss of a fit over its epochs, from the table of Lightning's CSVLogger."""
 
 import csv
 import io
@@ -13,11 +13,11 @@ from certvae.report.wording import number
 __all__ = ["loss_chart", "losses_of"]
 
 TABLE_LIMIT = 2**26  # bytes of a metrics.csv
-COLUMNS = ("val/loss", "val_loss")  # of certvae.VAE, and as most call it
+COLUMNS = ("val/loss", "val_loss")  # of certvae.VAE, and the most common name
 
 
 def losses_of(phase: Phase) -> list[tuple[float, float]]:
-    """Epoch and validation loss; empty without a table that has both.
+    """Epochs and validation losses; empty if no table has both.
 
     Raises:
         ValueError: if the table is a link out of the run's folder, or too large.
@@ -43,7 +43,7 @@ def _number(text: str | None) -> float | None:
 
 
 def loss_chart(run: Run, runs: Sequence[Run]) -> Chart | None:
-    """Validation loss over the epochs of each phase; None where no table holds it."""
+    """A figure of the validation loss over the epochs of each phase; None if no table has it."""
     losses = [(phase, losses_of(phase)) for phase in run.phases]
     drawn = [(phase, points) for phase, points in losses if points]
     if not drawn:

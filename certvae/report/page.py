@@ -1,4 +1,4 @@
-"""The page: everything that stands in it, from runs to one HTML file."""
+"""Builds the HTML page of a report from its runs."""
 
 import json
 import shlex
@@ -43,7 +43,7 @@ from certvae.report.wording import (
 
 __all__ = ["Report", "make_report"]
 
-LONGEST = 400  # characters of a value of the provenance
+LONGEST = 400  # characters of a provenance value
 LOOK = {
     Status.CERTIFIED: ("good", "✓"),
     Status.NOT_CERTIFIED: ("warn", DASH),
@@ -61,13 +61,13 @@ READ = {
 
 @dataclass
 class Report:
-    """A report that was made.
+    """A finished report.
 
     Attributes:
-        html: the page.
-        headline: its verdict.
-        charts: the figures, by run.
-        left_out: sentences on what could not be made.
+        html: HTML of the page.
+        headline: verdict in one sentence.
+        charts: figures by run.
+        left_out: sentences on items that could not be made.
     """
 
     html: str
@@ -78,9 +78,9 @@ class Report:
 
 @dataclass(frozen=True)
 class _Section:
-    """Figures of one kind, one for each run; ``what`` says what is to be seen.
+    """Figures of one kind, one per run; ``what`` explains the figure.
 
-    A section whose ``absent`` is empty is left out where no run has its figure.
+    A section with an empty ``absent`` is left out if no run has its figure.
     """
 
     name: str
@@ -94,50 +94,49 @@ SECTIONS = (
     _Section(
         "margin",
         "Margin",
-        "The margin is how much better the witness answers than the best answer that ignores the input. Certified is "
-        "what stays above the dashed line down to the lower edge of its band. More than the teacher's information "
-        "cannot be shown.",
+        "The margin is how much better the witness predicts the teacher than the best constant. A run is certified if "
+        "the lower edge of its band is above the dashed line. The margin is at most the teacher's information.",
         "No curve: the folder holds no history of validations.",
         margin_chart,
     ),
     _Section(
         "information",
         "What the code carries",
-        "The noisy code carries at least the lower edge of the band and at most the upper edge, about anything in the "
-        "input, whatever the teacher asks. The margin, dashed, is the part of the teacher's answer that the witness "
-        "reads from the mean.",
+        "The noisy code carries at least as much information about the input as the lower edge of the band shows, and "
+        "at most the upper edge, whatever the teacher is. The dashed margin is what the witness predicts of the "
+        "teacher's outputs from the mean.",
         "",
         information_chart,
     ),
     _Section(
         "channel",
         "Rate and channel margin",
-        "The rate is the most that the noisy code can carry; the channel margin is what the same witness shows on "
-        "noisy draws, which are what the decoder receives. It is often below 0 although the mean is certified, because "
-        "the witness is overconfident on noise.",
+        "The rate is the most that the noisy code can carry. The channel margin is the margin of the same witness on "
+        "noisy draws, which the decoder receives. It is often below 0 although the mean is certified, because the "
+        "witness is overconfident on noise.",
         "No curve: there is no history, or the model's code has no known noise.",
         channel_chart,
     ),
     _Section(
         "loss",
         "Validation loss",
-        "What the model itself minimizes. It may fall to a low value although the code has collapsed.",
+        "The loss that the model minimizes. It can be low although the code has collapsed.",
         "",
         loss_chart,
     ),
     _Section(
         "alignment",
         "Alignment against information",
-        "Each mark is a final certificate: what the witness costs, against what the teacher knows. On the line it does "
-        "no better than a constant; the margin is the distance below it.",
+        "Each mark is a final certificate: the alignment loss against the teacher information. On the line, the "
+        "witness is no better than a constant; the margin is the distance below the line.",
         "",
         alignment_chart,
     ),
     _Section(
         "path",
         "The way there",
-        "From the first validation (hollow) to the last (filled): what the witness costs, against how much its own "
-        "answers vary. A code that tells nothing ends at the left, on the line.",
+        "From the first validation (hollow) to the last (filled): the alignment loss against the witness information. "
+        "A constant code ends at the left, on the line.",
         "No curve: the folder holds no history of validations.",
         path_chart,
     ),
@@ -145,15 +144,15 @@ SECTIONS = (
 
 
 def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: bool = True) -> Report:
-    """Make the report of one run, or of several side by side.
+    """Make the report of one run, or a report that compares several runs.
 
     Args:
         runs: from :func:`certvae.report.runs.read_runs`.
-        data_dir: where data files are, instead of where the YAMLs say.
-        with_images: whether to build model and data, which runs what the YAML names.
+        data_dir: data folder, instead of the YAMLs' values.
+        with_images: whether to build model and data, which runs the classes that the YAML names.
 
     Returns:
-        The report; the same runs and files give the same bytes.
+        The report; equal runs and files give equal bytes.
     """
     phases = [phase for run in runs for phase in run.phases]
     report = Report("", headline(phases))
@@ -193,7 +192,7 @@ def make_report(runs: Sequence[Run], data_dir: str | None = None, with_images: b
 
 
 def _compared(runs: Sequence[Run]) -> tuple[list[Phase], list[str]]:
-    """The fits whose settings stand side by side, those of each run's first seed, and their labels."""
+    """The fits whose settings are compared (the first seed of each run) and their labels."""
     shown = [(run, phase) for run in runs for phase in run.shown]
     several = len(runs) > 1
     labels = [f"{run.name}: {phase.name}" if several and run.name != phase.name else phase.name for run, phase in shown]
@@ -209,7 +208,7 @@ def _figure(report: Report, section: _Section, run: Run, runs: Sequence[Run]) ->
 
 
 def _components(report: Report, run: Run, number: int) -> dict[str, Any]:
-    """The figures of a run's components, each with its phase."""
+    """The component figures of a run, each with its phase."""
     figures = []
     for place, (phase, chart) in enumerate(components_charts(run)):
         report.charts.setdefault(run.name, []).append(chart)
@@ -234,7 +233,7 @@ def _verdict(run: Run, phase: Phase, several: bool) -> dict[str, Any]:
 
 
 def _short(c: Certificate) -> str:
-    """Margin and what a draw carries, in a line."""
+    """One line with the margin and the information in a draw."""
     carried = "" if c.information is None else f"; a draw of the code carries {c.information.span()}"
     said = (
         f"margin {number(c.margin)} of {number(c.teacher_information)} nats, at least {number(c.margin_lower)}{carried}"
@@ -243,7 +242,7 @@ def _short(c: Certificate) -> str:
 
 
 def _reading(c: Certificate) -> dict[str, Any] | None:
-    """Reading, both sides of what the code carries, and the diagnosis; None for a certificate of version 0.1."""
+    """Reading, information bracket and diagnosis; None for a certificate of version 0.1."""
     if read_as(c) is None:
         return None
     diagnosis = c.diagnose()
@@ -263,7 +262,7 @@ def _reading(c: Certificate) -> dict[str, Any] | None:
 
 
 def _channel(c: Certificate) -> str:
-    """What the same test says of noisy draws, which a verdict on the mean does not."""
+    """The result of the same test on noisy draws, which the verdict on the mean does not cover."""
     if c.channel_margin is None or c.channel_margin_lower is None:
         return "Nothing is known about noisy draws of the code: no noise was measured."
     shown = "the same test is passed too" if c.channel_margin_lower > c.safety_margin else "the same test is not passed"
@@ -348,10 +347,10 @@ def _config(phase: Phase) -> str:
 
 
 def _commands(phase: Phase) -> list[str]:
-    """What checks the certificate: recomputing it where it was published, else making one that can be recomputed."""
+    """Commands that recompute a published certificate, or else make one that can be recomputed."""
     try:
         files = {"--ckpt": phase.checkpoint, "--teacher": phase.teacher, "--config": phase.config}
-    except ValueError:  # a link out of the folder, which is not followed
+    except ValueError:  # links out of the folder are not followed
         files = {"--config": None}
     inputs = " ".join(f"{name} {shlex.quote(str(path))}" for name, path in files.items())
     complete, path = None not in files.values(), shlex.quote(str(phase.path))

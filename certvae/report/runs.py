@@ -1,4 +1,4 @@
-"""What is in a run's folder: histories, certificates, and the files that images can be made from."""
+"""Reads a run's folder: histories, certificates and the files for images."""
 
 import re
 from collections.abc import Iterator
@@ -18,26 +18,26 @@ from certvae.teachers import teacher_file
 
 __all__ = ["Phase", "Run", "plain_config", "read_run", "read_runs", "readable"]
 
-ORDER = ("full", "no_align", "rescue", "ablate")  # of a protocol's phases; others follow by name
+ORDER = ("full", "no_align", "rescue", "ablate")  # order of a protocol's phases; others follow by name
 SUMMARY_LIMIT = 2**26  # bytes; 10,000 seeds
 LONGEST_NAME = 255
-HISTORY = "s_val.jsonl"  # behind the callback's name
+HISTORY = "s_val.jsonl"  # follows the callback's name
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One fit: its curve, its certificate, and its files.
+    """One fit: its history, certificate and files.
 
     Attributes:
-        name: of the phase, the callback or the folder.
-        seed: number of the seed in a protocol, else empty.
-        folder: where its files are.
-        path: the certificate's file.
-        certificate: a published one, else that of the test rows, else the last of the validation rows.
+        name: name of the phase, the callback or the folder.
+        seed: seed in a protocol, else empty.
+        folder: folder of its files.
+        path: path of the certificate.
+        certificate: the published certificate, else that of the test rows, else the last one of the validation rows.
         split: ``"test"`` or ``"val"``.
         history: certificates of the validation rows during training.
-        start: validations of the fit that this one went on from.
-        root: the run's folder, which no link may lead out of; default: ``folder``.
+        start: number of validations of the fit from which this one continues.
+        root: the run's folder; links out of it are refused; default: ``folder``.
         callback: name of the callback that wrote the certificate.
     """
 
@@ -53,16 +53,16 @@ class Phase:
     callback: str = "certificate"
 
     def own(self, path: Path) -> Path:
-        """The path of one of its files.
+        """The path of a file of this fit.
 
         Raises:
-            ValueError: if it is a link out of the run's folder.
+            ValueError: if the file is a link out of the run's folder.
         """
         return own_path(path, self.root or self.folder)
 
     @property
     def label(self) -> str:
-        """Name, with the seed if there is one."""
+        """The name, with the seed if there is one."""
         return f"{self.name}, seed {self.seed}" if self.seed else self.name
 
     @property
@@ -77,16 +77,16 @@ class Phase:
 
     @property
     def checkpoint(self) -> Path | None:
-        """The last checkpoint, or the only one."""
+        """The path of the last checkpoint, or of the only one."""
         found = sorted([*self.folder.glob("checkpoints/*.ckpt"), *self.folder.glob("*.ckpt")])
         last = [path for path in found if path.stem == "last"] or (found if len(found) == 1 else [])
         return self.own(last[0]) if last else None
 
     @property
     def teacher(self) -> Path | None:
-        """The teacher's file: one beside the run before the one that its YAML names, for folders are moved.
+        """The path of the teacher: first next to the run, then from its YAML, because folders may be moved.
 
-        Where neither is there, the one that the callback has kept.
+        If both are missing, the copy that the callback saved.
         """
         named = _named_teacher(plain_config(self.config))
         name = Path(named).name if named else "teacher.safetensors"
@@ -103,13 +103,13 @@ class Phase:
 
 @dataclass(frozen=True)
 class Run:
-    """A folder that was asked for.
+    """A run folder of the report.
 
     Attributes:
-        name: that no other run of the report has.
-        dataset: what a protocol's summary says, else empty.
-        folder: as given.
-        phases: its fits, by seed and then in the order in which they were made.
+        name: unique name in the report.
+        dataset: data set in the protocol's summary, else empty.
+        folder: path as given.
+        phases: its fits, by seed and then in order of creation.
     """
 
     name: str
@@ -119,17 +119,17 @@ class Run:
 
     @property
     def shown(self) -> tuple[Phase, ...]:
-        """The phases of the first seed, of which images are made."""
+        """The phases of the first seed, for which images are made."""
         return tuple(phase for phase in self.phases if phase.seed == self.phases[0].seed)
 
 
 def readable(text: str) -> str:
-    """Text with a sign in place of each character that no page and no figure can hold, such as those of odd paths."""
+    """Text in which each unprintable character, as in unusual paths, is replaced."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def read_runs(folders: list[Path]) -> list[Run]:
-    """Read folders; where two have one name, the paths are the names."""
+    """Read folders; if two have the same name, their paths become the names."""
     names = [folder.resolve().name or str(folder) for folder in folders]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
@@ -137,12 +137,11 @@ def read_runs(folders: list[Path]) -> list[Run]:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read a protocol's folder, or one that a ``CertificateCallback`` with ``save_dir`` has written to.
+    """Read the folder of a protocol, or of a ``CertificateCallback`` with ``save_dir``.
 
     Raises:
-        FileNotFoundError: if there is no such folder, or nothing of a run in it.
-        ValueError: if a history, a certificate or the summary is not what it should be, was altered, or is a link out
-            of the folder.
+        FileNotFoundError: if the folder does not exist or contains no run.
+        ValueError: if a history, a certificate or the summary is invalid, was altered, or is a link out of the folder.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder at {folder}: give the folder of a run.")
@@ -157,7 +156,7 @@ def read_run(folder: Path, name: str) -> Run:
 
 
 def _places(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Folders of fits with their seed: the folder itself, else its subfolders, else those of its seeds."""
+    """Folders of fits with their seed: the folder itself, else its subfolders, else the subfolders of its seeds."""
     seeds = sorted(folder.glob("seed*"), key=lambda path: (len(path.name), path.name))
     seeds = [own_path(path, folder) for path in seeds if re.fullmatch("seed-?[0-9]+", path.name)]
     for place, seed in [(folder, ""), *((path, path.name.removeprefix("seed")) for path in seeds)]:
@@ -172,7 +171,7 @@ def _places(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _phases_of(folder: Path, seed: str, root: Path) -> Iterator[Phase]:
-    """One phase for each callback that wrote to the folder."""
+    """One phase per callback that wrote to the folder."""
     for path in sorted(folder.glob(f"*{HISTORY}")):
         own_path(path, root)
         callback = path.name.removesuffix(HISTORY)
@@ -216,7 +215,7 @@ def _dataset(folder: Path) -> str:
 
 
 def plain_config(path: Path | None) -> dict[str, Any]:
-    """The values of a YAML, read without running what it names; empty if there is none or it is no mapping."""
+    """The values of a YAML, read without running code; empty if it is missing or not a mapping."""
     if path is None:
         return {}
     try:
@@ -229,12 +228,12 @@ def plain_config(path: Path | None) -> dict[str, Any]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except OSError:  # of a name that is too long
+    except OSError:  # the name is too long
         return False
 
 
 def _named_teacher(config: dict[str, Any]) -> str | None:
-    """The teacher that the model, or else a callback, is given."""
+    """The ``teacher`` argument of the model, or else of a callback."""
     trainer = config.get("trainer")
     callbacks = trainer.get("callbacks") if isinstance(trainer, dict) else None
     parts = [config.get("model"), *(callbacks if isinstance(callbacks, list) else [])]

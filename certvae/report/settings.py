@@ -1,4 +1,4 @@
-"""The settings of the runs of a report, side by side, those that differ first."""
+"""A table that compares the settings of runs, with differing settings first."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,8 +12,8 @@ from certvae.report.runs import Phase, plain_config, readable
 __all__ = ["Settings", "settings_of", "settings_table"]
 
 PARTS = ("seed_everything", "model", "data", "trainer")
-PLACES = {"default_root_dir", "save_dir", "dirpath", "label", "logger", "init_weights_from"}  # where, and not what
-MOST, LONGEST = 300, 80  # settings of a run, characters of each
+PLACES = {"default_root_dir", "save_dir", "dirpath", "label", "logger", "init_weights_from"}  # no settings
+MOST, LONGEST = 300, 80  # settings per run, characters per setting
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Settings:
 
     Attributes:
         columns: label of each fit.
-        differing: name, and a value for each fit, of settings that are not the same in all.
-        same: name and value of the others.
+        differing: name and one value per fit, for settings that differ.
+        same: name and value of the other settings.
     """
 
     columns: list[str]
@@ -32,11 +32,11 @@ class Settings:
 
 
 def settings_table(phases: Sequence[Phase], labels: Sequence[str]) -> Settings | None:
-    """The settings of fits whose settings are known; None where none are.
+    """The settings of the fits whose settings are known; None if there are none.
 
     Args:
         phases: the fits.
-        labels: what each is called.
+        labels: label of each fit.
     """
     every = {label: found for phase, label in zip(phases, labels, strict=True) if (found := settings_of(phase))}
     if not every:
@@ -49,11 +49,11 @@ def settings_table(phases: Sequence[Phase], labels: Sequence[str]) -> Settings |
 
 
 def settings_of(phase: Phase) -> dict[str, str]:
-    """Names and values of a fit's YAML, or of what its callback kept; empty where there is neither."""
+    """Names and values from a fit's YAML, or from the settings its callback saved; empty if both are missing."""
     try:
         config = plain_config(phase.config)
         parts = {name: config[name] for name in PARTS if name in config} or _kept(phase)
-    except ValueError:  # a link out of the folder, which is not followed
+    except ValueError:  # links out of the folder are not followed
         return {}
     found = list(_flat("", parts))[:MOST]
     return {readable(name)[:LONGEST]: readable(value)[:LONGEST] for name, value in found}
@@ -68,7 +68,7 @@ def _kept(phase: Phase) -> dict[str, Any]:
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted names; of a class its name, and its arguments below it."""
+    """Values by dotted name; a class gives its name, and its arguments below it."""
     if isinstance(value, Mapping) and "class_path" in value:
         own = str(value["class_path"]).rpartition(".")[2]
         yield name, own

@@ -1,4 +1,4 @@
-"""Matplotlib figures as SVG that stands inside a page: its colors follow the page's, its ids are its own."""
+"""Converts Matplotlib figures to inline SVG with the page's colors and unique ids."""
 
 import re
 from io import BytesIO
@@ -13,7 +13,7 @@ from certvae.report.colors import LIGHT
 
 __all__ = ["STYLE", "inline_svg"]
 
-# Run and phase names come from folders: a dollar sign in one is no mathematics.
+# Run and phase names come from folders, so a dollar sign does not start a formula.
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "certvae",
@@ -45,12 +45,12 @@ _VARIABLES = {color: f"var(--{name})" for name, color in LIGHT.items()}
 
 
 def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
-    """The figure as an SVG element: an image with a label, no reference to anything outside of it.
+    """The figure as an SVG element with a label and without external references.
 
     Args:
-        figure: drawn within ``STYLE`` and with colors of ``LIGHT``.
-        prefix: of its ids, unique in the page.
-        label: read out instead of the image.
+        figure: figure drawn with ``STYLE`` and the colors of ``LIGHT``.
+        prefix: prefix of its ids, unique in the page.
+        label: text alternative for screen readers.
     """
     content = BytesIO()
     with rc_context(STYLE):
@@ -63,7 +63,7 @@ def inline_svg(figure: Figure, prefix: str, label: str) -> Markup:
     for size in ("width", "height"):
         root.attrib.pop(size)
     root.attrib |= {"role": "img", "aria-label": label}
-    return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escapes what it writes
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # ElementTree escapes its output
 
 
 def _rewrite(element: ElementTree.Element, prefix: str) -> None:

@@ -1,4 +1,4 @@
-"""What a certificate says in words that are no stronger than its guarantee, and what it does not say."""
+"""Sentences on certificates, no stronger than their guarantee, and on what they do not show."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for a table: rounded, a dash for None, and a minus sign that does not break from its number."""
+    """A number for a table: rounded, a dash for None, with a non-breaking minus sign."""
     if value is None:
         return DASH
     if math.isinf(value):
@@ -36,7 +36,7 @@ def number(value: float | None, digits: int = 3) -> str:
 
 
 def at_least(nats: float) -> str:
-    """A positive lower bound in nats and bits, each rounded down to three digits: rounding must not add to it."""
+    """A positive lower bound in nats and bits, each rounded down to three digits."""
     return f"{_floor(nats)}\u00a0nats ({_floor(nats / math.log(2))}\u00a0bits)"
 
 
@@ -46,12 +46,12 @@ def _floor(value: float) -> str:
 
 
 def status_name(status: Status) -> str:
-    """The status with spaces."""
+    """The status with spaces instead of underscores."""
     return str(status).replace("_", " ")
 
 
 def read_as(certificate: Certificate) -> Reading | None:
-    """The reading; None for a certificate of version 0.1, which was made without asking for one."""
+    """The reading; None for a certificate of version 0.1, which has none."""
     return certificate.reading if certificate.components or certificate.information is not None else None
 
 
@@ -79,27 +79,27 @@ def _confidence(certificate: Certificate, split: str) -> str:
 
 
 def unknown_confidence(c: Certificate) -> bool:
-    """Whether its bound is an approximation for many rows, made from few: then no percentage is stated."""
+    """Whether the bound is a large-sample approximation from few rows; then no percentage is stated."""
     return c.method != "plugin" and not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS
 
 
 WHAT = {
     "full": "trained with alignment from the first epoch",
     "no_align": "the same without alignment",
-    "rescue": "goes on from no_align, with alignment",
-    "ablate": "goes on from full, without alignment",
-    "guarded": "goes on from no_align; a guard finds the weight",
+    "rescue": "continues from no_align, with alignment",
+    "ablate": "continues from full, without alignment",
+    "guarded": "continues from no_align; a guard finds the weight",
     "prefit": "trained with alignment, from a code that was fitted first",
 }
 
 
 def what_it_is(phase: Phase) -> str:
-    """What a phase of a protocol is; empty for other fits."""
+    """Description of a protocol's phase; empty for other fits."""
     return WHAT.get(phase.name, "") if phase.seed else ""
 
 
 def _uncertified(c: Certificate) -> str:
-    """What is known of a code that is not certified; for collapse and information the reading must have shown them."""
+    """What is known of a code that is not certified; collapse and information are stated only with a reading."""
     part = c.information or c.fitted
     if part is None or read_as(c) not in (Reading.INFORMATIVE, Reading.COLLAPSED):
         return "it is not shown that this model's code depends on the input; this does not prove that it has collapsed"
@@ -112,7 +112,7 @@ def _uncertified(c: Certificate) -> str:
 
 
 def sentence(certificate: Certificate, split: str) -> str:
-    """The verdict of one model, for a reader who knows none of the terms."""
+    """The verdict on one model, for a reader who does not know the terms."""
     c, rows = certificate, _rows(certificate, split)
     return {
         Status.CERTIFIED: lambda: (
@@ -142,7 +142,7 @@ _CLAUSES: dict[Status | Reading, str] = {
 
 
 def headline(phases: Sequence[Phase]) -> str:
-    """The verdict of all models in one sentence."""
+    """The verdict on all models in one sentence."""
     if len(phases) == 1:
         return sentence(phases[0].certificate, phases[0].split)
     by_status: dict[Status | Reading, list[Phase]] = {
@@ -172,7 +172,7 @@ def headline(phases: Sequence[Phase]) -> str:
 
 
 def _count(found: Sequence[Phase], every: Sequence[Phase]) -> str:
-    """How many, and which where their names tell them from the others."""
+    """Number of models, with their names if these are distinctive."""
     if len(found) == len(every):
         return "all of them"
     names = _unique(phase.name for phase in found)
@@ -185,21 +185,21 @@ def _unique(names: Iterable[str]) -> list[str]:
 
 
 def limits(phases: Sequence[Phase]) -> list[str]:
-    """What the verdict does not say, for these certificates."""
+    """Sentences on what the verdict on these certificates does not show."""
     every = [phase.certificate for phase in phases]
     methods = {c.method for c in every}
     said = [
         "It does not say that the code is disentangled, that it is useful for another task, or that samples are good.",
-        "It speaks of this teacher, this witness and these rows, as the run divided them, and of inputs drawn as they "
-        "were; another teacher may see more or less in the same code.",
+        "It applies only to this teacher, this witness and these rows, and to inputs drawn like them; another teacher "
+        "may find more or less in the same code.",
         "It is about the mean of the code. The decoder receives noisy draws around that mean, which may carry less or, "
-        "by their variance, something else: the channel margin and the rate below are about those.",
+        "through their variance, something else. The channel margin and the rate below describe these draws.",
         "A model without certificate has not been shown to have collapsed. The test can only say yes, or 'not shown'.",
     ]
     if any(read_as(c) is Reading.COLLAPSED for c in every):
         said[-1] = (
-            "The teacher's test can only say yes, or 'not shown'. That a code has collapsed is said by its reading, "
-            "from an upper bound on what any reader could find in it, which holds for many rows."
+            "The teacher's test can only say yes, or 'not shown'. Collapse is shown by the reading, "
+            "from an upper bound on what any reader can find in the code, which holds for many rows."
         )
     said += sorted({find_bound(method).sentence for method in methods})
     if any(not find_bound(c.method).rigorous and c.num_samples < FEW_ROWS for c in every):
@@ -208,7 +208,7 @@ def limits(phases: Sequence[Phase]) -> list[str]:
         said.append("Each certificate holds at its confidence by itself, not all of them at once.")
     if any(phase.split == "val" for phase in phases):
         said.append(
-            "Validation rows were looked at during training. A certificate to publish is made once on other rows, by "
+            "Validation rows were used during training. To publish, make a certificate once on other rows, with "
             "'certvae certify'."
         )
     return said

@@ -7,10 +7,11 @@ For each seed: a teacher search, then every YAML of this folder as a change to b
 scikit-learn's digits). Data, teacher, witness and the number of optimizer steps are the same, and the alignment weight
 is 0.
 
-Beside the certificate stand its reading, the information bracket, the fitted reader, what users look at, and a linear
-probe of the mean codes for the teacher's component and for the label, fitted on training rows and scored on the rows
-that are kept for certificates. A good probe with a negative raw margin is the finding, and no contradiction: the code
-is informative, but nothing fixed reads it. ``--observation_std`` above the data's largest eigenvalue collapses them.
+The table shows the certificate, its reading, the information bracket, the fitted reader, the usual signs of collapse,
+and a linear probe of the mean codes for the teacher's component and for the label. The probe is fitted on training rows
+and scored on the rows reserved for certificates. A good probe with a negative raw margin is not a contradiction: the
+code is informative, but a fixed witness cannot read it. An ``--observation_std`` above the data's largest eigenvalue
+collapses the models.
 """
 
 from collections.abc import Iterator, Sequence
@@ -52,8 +53,8 @@ BASELINES = (
     "lagging",
 )
 SWEEPS = {"beta_vae": ("beta", (2.0, 4.0, 8.0)), "info_vae": ("mmd_weight", (10.0, 1000.0))}
-PROBED = 10_000  # training rows that the probe is fitted on at most, rounded up to a batch
-COMPARED = 512  # kept rows, evenly spaced, between which the mutual information is estimated
+PROBED = 10_000  # largest number of training rows for the probe, rounded up to a batch
+COMPARED = 512  # reserved rows, evenly spaced, for the estimate of mutual information
 COLUMNS = {
     "baseline": "{baseline}",
     "seed": "{seed}",
@@ -85,7 +86,7 @@ def settings(sweep: bool) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def overlay(base: Any, changes: Any) -> Any:
-    """A YAML's values with those of another laid over them, as the command line does with two ``--config``."""
+    """The values of a YAML, overridden by those of another, as with two ``--config`` options."""
     if not (isinstance(base, dict) and isinstance(changes, dict)):
         return changes
     if changes.get("class_path", base.get("class_path")) != base.get("class_path"):
@@ -100,7 +101,7 @@ def overlay(base: Any, changes: Any) -> Any:
 
 
 def compose(name: str, quick: bool) -> dict[str, Any]:
-    """Complete values of a baseline; an encoder that is wrapped is that of the base."""
+    """Complete values of a baseline; a wrapped encoder is that of the base."""
     base = yaml.safe_load((CONFIGS / ("quick.yaml" if quick else "base.yaml")).read_text())
     values: dict[str, Any] = overlay(base, yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     innermost = values["model"]["init_args"]["encoder"]
@@ -111,7 +112,7 @@ def compose(name: str, quick: bool) -> dict[str, Any]:
 
 
 def measure(study: Study, seed: int, name: str, values: dict[str, Any], changes: dict[str, Any]) -> Line:
-    """Run one baseline, and its line of the table."""
+    """Run one baseline and return its line of the table."""
     std = study.given.observation_std
     if std is not None and values["model"]["init_args"]["observation_std"] != "optimal":
         changes = {**changes, "model.observation_std": std}
@@ -121,7 +122,7 @@ def measure(study: Study, seed: int, name: str, values: dict[str, Any], changes:
 
 
 def usual_signs(cli: LightningCLI) -> dict[str, Any]:
-    """Active units and mutual information of the kept rows; accuracies of the probe and of the most frequent class."""
+    """Active units and mutual information of the reserved rows; accuracies of the probe and of the majority class."""
     probe = cli.trainer.callback_metrics.get("probe/margin", torch.tensor(torch.nan))
     train, kept = (codes(cli, split, rows) for split, rows in (("train", PROBED), ("test", None)))
     spaced = torch.linspace(0, len(kept.component) - 1, min(COMPARED, len(kept.component))).long()
@@ -141,7 +142,7 @@ def usual_signs(cli: LightningCLI) -> dict[str, Any]:
 
 
 class Codes(NamedTuple):
-    """What a model and its teacher say of rows: posterior (float64), rate, most probable component, label."""
+    """Posterior (float64), rate in nats, most probable component and label of some rows."""
 
     posterior: Posterior
     rate: Tensor
@@ -151,9 +152,9 @@ class Codes(NamedTuple):
 
 @torch.no_grad()
 def codes(cli: LightningCLI, split: str, limit: int | None) -> Codes:
-    """Of a split's first rows, or of all; the rate is that to the model's own prior, in nats."""
+    """Codes of a split's first rows, or of all; the rate is the divergence from the model's own prior, in nats."""
     model, parts, rows = cli.model, [], 0
-    model.teacher.cpu()  # training has moved it, and it is no submodule that the model takes along
+    model.teacher.cpu()  # training moved it, and it is not a submodule that moves with the model
     for batch in cli.datamodule.loader(split):
         images, label, index = cli.datamodule.on_after_batch_transfer(batch, 0)
         posterior = model(images)
@@ -176,7 +177,7 @@ PANELS = {
 
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """A row for each baseline and a mark for each seed: margin, rate, squared error and what a probe reads."""
+    """Draw a row for each baseline and a mark for each seed: margin, rate, squared error and probe accuracy."""
     names = list(dict.fromkeys(line["baseline"] for line in lines))
     certified = sum(line["status"] == "CERTIFIED" for line in lines)
     constant = lines[0]["constant_squared_error"]
@@ -212,7 +213,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     certified = [line for line in lines if line["status"] == "CERTIFIED"]
     negative = [line for line in lines if line["margin_upper"] < 0]
     alive = [line for line in negative if line["mutual_information"] > 1]
@@ -233,7 +234,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def readings(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the reading of a run must be, whatever its bracket says."""
+    """The expected readings, and whether the runs have them."""
     sharp = [line for line in lines if line["mean_squared_error"] < 0.9 * line["constant_squared_error"]]
     blind = [line for line in lines if line["rate"] < 0.02]
     return {
@@ -246,7 +247,7 @@ def readings(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def collapsed_claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show at an observation variance above the data's largest eigenvalue."""
+    """The claims of the study at an observation variance above the data's largest eigenvalue."""
     plain = [line for line in lines if line["baseline"] == "vae"]
     return {
         f"the plain VAE is read as COLLAPSED ({len(plain)} runs)": all(
@@ -258,7 +259,7 @@ def collapsed_claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("baselines", __doc__)
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names of the runs, such as vae free_bits")
     parser.add_argument("--sweep", action="store_true", help="also the other weights of beta_vae and info_vae")

@@ -1,4 +1,4 @@
-"""The numbers of docs/not-certified.md: one small VAE on scikit-learn's digits, in the ways not to be certified.
+"""The numbers in docs/not-certified.md: one small VAE on scikit-learn's digits under many causes of NOT_CERTIFIED.
 
     python experiments/causes/measure.py
 
@@ -33,10 +33,10 @@ LABELS = torch.tensor(DIGITS.target)[ORDER]
 
 
 class VAE(pl.LightningModule):
-    """The page's model.
+    """The model of the page.
 
     Args:
-        kl_weight: of the rate.
+        kl_weight: weight of the rate.
     """
 
     def __init__(self, kl_weight: float = 1.0) -> None:
@@ -87,21 +87,21 @@ def measure(
     images: int | Callable[[Any], Tensor] = 1,
     columns: tuple[Tensor, ...] = (IMAGES, LABELS),
 ) -> None:
-    """Train once, and print a row of the table.
+    """Train once and print a row of the table.
 
     Args:
-        name: of the row.
-        kl_weight: of the model.
-        weight: of the alignment, at witness scale 2; None for none.
-        guard: target; None for no guard.
-        smoothing: of the labels.
-        scale: at which the witness is read.
-        epochs: of training.
-        rows: of validation.
-        method: of the bound; default: the proven one.
-        teacher: default: the labels, smoothed.
-        images: where the teacher's input stands in a batch.
-        columns: of a batch; the first is what the encoder sees.
+        name: name of the row.
+        kl_weight: KL weight of the model.
+        weight: alignment weight, at witness scale 2; None: no alignment.
+        guard: target of the guard in nats; None: no guard.
+        smoothing: label smoothing.
+        scale: witness scale of the certificate.
+        epochs: epochs of training.
+        rows: number of validation rows.
+        method: name of the bound; default: the proven one.
+        teacher: the teacher; default: the smoothed labels.
+        images: where the teacher's input is in a batch.
+        columns: columns of a batch; the encoder sees the first.
     """
     torch.manual_seed(0)
     train, val = loaders(*columns, rows=rows, batch_size=250 if teacher is None else 64)
@@ -140,7 +140,7 @@ def shifted() -> Tensor:
 
 def searched(images: Tensor) -> Teacher:
     """A teacher of 8 components, searched on images."""
-    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # a table of candidates is not of this table
+    with TemporaryDirectory() as folder, redirect_stdout(StringIO()):  # hide the search's table of candidates
         settings: dict[str, Any] = {"temperatures": (4.0,), "pca_dim": 16, "pca_passes": 3, "em_iterations": 20}
         search = TeacherSearch((8,), **settings, seed=0, output_dir=folder)
         train, val = loaders(images, batch_size=64)
@@ -152,7 +152,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", "(?s).*(does not have many workers|logging interval|LeafSpec).*")
-    warnings.filterwarnings("ignore", ".*nats from the one in its file.*")  # the last column says it
+    warnings.filterwarnings("ignore", ".*nats from the one in its file.*")  # the last column shows the drift
     numbers = "margin | at least | `I_T` | `I_S` | rate | channel | reader, mean | reader, draw | units | drift"
     print(f"| case | reading, status | cause | code | {numbers} |")
     print("|---" * 14 + "|")

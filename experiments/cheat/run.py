@@ -1,11 +1,11 @@
-"""A negative control on CIFAR-100: a decoder that sees the image reconstructs it well, and the code stays uncertified.
+"""A negative control on CIFAR-100: a decoder that sees the image reconstructs well, but its code is not certified.
 
     python experiments/cheat/run.py --data_dir data --output_dir runs/cheat
 
-The decoder gets the image through a skip connection, so that nothing has to pass through the code, which collapses. A
-small error of reconstruction, which is what one would look at, says nothing about the code; the certificate does. The
-second run is the same module with the AlignmentCallback: its code carries information, and it is certified. The teacher
-is searched first, unless its file is given or there; 2 to 3 minutes on 2 CPU cores, half a minute with --quick.
+The decoder receives the image through a skip connection, so it does not need the code, and the code collapses. The
+small reconstruction error does not show this; the certificate does. The second run is the same module with the
+AlignmentCallback: its code carries information, and it is certified. The teacher is searched first, unless its file is
+given or exists. The script takes 2 to 3 minutes on 2 CPU cores, half a minute with --quick.
 """
 
 import argparse
@@ -42,7 +42,7 @@ COLUMNS = (
 
 
 class SkipVAE(LightningModule):
-    """A VAE whose decoder sees the image beside the code.
+    """A VAE whose decoder sees both the image and the code.
 
     Args:
         latent_dim: size of the latent.
@@ -56,7 +56,7 @@ class SkipVAE(LightningModule):
         self.merge = nn.Conv2d(3 + width, 3, kernel_size=3, padding=1)
 
     def terms(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Squared error of each row, a sum over its values, and rate in nats; both of shape ``(B,)``."""
+        """Squared error of each row, summed over its values, and rate in nats; both of shape ``(B,)``."""
         posterior = Posterior(*(part.float() for part in self.encoder(images)))
         shown = torch.cat([self.decoder(posterior.sample()), self.skip(images)], dim=1)
         error = (self.merge(shown).float() - images).square().flatten(start_dim=1).sum(dim=1)
@@ -75,7 +75,7 @@ class SkipVAE(LightningModule):
 
 
 def search(given: argparse.Namespace) -> Path:
-    """The teacher's file; searched if it is not there."""
+    """The path of the teacher; runs a search if it does not exist."""
     if given.teacher is not None:
         return Path(given.teacher)
     folder, label = given.output_dir / "search", "search"
@@ -88,7 +88,7 @@ def search(given: argparse.Namespace) -> Path:
 
 
 def best_constant_error(data: CIFAR100DataModule) -> float:
-    """Mean squared error of answering every held-out image with their mean image."""
+    """Mean squared error of predicting every held-out image by the mean image."""
     sums, squares, rows = torch.zeros(SHAPE, dtype=torch.float64), torch.zeros(SHAPE, dtype=torch.float64), 0
     for batch in data.loader("val"):
         images = batch[0].double() / 255
@@ -97,7 +97,7 @@ def best_constant_error(data: CIFAR100DataModule) -> float:
 
 
 def run(name: str, callbacks: list[Callback], teacher: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """One line of the table."""
+    """Run one model and return its line of the table."""
     seed_everything(0, verbose=False)
     data = CIFAR100DataModule(given.data_dir, batch_size=128, subset=given.subset)
     certificate = CertificateCallback(teacher, "encoder", save_dir=given.output_dir / name)
@@ -125,7 +125,7 @@ def _cell(value: Any) -> str:
 
 
 def main() -> None:
-    """Run both, and print and write the table."""
+    """Run both models, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--output_dir", type=Path, default=Path("runs/cheat"))

@@ -1,12 +1,12 @@
-"""What alignment costs a training step: steps of the CIFAR-100 VAE with and without it, in turn, in one run.
+"""Measures the cost of alignment: alternating training steps of the CIFAR-100 VAE with and without it.
 
     python experiments/cost/alignment.py --data_dir data
 
 Every second step leaves the alignment out, in the order without, with, with, without, so that other work on the machine
-and a drift of its speed weigh on both alike. Prints, for the AlignmentCallback with the searched teacher, for the same
-with a table of its targets, for the CertificateGuard, and for nothing at all (what the comparison itself is good for):
-of wall and of processor time, the median step without, the median of the ratios of neighboring steps, its 95 %
-confidence interval from their order statistics, and the quartiles of the ratios.
+and a drift of its speed affect both equally. The cases are the AlignmentCallback with the searched teacher, the same
+with a table of its targets, the CertificateGuard, and no callback (the accuracy of the comparison itself). For wall
+time and processor time, the script prints the median step without alignment, the median ratio of neighboring steps, its
+95 % confidence interval from order statistics, and the quartiles of the ratios.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Seconds = tuple[float, float]
 
 
 class Alternating(Callback):
-    """Takes the aligned step away from every second batch, and keeps wall and processor seconds; the last callback."""
+    """Leaves alignment out at every second batch and records wall and processor seconds; the last callback."""
 
     def __init__(self) -> None:
         self.ticks: list[Seconds] = []
@@ -86,7 +86,7 @@ def model_without_alignment(teacher: Teacher) -> VAE:
 
 
 def run(model: VAE, data: CIFAR100DataModule, callbacks: list[Callback], given: argparse.Namespace) -> Alternating:
-    """Train, with and without the callbacks' step in turn."""
+    """Train, alternating between steps with and without the callbacks."""
     alternating = Alternating()
     trainer = Trainer(
         accelerator=given.accelerator,
@@ -107,7 +107,7 @@ def run(model: VAE, data: CIFAR100DataModule, callbacks: list[Callback], given: 
 
 
 def summary(pairs: list[Seconds]) -> str:
-    """Median step without alignment, and the ratios to it of the steps beside."""
+    """Median step without alignment, and the ratios of neighboring steps."""
     ratios = sorted(aligned / without for without, aligned in pairs)
     count = len(ratios)
     reach = 1.96 * math.sqrt(count) / 2
@@ -118,7 +118,7 @@ def summary(pairs: list[Seconds]) -> str:
 
 
 def main() -> None:
-    """Run the comparisons and print what was measured."""
+    """Run the comparisons and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--teacher", type=Path, default=Path("runs/cifar100/seed0/search/teacher.safetensors"))

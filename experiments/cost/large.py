@@ -1,15 +1,15 @@
-"""What many rows, components and coordinates cost, by simulation: seconds, memory, and the rounding of the sums.
+"""Measures the cost of many rows, components and coordinates by simulation: time, memory and rounding errors.
 
     python experiments/cost/large.py metric --rows 10000000 --components 10 --csv large.csv
     python experiments/cost/large.py search --rows 1000000 --components 1000
     python experiments/cost/large.py latent --rows 100000 --latent_dim 4096
     python experiments/cost/large.py paper
 
-Rows are drawn batch by batch. At each mark (1, 3, 10, 30 and 100 percent of the rows) a line says how far it is, the
-processor seconds since the start, by how many MiB the peak of the memory has risen, and the largest relative difference
-of the sums from sums in extended precision. Those of the metric are the weighted first moments of every feature; those
-of the search the mass and the first moments of all components together, which are the number and the sum of the rows.
-`paper` prints the bytes that each process gives to each collective, which follow from the shapes.
+Rows are drawn batch by batch. At each mark (1, 3, 10, 30 and 100 percent of the rows) the script prints a line with the
+rows so far, the processor seconds since the start, the rise of peak memory in MiB, and the largest relative difference
+of the sums from sums in extended precision. For the metric, these are the weighted first moments of every feature. For
+the search, they are the mass and the first moments of all components together, which equal the number and the sum of
+the rows. `paper` prints the bytes that each process sends to each collective, computed from the shapes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from certvae.teachers.search.em import MixtureEM
 from certvae.theory.row_sample import RowSample
 from certvae.theory.sums import CertificateSums
 
-SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # of the rows, after which a line is printed
+SHARES = (0.01, 0.03, 0.1, 0.3, 1.0)  # shares of the rows after which a line is printed
 DIM = 32  # principal components of the search
 Line = tuple[str, int, int, int, float, float, float]
 NAMES = ("what", "components", "latent_dim", "rows", "processor_seconds", "peak_mib", "relative_error")
@@ -46,7 +46,7 @@ def marks(rows: int, batch: int) -> Iterator[tuple[int, bool]]:
 
 
 def peak_mib() -> float:
-    """The most memory that this process has had, in MiB."""
+    """Peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -113,7 +113,7 @@ def measure(what: str, rows: int, size: int, batch: int) -> Iterator[Line]:
 
 
 def collective_bytes(components: int, latent_dim: int, candidates: int = 1) -> dict[str, int]:
-    """What each process gives to each collective of a validation and of an EM pass, in bytes, at most."""
+    """Largest number of bytes that each process sends to each collective of a validation and of an EM pass."""
     width = 2 * latent_dim + 1 + components
     return {
         "sums of a certificate": 8 * CertificateSums.packed_size(components),
@@ -132,7 +132,7 @@ def paper() -> None:
 
 
 def main() -> None:
-    """Measure, and print a line for each mark."""
+    """Measure and print a line for each mark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*WAYS, "paper"))
     parser.add_argument("--rows", type=int, default=100_000)
@@ -159,7 +159,7 @@ def main() -> None:
 
 
 def add(path: Path, line: Line) -> None:
-    """Append a line to a table; a new one gets a head."""
+    """Append a line to a table; a new table gets a header."""
     head = not path.exists()
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

@@ -1,10 +1,10 @@
-"""What the certificate costs: the same CIFAR-100 run with and without the callback, in turn, on the same machine.
+"""Measures the cost of the certificate: the same CIFAR-100 run with and without the callback, in turn.
 
     python experiments/cost/measure.py --data_dir data
 
 Each round has three runs: without the callback, with the certificate alone, and with the information bracket and the
-fitted reader too, as by default. Printed are the ratios of the seconds and of the processor seconds, which other work
-disturbs less, whether the trained weights are bit-equal, and the share of the run inside the callback.
+fitted reader too (the default). The script prints the ratios of wall time and of processor time (less sensitive to
+other work), whether the trained weights are bit-equal, and the share of the run inside the callback.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from certvae.models.networks import ConvDecoder, ConvEncoder
 from certvae.models.objectives import ELBO
 
 CONFIG = Path(__file__).parent.parent / "cifar100" / "full.yaml"
-ROWS = {"certificate": 0, "certificate, bracket and reader": 4096}  # of the code that are kept, to say what it carries
+ROWS = {"certificate": 0, "certificate, bracket and reader": 4096}  # rows for the bracket and the fitted reader
 
 
 class TimedCallback(CertificateCallback):
-    """Adds up the seconds spent in the certificate's own hooks."""
+    """Sums the seconds spent in the certificate's hooks."""
 
     seconds = 0.0
 
@@ -51,7 +51,7 @@ class TimedCallback(CertificateCallback):
 
 
 def run(data: CIFAR100DataModule, teacher: Path, callbacks: list[Callback], precision: str) -> tuple[float, float, Any]:
-    """Train for one epoch with validation; returns seconds, processor seconds and weights."""
+    """Train for one epoch with validation; return seconds, processor seconds and weights."""
     seed_everything(0, verbose=False)
     values = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     model = VAE(
@@ -89,7 +89,7 @@ def leak_test_seconds(teacher: Path, repeats: int = 50) -> float:
 
 
 def main() -> None:
-    """Run the pairs and print what was measured."""
+    """Run the pairs and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--teacher", type=Path, default=Path("runs/cifar100/seed0/search/teacher.safetensors"))
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--precision", default=choose_precision())
     given = parser.parse_args()
     data = CIFAR100DataModule(given.data_dir, batch_size=128, subset=given.subset)
-    _ = data.fingerprint  # read before the clock starts
+    _ = data.fingerprint  # computed before the clock starts
     shares: dict[str, list[float]] = {name: [] for name in ROWS}
     plain = 0.0
     for round_ in range(given.rounds):

@@ -1,11 +1,10 @@
-"""How fast a training step is beside a plain loop of the same networks, in turn, on the same machine.
+"""Compares the speed of a training step with a plain loop of the same networks, in turn on one machine.
 
     python experiments/cost/step.py --data_dir data
 
 Both take batches of 128 images of CIFAR-100 from memory and train the shipped pair of networks with Adam, without
-alignment. The plain loop knows all that a short loop can: channels-last weights, one kernel for Adam, no logging. Each
-line is one pair: images a second, and the ratios of seconds and of processor seconds, which other work on the machine
-disturbs less.
+alignment. The plain loop is as fast as a short loop can be: channels-last weights, fused Adam, no logging. Each line is
+one pair: images per second, and the ratios of wall time and of processor time (less sensitive to other work).
 """
 
 import argparse
@@ -37,7 +36,7 @@ class Clock(NamedTuple):
 
     @classmethod
     def now(cls) -> "Clock":
-        """What the clocks say, after the device has done its work."""
+        """The current clocks, after the device has finished its work."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return cls(time.perf_counter(), time.process_time())
@@ -64,7 +63,7 @@ class Stopwatch(Callback):
 
 
 def networks() -> tuple[nn.Module, nn.Module]:
-    """The shipped pair, with the same weights each time."""
+    """The shipped encoder and decoder, with the same weights each time."""
     seed_everything(0, verbose=False)
     return ConvEncoder((3, 32, 32), 64, 32), ConvDecoder((3, 32, 32), 64, 32)
 
@@ -89,7 +88,7 @@ def ours(data: CIFAR100DataModule, steps: int, precision: str) -> Clock:
 
 
 def plain(data: CIFAR100DataModule, steps: int, precision: str) -> Clock:
-    """Twenty lines of PyTorch."""
+    """The plain loop: twenty lines of PyTorch."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder, decoder = (part.to(device) for part in networks())
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3, fused=True)
@@ -120,7 +119,7 @@ def plain(data: CIFAR100DataModule, steps: int, precision: str) -> Clock:
 
 
 def main() -> None:
-    """Run the pairs and print what was measured."""
+    """Run the pairs and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--pairs", type=int, default=5)
@@ -128,7 +127,7 @@ def main() -> None:
     parser.add_argument("--precision", default=choose_precision())
     given = parser.parse_args()
     data = CIFAR100DataModule(given.data_dir, batch_size=BATCH)
-    _ = data.arrays  # read before the clock starts
+    _ = data.arrays  # loaded before the clock starts
     ratios: list[tuple[float, float]] = []
     for pair in range(given.pairs):
         sides = [plain, ours] if pair % 2 == 0 else [ours, plain]

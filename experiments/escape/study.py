@@ -3,10 +3,10 @@
     python -m experiments.escape.study --data_dir data
     python -m experiments.escape.study --quick
 
-``no_align`` trains without alignment until it has collapsed. ``simplex_collapsed`` and ``head_collapsed`` go on from
-such weights with alignment, with the fixed witness and with a linear head; ``simplex_low`` starts from a code that was
-fitted to a tenth of the closed form, whose margin is low and not zero. The force is the mean length of the alignment
-loss's gradient at a code (:mod:`certvae.theory.escape`). At the head's start it is 0.
+``no_align`` trains without alignment until it has collapsed. ``simplex_collapsed`` and ``head_collapsed`` continue from
+these weights with alignment, with the fixed witness and with a linear head. ``simplex_low`` starts from a code fitted
+to a tenth of the closed form; its margin is low but not zero. The force is the mean length of the alignment loss's
+gradient at a code (:mod:`certvae.theory.escape`). At the head's start it is 0.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from experiments.study import Study, study_parser
 
 __all__ = ["claims", "main"]
 
-EVERY = {"digits": 4, "cifar100": 25}  # steps between looks
-LOW = 0.1  # of the closed-form code, at the low-margin start
+EVERY = {"digits": 4, "cifar100": 25}  # steps between measurements
+LOW = 0.1  # fraction of the closed-form code at the low-margin start
 LOOKS = {"simplex_collapsed": FIRST, "head_collapsed": SECOND, "simplex_low": THIRD}
 WORDS = {
     "simplex_collapsed": "simplex, from collapsed weights",
@@ -69,7 +69,7 @@ def collapse(study: Study, seed: int) -> None:
 
 
 def measure(study: Study, seed: int, name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Line:
-    """Run one setting, and its line of the table."""
+    """Run one setting and return its line of the table."""
     study.run(seed, name, changes, base=base)
     looks = read_history(study.place(seed, name) / "certificates_val.jsonl")
     first, last = looks[0], looks[-1]
@@ -87,7 +87,7 @@ def measure(study: Study, seed: int, name: str, base: Mapping[str, Any], changes
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     simplex = [line for line in lines if line["run"].startswith("simplex")]
     return {
         "every run is certified before its end": all(line["certified_step"] is not None for line in lines),
@@ -98,7 +98,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def looks(study: Study, seed: int, name: str) -> list[Line]:
-    """Force and margin of each look at a run."""
+    """Force and margin of each measurement of a run."""
     history = read_history(study.place(seed, name) / "certificates_val.jsonl")
     return [
         {
@@ -134,7 +134,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     given = study_parser("escape", __doc__).parse_args(args)
     study, lines, seen = Study("escape", given), [], []
     for seed in study.seeds:

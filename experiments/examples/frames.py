@@ -1,9 +1,9 @@
-"""A VAE on the frames of short videos, of a dot that moves: one frame of each video is a row.
+"""A VAE on the frames of short videos of a moving dot; one frame of each video is a row.
 
     python experiments/examples/frames.py
 
-The frames of a video are not independent, and bounds are for independent rows. The model trains on all frames; a
-function gives the certificate and the bracket the code of one frame of each video.
+The bounds need independent rows, but the frames of a video are not independent. The model trains on all frames. A
+function gives the code of one frame per video to the certificate and the bracket.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A model without a submodule that gives the code: a function says what it is.
+"""A model without a submodule that returns the code: a function computes the code instead.
 
 python experiments/examples/function_latents.py
 """
@@ -51,7 +51,7 @@ class SharedVAE(pl.LightningModule):
 
 
 def code(model: SharedVAE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """What the certificate is about. The price of a function is one more pass through the encoder."""
+    """The code that is certified; the function costs one more pass through the encoder."""
     return model.encode(batch["pixels"])
 
 

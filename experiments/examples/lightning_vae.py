@@ -1,4 +1,4 @@
-"""A plain Lightning VAE on digits, watched by one callback: the two lines marked `new` are all of it.
+"""A plain Lightning VAE on digits with one callback: only the two lines marked `new` are added.
 
 python experiments/examples/lightning_vae.py
 """
@@ -15,7 +15,7 @@ from certvae import callbacks, teachers  # new
 
 
 class VAE(pl.LightningModule):
-    """A perceptron VAE; nothing in it knows of certificates."""
+    """A perceptron VAE without any certificate code."""
 
     def __init__(self, latent_dim: int = 10) -> None:
         super().__init__()

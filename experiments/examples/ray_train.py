@@ -1,4 +1,4 @@
-"""A VAE under Ray Train on two workers, with its certificate; what differs from Lightning alone is marked `Ray`.
+"""A VAE under Ray Train on two workers, with its certificate; lines that Ray needs are marked `Ray`.
 
 pip install "certvae[ray]"
 python experiments/examples/ray_train.py
@@ -23,7 +23,7 @@ from certvae.teachers import LabelTeacher
 
 
 class PlainVAE(pl.LightningModule):
-    """A perceptron VAE; nothing in it knows of certificates or of Ray."""
+    """A perceptron VAE without any certificate or Ray code."""
 
     def __init__(self, latent_dim: int = 10) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class PlainVAE(pl.LightningModule):
 
 
 def train(config: dict[str, Any]) -> None:
-    """What each worker does: a Lightning run like any other."""
+    """The function of each worker: an ordinary Lightning run."""
     pl.seed_everything(0, verbose=False)
     digits = load_digits()
     rows = TensorDataset(torch.tensor(digits.data / 16, dtype=torch.float32), torch.tensor(digits.target))

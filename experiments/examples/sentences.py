@@ -1,7 +1,7 @@
-"""Sentence VAEs, an LSTM and a small Transformer, on sentences of a grammar: the collapse, and what holds the code.
+"""Sentence VAEs, an LSTM and a small Transformer, on sentences of a grammar: collapse, and a guard against it.
 
 python experiments/examples/sentences.py                                  # the LSTM, KL annealing alone
-python experiments/examples/sentences.py --model transformer --guard      # the guard holds the draws
+python experiments/examples/sentences.py --model transformer --guard      # with the guard
 python experiments/examples/sentences.py --teacher bag                    # without labels
 """
 
@@ -62,7 +62,7 @@ def padded(rows: Sentences) -> tuple[Tensor, Tensor]:
 
 
 def bag_of_words(batch: tuple[Tensor, Tensor]) -> Tensor:
-    """How often each word occurs, shape ``(B, words)``: rows of one length, whatever the sentences' lengths."""
+    """Counts of each word, shape ``(B, words)``, for sentences of any length."""
     counts = nn.functional.one_hot(batch[0], len(WORDS)).sum(dim=1)
     return counts[:, len(SHARED) :].float()
 
@@ -80,7 +80,7 @@ class Recurrent(nn.Module):
 
 
 class Attentive(nn.Module):
-    """A layer of a Transformer; without ``padding`` each word sees those before it."""
+    """A layer of a Transformer; without ``padding`` each word sees only the previous words."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -112,10 +112,10 @@ class Encoder(nn.Module):
 
 
 class SentenceVAE(pl.LightningModule):
-    """A decoder that sees the words before, and therefore needs no code; the KL weight rises to 1 in half the epochs.
+    """A sentence VAE whose decoder sees the previous words; the KL weight rises to 1 in half of the epochs.
 
     Args:
-        part: of encoder and decoder.
+        part: class of the layers of encoder and decoder.
         latent_dim: size of the code.
         epochs: of training.
     """
@@ -141,7 +141,7 @@ class SentenceVAE(pl.LightningModule):
         return (error + min(1.0, 2 * self.current_epoch / self.epochs) * rate).mean()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """The negative ELBO, nats a sentence."""
+        """The negative ELBO in nats per sentence."""
         loss = torch.stack(self.terms(batch[0])).sum(dim=0).mean()
         self.log("val_loss", loss)
         return loss
@@ -152,7 +152,7 @@ class SentenceVAE(pl.LightningModule):
 
 
 def teacher_of(name: str, train: DataLoader[Any], val: DataLoader[Any]) -> Teacher:
-    """Topics as labels; or mixtures on the principal components of the counts of words."""
+    """A teacher of topics as labels, or of mixtures on the principal components of word counts."""
     if name == "topics":
         return LabelTeacher(len(TOPICS)).measure(train, images=1)
     search = TeacherSearch(

@@ -1,4 +1,4 @@
-"""A VAE on a stream of shards, which LitData or WebDataset writes and reads, with its certificate.
+"""A VAE on a stream of shards from LitData or WebDataset, with its certificate.
 
 pip install "certvae[streams]"
 python experiments/examples/streams.py --library webdataset
@@ -22,11 +22,11 @@ from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.teachers import LabelTeacher
 
 BATCH = 64
-PARTS = ("image.npy", "label.cls", "index.cls")  # of a row in a shard of WebDataset
+PARTS = ("image.npy", "label.cls", "index.cls")  # files of a row in a WebDataset shard
 
 
 def rows_of(data: Dataset[Any]) -> Iterator[tuple[Any, ...]]:
-    """Image, label and index of each row. With the index a row is the same row on any number of processes."""
+    """Image, label and index of each row; the index identifies a row on any number of processes."""
     for index in range(len(data)):
         image, label = data[index]
         yield image.numpy(), int(label), index
@@ -46,8 +46,8 @@ def write_litdata(data: Dataset[Any], folder: Path, rows_each: int) -> None:
 def read_litdata(folder: Path, training: bool = False, batch_size: int = BATCH) -> DataLoader[Any]:
     """Batches of images, labels and indices.
 
-    On several processes LitData drops last rows. Training needs that: its steps wait for each other. A validation,
-    and a teacher search, must see all rows: ``drop_last=False``.
+    With several processes, LitData drops the last rows. Training needs this, because its steps wait for each other.
+    Validation and a teacher search must see all rows: ``drop_last=False``.
     """
     from litdata import StreamingDataLoader, StreamingDataset
 
@@ -96,7 +96,7 @@ class StreamedDigits(LightningDataModule):
 
     Args:
         library: ``"litdata"`` or ``"webdataset"``.
-        folder: of the shards.
+        folder: folder of the shards.
     """
 
     def __init__(self, library: str, folder: Path) -> None:
@@ -110,7 +110,7 @@ class StreamedDigits(LightningDataModule):
         """Write the shards, by one process: several writers would wait for each other.
 
         Raises:
-            FileNotFoundError: if several processes find none.
+            FileNotFoundError: if several processes are used and there are no shards.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not self.folder.exists():
             raise FileNotFoundError(f"no shards in {self.folder}; write them first, by this script without torchrun.")
@@ -126,7 +126,7 @@ class StreamedDigits(LightningDataModule):
 
 
 def main() -> Certificate | None:
-    """Write shards of digits, train on them, and certify on held-out ones."""
+    """Write shards of digits, train on them, and certify on held-out shards."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", choices=tuple(LIBRARIES), default="litdata")
     parser.add_argument("--folder", type=Path, default=Path("runs/streams"))

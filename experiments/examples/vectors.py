@@ -1,4 +1,4 @@
-"""A VAE on vectors, such as standardized measurements, with a teacher that is searched on them, and a guard.
+"""A VAE on vectors, such as standardized measurements, with a searched teacher and a guard.
 
 python experiments/examples/vectors.py
 """
@@ -18,7 +18,7 @@ from certvae.callbacks import CertificateCallback, CertificateGuard
 
 
 class Encoder(nn.Module):
-    """Gives a pair: mean and log-variance."""
+    """Returns a pair: mean and log-variance."""
 
     def __init__(self, features: int, latent_dim: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ rows = make_blobs(n_samples=2000, n_features=50, centers=6, cluster_std=8.0, ran
 rows = torch.tensor(StandardScaler().fit_transform(rows), dtype=torch.float32)
 train, val = DataLoader(rows[:1500], batch_size=64, shuffle=True), DataLoader(rows[1500:], batch_size=250)
 
-# The teacher: Gaussian mixtures on the rows themselves; no label is needed. Its file serves later runs too.
+# The teacher: Gaussian mixtures on the rows, without labels. Later runs can use its file.
 folder = tempfile.mkdtemp()
 search = TeacherSearch(components=(6, 8), temperatures=(1.0, 2.0), pca_dim=10, em_iterations=15, output_dir=folder)
 teacher = search.search(train, val)

@@ -1,4 +1,5 @@
-"""A world model with categorical latents, as in DreamerV2, on sequences of a moving dot: what its codes carry.
+"""A world model with categorical latents, as in DreamerV2, on sequences of a moving dot, with the information in its
+codes.
 
     python experiments/examples/world_model.py
 
@@ -63,7 +64,7 @@ class WorldModel(pl.LightningModule):
         return prior, posterior, features
 
     def loss(self, batch: list[Tensor]) -> Tensor:
-        """Nats of a frame, where the decoder's answer is a distribution over places."""
+        """Negative log-likelihood of a frame in nats; the decoder's output is a distribution over positions."""
         prior, posterior, features = self.observe(batch[0], batch[1])
         error = nn.functional.cross_entropy(self.decoder(features).flatten(0, 1), batch[0].flatten(0, 1))
         trained = kl_divergence(classes(posterior.detach(), False), classes(prior, False)).mean()
@@ -84,7 +85,7 @@ class WorldModel(pl.LightningModule):
 
 
 def last_code(model: WorldModel, batch: list[Tensor]) -> "Independent[Any]":
-    """The posterior of each sequence's last frame: a sequence is a row, for its frames are not independent."""
+    """The posterior of each sequence's last frame: a row is a sequence, because its frames are not independent."""
     return classes(model.observe(batch[0], batch[1])[1][:, -1], straight=False)
 
 

@@ -1,4 +1,4 @@
-"""What the guard costs: its weight against fixed weights, and a rescue by the guard alone.
+"""The cost of the guard: its weight compared with fixed weights, and a rescue by the guard alone.
 
     python -m experiments.guard.study --data_dir data
     python -m experiments.guard.study --quick
@@ -24,7 +24,7 @@ from experiments.study import Study, study_parser
 __all__ = ["claims", "main"]
 
 WEIGHTS = {"cifar100": (40.0, 80.0, 160.0, 320.0, 640.0), "digits": (4.0,)}
-TARGET = 0.5  # nats, of the guard in both YAMLs
+TARGET = 0.5  # nats, the guard's target in both YAMLs
 NUMBERS = (
     "epochs",
     "margin_lower",
@@ -36,7 +36,7 @@ NUMBERS = (
     "stays",
 )
 FIXED = Look("0.45", "D", "")
-SETTLED = 4  # validations, from the last, over which a run's numbers are averaged
+SETTLED = 4  # last validations over which a run's numbers are averaged
 COLUMNS = {
     "seed": "{seed}",
     "run": "{run}",
@@ -52,7 +52,7 @@ COLUMNS = {
 
 
 def settings(study: Study, seed: int) -> Iterator[tuple[str, float, str | None]]:
-    """Name, fixed weight (0 beside a guard) and the run whose weights are taken, in the order in which they run."""
+    """Name, fixed weight (0 with a guard) and the run that gives initial weights, in order of execution."""
     yield "guard", 0.0, None
     if seed == study.seeds[0]:
         yield "no_align", 0.0, None
@@ -70,7 +70,7 @@ def base(study: Study, guarded: bool) -> dict[str, Any]:
 
 
 def measure(study: Study, seed: int, name: str, weight: float, source: str | None) -> Line:
-    """Run one setting, and its line of the table."""
+    """Run one setting and return its line of the table."""
     changes: dict[str, Any] = {"model.alignment_weight": weight}
     if source is not None:
         changes["model.init_weights_from"] = str(study.place(seed, source) / "checkpoints" / "last.ckpt")
@@ -79,7 +79,7 @@ def measure(study: Study, seed: int, name: str, weight: float, source: str | Non
 
 
 def settled(folder: Path) -> Line:
-    """What the validations of a run came to; margins and error are means over the last ones, which differ by chance."""
+    """Results of a run's validations; margins and error are means over the last ones, which vary by chance."""
     history = read_history(folder / "certificates_val.jsonl")
     with open(folder / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
@@ -134,7 +134,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def _look(run: str) -> tuple[Look, bool]:
-    """How a run is marked, and whether its mark is filled."""
+    """Marker of a run, and whether it is filled."""
     if run.startswith("fixed"):
         return FIXED, True
     return {"guard": (FIRST, True), "guard_rescue": (THIRD, True), "no_align": (SECOND, False)}[run]
@@ -152,7 +152,7 @@ def _weight(line: Line) -> float:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     guarded = [line for line in lines if line["run"].startswith("guard")]
     collapsed = [line for line in lines if line["run"] == "no_align"]
     shown = {
@@ -167,7 +167,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("guard", __doc__)
     parser.add_argument("--only", nargs="+", metavar="RUN", help="names of the runs, such as guard no_align fixed_160")
     given = parser.parse_args(args)

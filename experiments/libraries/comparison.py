@@ -1,4 +1,4 @@
-"""What the scripts of libraries share: a model is trained with and without certvae, and its numbers are computed anew.
+"""Shared code of the library scripts: train a model with and without certvae, and recompute its numbers.
 
 Each script names its cases and runs them from the root of a checkout:
 
@@ -49,23 +49,23 @@ __all__ = [
     "watched_loop",
 ]
 
-SMOOTHING = 0.1  # of LabelTeacher
+SMOOTHING = 0.1  # default of LabelTeacher
 TOLERANCE, LIGHTNING_TOLERANCE = 1e-7, 1e-9
 
 
 @dataclass(frozen=True)
 class Watched:
-    """A trained model, what certvae says of it, and what an independent recomputation needs.
+    """A trained model, its certificate, and the inputs of an independent recomputation.
 
     Attributes:
-        module: whose weights are compared.
-        mean: of the validation rows, by calls of the library alone, shape ``(N, d)``.
+        module: module whose weights are compared.
+        mean: codes of the validation rows, computed by the library alone, shape ``(N, d)``.
         log_variance: same shape; None for a code without noise.
-        labels: of the validation rows, shape ``(N,)``; negative where there is none.
-        train_labels: what the teacher was measured on, shape ``(M,)``.
-        certificate: None if nobody watched.
-        lightning: of the same rows by a Lightning trainer, where the case does not train with one.
-        codebook: entropy of a codebook by certvae, and its indices; of a VQ model.
+        labels: labels of the validation rows, shape ``(N,)``; negative if a row has none.
+        train_labels: labels that the teacher was measured on, shape ``(M,)``.
+        certificate: the certificate; None without certvae.
+        lightning: certificate of the same rows by a Lightning trainer, if the case does not train with one.
+        codebook: entropy of a codebook by certvae, and its indices; only for a VQ model.
     """
 
     module: nn.Module
@@ -80,14 +80,14 @@ class Watched:
 
 @dataclass(frozen=True)
 class Case:
-    """A model of a library.
+    """One model of a library.
 
     Attributes:
-        library: name of its distribution.
-        model: what the table shows.
-        run: trains it, with certvae or without.
-        source: the functions whose marked lines a user adds; default: ``run``.
-        outside: lines that a user adds outside of them.
+        library: name of the library's distribution.
+        model: name in the table.
+        run: function that trains it, with or without certvae.
+        source: functions with marked lines that a user adds; default: ``run``.
+        outside: number of lines that a user adds outside of them.
     """
 
     library: str
@@ -98,7 +98,7 @@ class Case:
 
     @property
     def lines(self) -> int:
-        """Lines that a user adds."""
+        """Number of lines that a user adds."""
         return self.outside + sum(inspect.getsource(part).count("# new\n") for part in self.source or (self.run,))
 
 
@@ -107,14 +107,14 @@ class Row:
     """A line of the table; information in nats.
 
     Attributes:
-        rate: or the entropy of the codebook, of a VQ model.
-        difference: the largest difference from the recomputation, relative to the number or, of a margin near 0, to
-            the teacher information, of which it is a part.
-        lightning_difference: of the margin, absolute; None for models that Lightning trains.
-        weights_equal: whether training with and without certvae ends at the same bits.
-        seconds: of training, watched.
-        seconds_alone: of training, not watched.
-        error: the first line of what went wrong; empty if nothing did.
+        rate: rate, or the entropy of the codebook for a VQ model.
+        difference: largest difference from the recomputation, relative to the number or, for a margin near 0, to the
+            teacher information.
+        lightning_difference: absolute difference of the margin; None for models that Lightning trains.
+        weights_equal: whether training with and without certvae gives bit-equal weights.
+        seconds: seconds of training with certvae.
+        seconds_alone: seconds of training without certvae.
+        error: first line of the error; empty if there is none.
     """
 
     library: str
@@ -136,7 +136,7 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether all is as it should be."""
+        """Whether every check holds."""
         near = self.difference is not None and self.difference <= TOLERANCE
         same = self.lightning_difference is None or self.lightning_difference <= LIGHTNING_TOLERANCE
         return not self.error and near and same and bool(self.weights_equal)
@@ -246,7 +246,7 @@ class _Wrapped(LightningModule):
         self.model = model
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Nothing: a function reads the code of the batch."""
+        """Do nothing: a function reads the code of the batch."""
 
 
 def by_lightning(model: nn.Module, batches: Any, teacher: Teacher, latents: Latents, images: Any = 1) -> Certificate:
@@ -269,12 +269,12 @@ def by_lightning(model: nn.Module, batches: Any, teacher: Teacher, latents: Late
 
 
 def compare(case: Case) -> Row:
-    """Run a case with certvae and without, and compute its numbers anew."""
+    """Run a case with and without certvae, and recompute its numbers."""
     row = Row(case.library, version(case.library), torch.__version__, case.model, case.lines)
     try:
         (watched, seconds), (alone, seconds_alone) = (_timed(case.run, watching) for watching in (True, False))
         return replace(row, **_figures(watched, alone), seconds=seconds, seconds_alone=seconds_alone)
-    except Exception as error:  # any fault of one model is a line of the table, and must not hide the others
+    except Exception as error:  # an error of one model becomes a line of the table and must not hide the others
         traceback.print_exc()
         return replace(row, error=f"{type(error).__name__}: {error}".splitlines()[0][:200])
 
@@ -354,7 +354,7 @@ def main(script: str, cases: Sequence[Case], arguments: Sequence[str] | None = N
     Raises:
         SystemExit: if a case does not hold.
     """
-    parser = argparse.ArgumentParser(description=f"certvae beside the models of {script}")
+    parser = argparse.ArgumentParser(description=f"certvae with the models of {script}")
     parser.add_argument("--results", type=Path, help="folder of the table; default: it is only printed")
     parser.add_argument("--suffix", default="", help="of the table's name")
     parser.add_argument("--only", nargs="*", help="names of models")

@@ -3,14 +3,14 @@
     python -m experiments.path.study --data_dir data
     python -m experiments.path.study --quick
 
-Left: the margin of the closed-form code ``t mu*(T(x))`` of the simplex witness on the kept rows, the most that any
-code can have at an energy (see :mod:`experiments.path.theory`), and trained models at their own energy, times the
-square of the scale, which makes all scales comparable. A model above the frontier would be a bug: ``headroom`` is at
-least 0.
+Left: the margin of the closed-form code ``t mu*(T(x))`` of the simplex witness on the kept rows, the largest margin of
+    any code at an energy (see :mod:`experiments.path.theory`), and trained models at their own energy, times the square
+    of the scale, which makes all scales comparable. A model above the frontier would be a bug: ``headroom`` is at least
+    0.
 
 Right: margins of the same models on the mean path and on the channel ``z ~ q(z|x)`` that the decoder receives, raw and
-calibrated (scale and prior weight fitted on training rows, scored on kept ones). ``flattery`` is the raw margin less
-the calibrated channel margin: what the raw certificate states beyond what the calibrated witness finds in the channel.
+calibrated (scale and prior weight fitted on training rows, scored on kept ones). ``flattery`` is the raw margin minus
+the calibrated channel margin: the part of the raw margin that the calibrated witness does not find in the channel.
 """
 
 from collections.abc import Sequence
@@ -60,8 +60,8 @@ class Theory:
     """The curves of one seed's teacher on the kept rows.
 
     Args:
-        study: whose teacher and rows.
-        seed: of the teacher.
+        study: study with the teacher and the rows.
+        seed: seed of the teacher.
 
     Attributes:
         paths: with and without the prior, the points at :data:`FRACTIONS`.
@@ -76,19 +76,19 @@ class Theory:
         self.frontiers = {name: frontier(rows, prior, PRICES) for name, prior in priors.items()}
 
     def headroom(self, prior: str, energy: float, margin: float) -> float:
-        """How far a margin stays below the most that a code of this energy (at scale 1) can have; nats."""
+        """Distance in nats of a margin below the largest margin of a code with this energy (at scale 1)."""
         return most_margin(energy, PRICES, self.frontiers[prior]) - margin
 
 
 @torch.no_grad()
 def kept_answers(study: Study, seed: int) -> Tensor:
-    """The teacher's answers on the rows kept for certificates, float64, shape ``(N, K)``."""
+    """The teacher's probabilities on the rows reserved for certificates, float64, shape ``(N, K)``."""
     teacher = study.teacher(seed)
     return torch.cat([teacher(images, index) for images, index in study.batches("test")]).double()
 
 
 def measure(study: Study, seed: int, theory: Theory, setting: dict[str, Any]) -> Line:
-    """Run one setting, and its line of the table."""
+    """Run one setting and return its line of the table."""
     scale, prior, alignment_path = setting["scale"], setting["prior"], setting["alignment_path"]
     changes = {
         "model.witness_scale": scale,
@@ -107,7 +107,7 @@ def measure(study: Study, seed: int, theory: Theory, setting: dict[str, Any]) ->
 
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """Above: margin below the frontier against energy, with and without prior. Below: margins over scales."""
+    """Draw margin and frontier against energy, with and without prior (above), and margins over scales (below)."""
     title = "Raw margins stay below what their energy allows, and little is left on draws"
     figure, panels = new_figure(title, 9.5, 8, 2, 2, sharey="row")
     for axes, prior in zip(panels[:2], ("with", "without"), strict=True):
@@ -130,7 +130,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def _draw_energy(axes: Axes, lines: Sequence[Line]) -> None:
-    """A mark for each model; above it a dash for the most that any code of its energy can have."""
+    """Draw a mark for each model, and above it a dash for the largest margin of any code with its energy."""
     for line in lines:
         x, most = line["scaled_energy"], line["margin"] + line["headroom"]
         axes.plot([x, x], [line["margin"], most], color="0.35", linewidth=0.8, zorder=1)
@@ -157,7 +157,7 @@ def _draw_scales(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     smallest, largest = (find(line["scale"] for line in lines) for find in (min, max))
 
     def average(name: str, scale: float, alignment_path: str) -> float:
@@ -181,7 +181,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("path", __doc__)
     parser.add_argument("--scales", type=float, nargs="+", help="instead of 1 2 4 8")
     parser.add_argument("--priors", nargs="+", choices=("with", "without"), help="instead of both")

@@ -1,4 +1,4 @@
-r"""Margin against energy: along the scaled closed-form code, and the most that any code can have.
+r"""Margin against energy: along the scaled closed-form code, and the largest margin of any code.
 
 Notation of :mod:`certvae.theory.witness`; ``p`` is the witness's prior, rows are N data points, and energies are
 ``E |mu|^2 / 2`` at scale 1 over the coordinates that the witness reads: a code at scale ``s`` needs ``1 / s^2`` of it
@@ -43,7 +43,7 @@ def path(teacher: Tensor, prior: Tensor | None, fractions: Sequence[float]) -> l
 
     Args:
         teacher: positive teacher probabilities, shape ``(N, K)``.
-        prior: what the zero code answers, shape ``(K,)``; None: the uniform distribution.
+        prior: the witness's distribution at the zero code, shape ``(K,)``; None: the uniform distribution.
         fractions: values of t.
     """
     witness = SimplexWitness(teacher.shape[1], teacher.shape[1] - 1, 1.0, prior)
@@ -77,7 +77,7 @@ def cheapest_codes(witness: SimplexWitness, teacher: Tensor, price: float, start
 
     Raises:
         ValueError: if ``price`` is not positive.
-        RuntimeError: if the minimum was not reached.
+        RuntimeError: if the minimum is not reached.
     """
     if not price > 0:
         raise ValueError(f"`price` must be above 0, got {price}.")

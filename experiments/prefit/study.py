@@ -1,4 +1,4 @@
-"""What a code that was fitted to the closed form before training keeps, by KL weight, with and without alignment.
+"""How much margin a code fitted to the closed form keeps in training, by KL weight, with and without alignment.
 
     python -m experiments.prefit.study --data_dir data
     python -m experiments.prefit.study --quick
@@ -39,7 +39,7 @@ COLUMNS = {
 
 
 def measure(study: Study, seed: int, kl_weight: float, aligned: bool) -> Line:
-    """Run one setting, and its line of the table."""
+    """Run one setting and return its line of the table."""
     changes = {"model.objective.beta": kl_weight}
     if not aligned:
         changes["model.alignment_weight"] = 0.0
@@ -56,7 +56,7 @@ def fitted(folder: Path) -> Line:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     aligned = [line for line in lines if line["aligned"]]
     return {
         "the fit raises the margin on training rows in every run": all(
@@ -90,7 +90,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("prefit", __doc__)
     parser.add_argument("--kl_weights", type=float, nargs="+", default=list(KL_WEIGHTS))
     given = parser.parse_args(args)

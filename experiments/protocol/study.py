@@ -1,4 +1,4 @@
-"""The paper's protocol on real data, with the certificates that one would publish, by two bounds.
+"""The paper's protocol on real data, with certificates as for publication, by several bounds.
 
     python -m experiments.protocol.study --data_dir data                           # CIFAR-100
     python -m experiments.protocol.study --dataset tiny_imagenet --data_dir data
@@ -31,8 +31,8 @@ from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, 
 __all__ = ["main"]
 
 METHODS = ("normal", "betting", "bernstein")
-SAMPLES = 12  # shown of each phase
-COLLAPSED = 0.02  # nats of witness information, below which the witness is called constant
+SAMPLES = 12  # shown samples per phase
+COLLAPSED = 0.02  # nats of witness information below which the witness counts as constant
 COLUMNS = {
     "seed": "{seed}",
     "phase": "{phase}",
@@ -55,7 +55,7 @@ COLUMNS = {
 
 
 def certified(folder: Path, teacher: Path) -> list[Certificate]:
-    """The certificates of a phase's last checkpoint by each bound, made once and kept for that checkpoint."""
+    """Certificates of a phase's last checkpoint by each bound, computed once per checkpoint."""
     checkpoint, paths = folder / "checkpoints" / "last.ckpt", [folder / f"certificate_{name}.json" for name in METHODS]
     kept = [Certificate.load(path) for path in paths if path.is_file()]
     digest = sha256_file(checkpoint)
@@ -76,7 +76,7 @@ def fitted(folder: Path, teacher: Path) -> tuple[Any, Any]:
 
 
 def errors(folder: Path, teacher: Path, num_components: int) -> dict[str, float]:
-    """Squared errors of a phase's last checkpoint on the kept rows, measured once and kept for that checkpoint."""
+    """Squared errors of a phase's last checkpoint on the reserved rows, computed once per checkpoint."""
     path, checkpoint = folder / "errors.json", sha256_file(folder / "checkpoints" / "last.ckpt")
     if path.is_file():
         kept = json.loads(path.read_text())
@@ -178,7 +178,7 @@ def _draw_phases(
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
     bounds = {"normal": "status", "betting": "proven_status", "bernstein": "bernstein_status"}
     there = {name: key for name, key in bounds.items() if key in lines[0]}  # tables of version 0.1 lack betting
@@ -204,7 +204,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("protocol", __doc__)
     parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
     given = parser.parse_args(args)

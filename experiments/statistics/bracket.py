@@ -1,4 +1,4 @@
-"""How often the information bracket holds the truth: linear Gaussian codes whose information is known.
+"""Measures how often the information bracket contains the true value, for linear Gaussian codes.
 
     python -m experiments.statistics.bracket --jobs 2
     python -m experiments.statistics.bracket --quick --repetitions 20   # 10 seconds, to see that it runs
@@ -6,11 +6,11 @@
 ``x`` is standard normal, and the code is ``z = sqrt(1 - v) x + sqrt(v) noise``, so that ``I(X; Z) = -d/2 log v``
 exactly and the aggregate posterior is the standard normal prior. Each repetition draws new rows and takes two brackets
 of them: one by the default method under that prior, and one by ``method="normal"`` under a prior that does not fit (all
-codes are moved by 1.5 in each coordinate, which no lower side notices). A miss is a lower side above the truth or an
-upper side below it.
+codes are moved by 1.5 in each coordinate, which does not affect the lower sides). A miss is a lower side above the true
+value or an upper side below it.
 
-The study goes on where it stopped: the table in ``--output_dir`` says how many repetitions each cell has, and all cells
-get more of them in turn. ``--minutes`` ends it earlier.
+The study resumes where it stopped: the table in ``--output_dir`` holds the number of repetitions of each cell, and all
+cells get more of them in turn. ``--minutes`` ends it earlier.
 """
 
 import argparse
@@ -58,7 +58,7 @@ COLUMNS = {
 
 
 class Cell(NamedTuple):
-    """What is repeated: information in nats, coordinates of the code, rows."""
+    """A setting to repeat: information in nats, coordinates of the code, rows."""
 
     nats: float
     dim: int
@@ -66,7 +66,7 @@ class Cell(NamedTuple):
 
 
 def cells(quick: bool = False) -> list[Cell]:
-    """All of them, or three small ones."""
+    """All cells, or three small ones."""
     if quick:
         return [Cell(0.1, 4, 200), Cell(1.0, 1, 200), Cell(40.0, 32, 200)]
     return [Cell(nats, dim, rows) for rows in ROWS for dim in DIMS for nats in NATS]
@@ -126,7 +126,7 @@ def allowed(line: Line, count: int) -> int:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
 
     def within(name: str) -> bool:
         return all(line[f"{name}_misses"] <= allowed(line, len(lines)) for line in lines)
@@ -178,9 +178,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three small cells")
     parser.add_argument("--repetitions", type=int, default=1000, help="of each cell; default 1,000")
-    parser.add_argument("--rows", type=int, nargs="+", help="only cells with so many rows are given more repetitions")
+    parser.add_argument("--rows", type=int, nargs="+", help="add repetitions only to cells with these numbers of rows")
     parser.add_argument(
-        "--minutes", type=float, default=math.inf, help="after which no more are begun; 0 writes the table anew"
+        "--minutes", type=float, default=math.inf, help="start no repetition after this time; 0 only rewrites the table"
     )
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each")
     parser.add_argument("--output_dir", type=Path, help="default: experiments/results/statistics")

@@ -37,7 +37,7 @@ def main() -> None:
     """Run the study, write its tables and figure, and print the verdict."""
     arguments = _arguments()
     started = perf_counter()
-    torch.set_num_threads(1)  # threads that wait for each other crawl beside another busy process
+    torch.set_num_threads(1)  # several threads are very slow if another process is busy
     threadpool_limits(1)
     if arguments.redraw:
         save_figure(draw({name: read_table(arguments.output / f"{name}.csv") for name in DRAWN}), _figure(arguments))
@@ -64,7 +64,7 @@ def _figure(arguments: argparse.Namespace) -> Path:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few repetitions, to see that it runs")
-    parser.add_argument("--redraw", action="store_true", help="only draw the figure again, from the tables there")
+    parser.add_argument("--redraw", action="store_true", help="only redraw the figure from existing tables")
     parser.add_argument("--seed", type=int, default=0, help="of every random draw")
     parser.add_argument("--output", type=Path, default=_RESULTS, help="folder of the tables and the figure")
     return parser.parse_args()

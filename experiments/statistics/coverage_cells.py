@@ -1,4 +1,4 @@
-"""How often a lower bound lies above the population's margin, and how often it certifies."""
+"""Measures how often a lower bound exceeds the population's margin, and how often it certifies."""
 
 from collections.abc import Iterator
 from itertools import product

@@ -1,15 +1,15 @@
-"""The information bracket beside estimators that learn a network: InfoNCE, SMILE and CLUB of torch-mist.
+"""Compares the information bracket with learned estimators: InfoNCE, SMILE and CLUB of torch-mist.
 
     python -m experiments.statistics.estimators
     python -m experiments.statistics.estimators --quick      # half a minute, to see that it runs
 
-The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so that the truth is known. The learned
-estimators see only the pairs of input and drawn code, as they are made for: they train on four fifths of the rows, a
-tenth of which stops the training, and are evaluated on the last fifth in one batch. The bracket reads mean and
-log-variance of all rows. All settings are torch-mist's defaults but for two hidden layers of 128, the iterations and
-the patience below. Amounts of information share the draws of a seed. The study goes on where it stopped.
+The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so the true value is known. The learned
+estimators see only pairs of input and drawn code, as designed. They train on four fifths of the rows, with a tenth of
+these for early stopping, and are evaluated on the last fifth in one batch. The bracket reads mean and log-variance of
+all rows. All settings are torch-mist's defaults, except two hidden layers of 128, the iterations and the patience
+below. All amounts of information use the same draws of a seed. The study resumes where it stopped.
 
-torch-mist 0.2.17 asks for numpy below 2 but runs with newer ones, so install it without its requirements::
+torch-mist 0.2.17 requires numpy below 2 but runs with newer versions, so install it without its requirements::
 
     pip install --no-deps torch-mist==0.2.17 pyro-ppl pyro-api opt-einsum hydra-core omegaconf \\
         antlr4-python3-runtime==4.9.3 scikit-learn joblib threadpoolctl pandas python-dateutil tqdm
@@ -71,7 +71,7 @@ def bracket(nats: float, rows: int, seed: int) -> Line:
 
 
 def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
-    """What a learned estimator of torch-mist says of held-out rows."""
+    """Value in nats of a learned estimator of torch-mist on held-out rows."""
     from torch_mist import estimate_mi
 
     x, _, _, z = (part.float() for part in code(nats, rows, seed))
@@ -88,7 +88,7 @@ def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> 
 
 
 def measure(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
-    """A line of the table, with the processor time that it took."""
+    """A line of the table, with its processor time."""
     start = time.process_time()
     found = bracket(nats, rows, seed) if method == "bracket" else learned(method, nats, rows, seed, iterations)
     seconds = time.process_time() - start
@@ -112,7 +112,7 @@ def of_method(lines: Sequence[Line], method: str, nats: float) -> list[Line]:
 
 
 def holds(line: Line) -> bool:
-    """Whether the bracket of this run holds the truth."""
+    """Whether the bracket of this run contains the true value."""
     return bool(line["lower"] <= line["nats"] <= line["upper"])
 
 
@@ -122,7 +122,7 @@ def error(lines: Sequence[Line], method: str, nats: float) -> float:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     brackets = [line for line in lines if line["method"] == "bracket"]
     below = {line["nats"] for line in brackets if line["nats"] < CAP}
     seconds = {name: [line["seconds"] for line in lines if line["method"] == name] for name in METHODS}
@@ -182,7 +182,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Line]:
-    """Measure what the table does not have yet, and write it after each run."""
+    """Measure the missing runs, and write the table after each run."""
     given = _parser().parse_args(arguments)
     torch.set_num_threads(1)
     folder: Path = given.output_dir or (Path("runs/estimators_quick") if given.quick else RESULTS)

@@ -1,8 +1,8 @@
-r"""The probability of any error over a run of looks, with and without spending the error probability.
+r"""The probability of any error over repeated looks, with and without sharing the error probability.
 
 At look ``t`` the spending rule allows :math:`\alpha_t = 6 \alpha / (\pi^2 t^2)`, which sums to :math:`\alpha` over all
-looks. ``fresh`` draws new rows for each look, so that errors add up as fast as they can; ``same`` looks at one data set
-again and again, as a validation set is.
+looks. ``fresh`` draws new rows for each look, so errors add up as fast as possible; ``same`` looks at one data set
+repeatedly, as with a validation set.
 """
 
 import math
@@ -48,7 +48,7 @@ def look_cells(seed: int, runs: int) -> Iterator[list[dict[str, object]]]:
 def _failed_runs(
     rng: np.random.Generator, size: int, scenario: str, rows: str, runs: int
 ) -> dict[tuple[str, str], Array]:
-    """Whether any look of each run went wrong, by schedule and method."""
+    """Whether any look of each run is an error, by schedule and method."""
     teacher = make_teacher(rng, _TYPES, _COMPONENTS, SHARPNESS["medium"])
     failed = {key: np.zeros(runs, dtype=bool) for key in product(_SCHEDULES, METHODS)}
     counts = None

@@ -1,4 +1,4 @@
-"""Models whose witness carries nothing about the input, each with its own teacher: how many are certified?"""
+"""Counts false certificates of witnesses that are independent of the input, each with its own teacher."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,4 @@
-"""How often the permutation test rejects when the witness does not depend on the input."""
+"""Measures how often the permutation test rejects if the witness does not depend on the input."""
 
 from collections.abc import Iterator
 from itertools import product

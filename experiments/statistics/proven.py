@@ -1,19 +1,19 @@
-"""How often the proven bounds err, in populations that were made to mislead them.
+"""Measures the error rate of the proven bounds in adversarial populations.
 
     python experiments/statistics/proven.py --jobs 2
 
 Three kinds of populations, whose margin is known exactly:
 
-- ``rare``: a witness that is right but for a share ``p`` of the rows, where it is as wrong as its floor allows. Most
-  samples show no error. This is what misleads the bound ``normal``.
-- ``coin``: the code is a coin that knows nothing of the input, and the witness believes it. Two to five rows.
+- ``rare``: a witness that is right except on a share ``p`` of the rows, where it is as wrong as its floor allows. Most
+    samples show no error, which misleads the bound ``normal``.
+- ``coin``: the code is a coin flip independent of the input, and the witness trusts it. Two to five rows.
 - ``null``: teacher and witness are drawn independently, with 2 to 200 components.
 
-An error is a lower bound above the population's margin. A false certificate is one above the default safety margin
-where the population's margin is not. Each cell has 10,000 samples; a null witness on 1,000 rows has 1,000. With
-10,000 rows or more, ``betting`` is computed for the first samples and for each in which it may err. About 12 minutes on
-16 cores. ``--rows`` measures the cells with so many rows, ``--populations`` those whose name begins so, and the other
-lines of the table are kept.
+An error is a lower bound above the population's margin. A false certificate is a lower bound above the default safety
+margin although the population's margin is not. Each cell has 10,000 samples; a null witness on 1,000 rows has 1,000.
+With 10,000 rows or more, ``betting`` is computed for the first samples and for each in which it may err. About 12
+minutes on 16 cores. ``--rows`` measures only the cells with these numbers of rows, and ``--populations`` only those
+whose names begin so; the other lines of the table are kept.
 """
 
 import argparse

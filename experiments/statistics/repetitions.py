@@ -1,4 +1,4 @@
-"""Many data sets from one population at once, and the shipped lower bounds of all of them."""
+"""Draws many data sets from one population and computes the shipped lower bounds of all of them."""
 
 import numpy as np
 from populations import ALPHA, TEACHER_FLOOR, Array, Population

@@ -1,4 +1,4 @@
-"""Whether an error rate exceeds what was promised by more than simulation error explains."""
+"""Tests whether an error rate exceeds its promised value by more than simulation error."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ def excess(errors: int, trials: int, cells: int = 1, rate: float = ALPHA) -> boo
 def summarize(
     question: str, method: str, rows: Sequence[Mapping[str, Any]], errors: str, trials: str
 ) -> dict[str, Any]:
-    """One line on a family of cells: the largest error rate, where it was, and how many cells exceed the promise.
+    """One line on a family of cells: the largest error rate, its cell, and how many cells exceed the promised rate.
 
     Args:
         question: what is counted as an error.

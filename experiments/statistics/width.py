@@ -2,9 +2,9 @@
 
     python -m experiments.statistics.width --data_dir data
 
-The rows are those kept for the certificate. The other held-out rows are left out: the teacher search compared its
-candidates on them, and every bound needs a teacher that was fixed before its rows were seen. Runs that are in
-``--output_dir`` already are not made again.
+The rows are those reserved for the certificate. The other held-out rows are left out: the teacher search compared its
+candidates on them, and every bound needs a teacher fixed before its rows were seen. Existing runs in ``--output_dir``
+are not repeated.
 """
 
 import argparse

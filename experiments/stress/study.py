@@ -1,14 +1,14 @@
-"""Margin under stress: growing KL weights with and without alignment, up to one where the plain VAE collapses.
+"""Margin under growing KL weights, with and without alignment, up to a weight at which the plain VAE collapses.
 
     python -m experiments.stress.study --data_dir data
     python -m experiments.stress.study --quick
 
 Only the KL weight beta and the alignment weight differ between the runs of a seed. Every term is a sum over a row, so
-the observation variance s2 is part of the KL weight, and it is chosen, not left at what a mean over pixels would hide:
-``s2 = lambda_max / 16``, with the largest eigenvalue of the data's covariance from the teacher's card. In the linear
-theory (Lucas et al., 2019, https://arxiv.org/abs/1911.02469) a plain VAE keeps the principal components whose
-eigenvalue exceeds ``beta * s2`` and collapses fully where ``beta * s2 > lambda_max``: the weights 1, 2, 4 and 8 are
-then at 1/16 to 1/2 of that point, and 32 is at twice of it. The alignment weight is the same at every KL weight.
+the effect of a KL weight depends on the observation variance s2. It is set to ``s2 = lambda_max / 16``, with the
+largest eigenvalue of the data's covariance from the teacher's card. In the linear theory (Lucas et al., 2019,
+https://arxiv.org/abs/1911.02469) a plain VAE keeps the principal components whose eigenvalue exceeds ``beta * s2`` and
+collapses fully where ``beta * s2 > lambda_max``: the weights 1, 2, 4 and 8 are then at 1/16 to 1/2 of that point, and
+32 is at twice of it. The alignment weight is the same at every KL weight.
 """
 
 import math
@@ -56,7 +56,7 @@ def observation_std(card: TeacherCard) -> float:
 
 
 def measure(study: Study, seed: int, kl_weight: float, aligned: bool) -> Line:
-    """Run one setting, and its line of the table."""
+    """Run one setting and return its line of the table."""
     card = study.teacher(seed).card
     std = observation_std(card)
     changes = {
@@ -130,7 +130,7 @@ def _draw_axes(axes: Axes, name: str, label: str, lines: Sequence[Line]) -> None
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     aligned, plain = ([line for line in lines if line["aligned"] is value] for value in (True, False))
     collapsed, alive = ([line for line in plain if (line["collapse_ratio"] > 1) is value] for value in (True, False))
     shown = {
@@ -148,7 +148,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("stress", __doc__)
     parser.add_argument("--kl_weights", type=float, nargs="+", help="instead of 1 2 4 8 32")
     given = parser.parse_args(args)

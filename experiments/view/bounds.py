@@ -1,4 +1,4 @@
-r"""What a code can know of a clean image's teacher when its encoder sees another view of the image.
+r"""Bounds on the margin of a code whose encoder sees another view of the image than the teacher.
 
 ``X`` is the clean image, ``V`` its view (a random function of X), ``k ~ T(.|X)`` the teacher's component, and Z a code
 made of V alone, so that :math:`k - X - V - Z`. Let :math:`\tilde T(v) = E[T(\cdot|X) | V = v]`.
@@ -48,14 +48,14 @@ def noise_information(covariance: Tensor, std: float) -> float:
     population with this covariance; with the covariance of a sample it is an estimate of it.
 
     Args:
-        covariance: of X, float64, shape ``(D, D)``.
-        std: of the noise, above 0.
+        covariance: covariance of X, float64, shape ``(D, D)``.
+        std: standard deviation of the noise, above 0.
     """
     return float(torch.linalg.slogdet(torch.eye(len(covariance), dtype=torch.float64) + covariance / std**2)[1]) / 2
 
 
 def covariance_of(batches: Iterable[Tensor]) -> Tensor:
-    """Covariance of rows in batches ``(B, ...)``, float64, shape ``(D, D)``."""
+    """Covariance of the rows of batches ``(B, ...)``, float64, shape ``(D, D)``."""
     count, total, square = 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         rows = batch.flatten(start_dim=1).double()

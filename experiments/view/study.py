@@ -1,13 +1,14 @@
-"""The teacher sees clean images, the encoder augmented ones: how much margin the gap between the views costs.
+"""Measures the cost in margin if the teacher sees clean images and the encoder sees augmented ones.
 
     python -m experiments.view.study --data_dir data
     python -m experiments.view.study --quick
 
 Each run has another view in front of its encoder, in training and in the certificate; teacher and reconstruction target
-are clean. Beside its margin stand, on the same kept rows with the same views (proofs: :mod:`experiments.view.bounds`):
-the margin of the teacher's own answers on the views, raw and calibrated, which are attainable and so bound the
-exact gap from above; and what data processing allows at most. ``cost`` is the clean run's margin less that of the run;
-the bound on the exact gap is estimated by the teacher information less the best of the three margins.
+are clean. The table shows its margin and, on the same reserved rows with the same views, two more values (proofs:
+:mod:`experiments.view.bounds`). The first is the margin of the teacher's own outputs on the views, raw and calibrated;
+these margins are attainable and so bound the exact gap from above. The second is the largest margin that data
+processing allows. ``cost`` is the clean run's margin minus that of the run. The bound on the exact gap is estimated by
+the teacher information minus the best of the three margins.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,11 +54,11 @@ COLUMNS = {
 
 
 class Answers:
-    """The teacher's answers on clean rows and on their views.
+    """The teacher's probabilities on clean rows and on their views.
 
     Args:
-        study: whose rows.
-        seed: of the teacher.
+        study: study with the rows.
+        seed: seed of the teacher.
         split: ``"train"`` (at most :data:`CALIBRATION_ROWS`) or ``"test"``.
         views: the views, in evaluation mode; None: the clean rows again.
     """
@@ -74,14 +75,14 @@ class Answers:
 
 
 def attainable(study: Study, seed: int, views: Views | None) -> tuple[Certificate, Certificate]:
-    """Margins of the teacher's answers on views against its answers on clean rows: as they are, and calibrated."""
+    """Margins of the teacher's outputs on views against its outputs on clean rows: raw and calibrated."""
     kept, train = (Answers(study, seed, split, views) for split in ("test", "train"))
     calibration = fit_calibration(train.clean, train.logits[None])
     return certify(kept.clean, kept.logits), certify(kept.clean, calibration(kept.logits))
 
 
 def measure(study: Study, seed: int, kind: str | None, strength: float, covariance: Tensor) -> Line:
-    """Run one view, and its line of the table; ``covariance`` is that of clean training rows."""
+    """Run one view and return its line of the table; ``covariance`` is that of clean training rows."""
     if kind is None:
         run, views = study.run(seed, "clean", {}), None
     else:
@@ -108,7 +109,7 @@ def measure(study: Study, seed: int, kind: str | None, strength: float, covarian
 
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
-    """For each kind of view, margins against its strength."""
+    """Draw margins against the strength of each kind of view."""
     kinds = list(dict.fromkeys(line["view"] for line in lines if line["view"] != "clean"))
     title = "The stronger the view, the less margin the encoder keeps"
     figure, panels = new_figure(title, 9.5, 5, 1, len(kinds), sharey=True)
@@ -137,12 +138,12 @@ def _draw_kind(axes: Axes, kind: str, lines: Sequence[Line]) -> None:
         axes.fill_between(strengths, low, high, color=SERIES["margin"]["color"], alpha=0.2, linewidth=0)
     axes.axhline(0, color="black", linewidth=1)
     top = max(line["teacher_information"] for line in lines)
-    axes.set_ylim(-0.5 * top, 1.08 * top)  # the teacher's own answers may fall far below
+    axes.set_ylim(-0.5 * top, 1.08 * top)  # margins of the teacher's own outputs may be far below
     axes.set(title=kind, xlabel="strength of the view")
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """What the study is to show."""
+    """The claims of the study, and whether they hold."""
     kinds = {line["view"] for line in lines} - {"clean"}
     return {
         "no margin's lower bound exceeds what data processing allows": all(
@@ -164,7 +165,7 @@ def _grows(lines: Sequence[Line]) -> bool:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("view", __doc__)
     parser.add_argument("--views", nargs="+", help="such as shift:2 noise:0.5, instead of the data set's list")
     given = parser.parse_args(args)

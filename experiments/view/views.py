@@ -14,7 +14,7 @@ KINDS = ("shift", "noise", "color")
 
 
 def view_numbers(kind: str, image_shape: tuple[int, ...]) -> int:
-    """How many uniform numbers a view of one image takes."""
+    """Number of uniform random numbers for a view of one image."""
     return {"shift": 2, "noise": math.prod(image_shape), "color": 2 * image_shape[0]}[kind]
 
 
@@ -58,13 +58,13 @@ def _shift(images: Tensor, most: int, uniforms: Tensor) -> Tensor:
 class Views(nn.Module):
     """Random views of images.
 
-    In training every pass draws new views. In evaluation the view of an image follows from its content and the seed, so
-    that a certificate can be made again, in any order of the rows; the rows stay independent of each other.
+    In training every pass draws new views. In evaluation the view of an image depends only on its content and the seed.
+    So a certificate can be recomputed with the rows in any order, and the rows stay independent.
 
     Args:
         kind: see :func:`view`.
         strength: at least 0.
-        seed: of the views in evaluation.
+        seed: seed of the views in evaluation.
 
     Raises:
         ValueError: if ``kind`` is unknown, or ``strength`` negative or, for shifts, not whole.
@@ -83,14 +83,14 @@ class Views(nn.Module):
         count = view_numbers(self.kind, tuple(images.shape[1:]))
         if self.training:
             uniforms = torch.rand(len(images), count, device=images.device, dtype=torch.float64)
-            uniforms = uniforms.clamp(min=2.0**-54)  # `rand` may be 0, of which the normal quantile is infinite
+            uniforms = uniforms.clamp(min=2.0**-54)  # `rand` may be 0, whose normal quantile is infinite
         else:
             uniforms = row_uniform(_keys(images), count, self.seed)
         return view(images, self.kind, self.strength, uniforms)
 
 
 class ViewEncoder(nn.Module):
-    """An encoder behind random views of its images; other arguments as for :class:`Views`.
+    """An encoder of random views of its images; other arguments as for :class:`Views`.
 
     Args:
         encoder: any encoder, with ``latent_dim``.
@@ -103,7 +103,7 @@ class ViewEncoder(nn.Module):
         self.image_shape = getattr(encoder, "image_shape", None)
 
     def forward(self, images: Tensor) -> Posterior:
-        """Posterior of the images' views."""
+        """Posterior of views of the images."""
         return self.encoder(self.views(images))
 
 

@@ -5,8 +5,8 @@
     python -m experiments.witnesses.study --quick                                   # scikit-learn's digits
 
 Each witness runs ``certvae protocol`` on ``experiments/<dataset>.yaml`` with all phases and the same teacher. In
-``no_align`` a trained head gets no gradient and stays at its start, which is constant; whether a head that was trained
-goes back to a constant answer is what ``ablate`` shows: there it is kept as it was, while its code is not.
+``no_align`` a trained head gets no gradient and stays at its constant start. ``ablate`` shows whether a trained head
+returns to a constant output: its weights stay fixed there, while the code changes.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ COLUMNS = {
 
 
 def protocols(study: Study, dataset: str, chosen: Sequence[str]) -> dict[str, Protocol]:
-    """A protocol for each witness; those after the first take the first one's teachers."""
+    """A protocol for each witness; all use the teachers of the first."""
     made: dict[str, Protocol] = {}
     phases = {name: EXPERIMENTS / dataset / f"{name}.yaml" for name in ("search", *PHASES, *OPTIONAL_PHASES)}
     for witness in chosen:
@@ -69,7 +69,7 @@ def line(protocol: Protocol, seed: int, phase: str) -> Line:
 
 
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """Which phases of each witness are to be certified, by the proven bound, and whether they are."""
+    """Whether each phase of each witness has the expected result by the proven bound."""
     shown = {}
     for witness in dict.fromkeys(item["witness"] for item in lines):
         for phase, expected in CERTIFIED.items():
@@ -104,7 +104,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
-    """Run what is not done yet, write table and figure, and return the table's lines."""
+    """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("witnesses", __doc__)
     parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
     parser.add_argument("--witnesses", nargs="+", choices=list(WITNESSES), default=list(WITNESSES))

@@ -176,5 +176,5 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
             CollapseDiagnostics(threshold=threshold)
     with pytest.raises(ValueError, match="`latents='encoderr'` names no submodule"):
         fit(tmp_path, [CollapseDiagnostics("encoderr")])
-    with pytest.raises(ValueError, match="the dataloader that is measured gave no row; choose another"):
+    with pytest.raises(ValueError, match="the measured dataloader gave no row; choose another"):
         fit(tmp_path, [CollapseDiagnostics("encoder")], None, DataLoader(Nothing()))

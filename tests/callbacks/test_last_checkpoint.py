@@ -144,7 +144,7 @@ def test_another_number_of_processes_warns_and_goes_on(tmp_path: Path) -> None:
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     checkpoint["certvae.random_state"] *= 2
     torch.save(checkpoint, tmp_path / "last.ckpt")
-    with pytest.warns(UserWarning, match="streams of 2 processes, and 1 go on"):
+    with pytest.warns(UserWarning, match="streams of 2 processes, but 1 resume"):
         assert fit(tmp_path, 2, "last")[1].current_epoch == 2
 
 

@@ -146,7 +146,7 @@ def test_a_dataloader_that_gives_no_row_alone_is_refused(tmp_path: Path, mode: A
     loaders = CombinedLoader([plain_loader(), empty if mode == "sequential" else plain_loader()], mode)
     model = UserVAE()
     model.validation_step = lambda batch, batch_idx, dataloader_idx=0: None  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="the dataloader that is measured gave no row"):
+    with pytest.raises(ValueError, match="the measured dataloader gave no row"):
         trainer(tmp_path, callbacks=[watch(dataloader=1)]).validate(model, loaders, verbose=False)
 
 

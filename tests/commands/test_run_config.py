@@ -45,7 +45,7 @@ def test_a_run_that_left_nothing_yet_may_change_its_settings(tmp_path: Path) -> 
     Run(tmp_path, {"seed_everything": 1}, "").write_config()
     (tmp_path / "metrics.csv").touch()
     Run(tmp_path, {"seed_everything": 1}, "").write_config()
-    with pytest.raises(RunError, match=r"holds a run with other settings than now asked for \(compare .*run.yaml\)"):
+    with pytest.raises(RunError, match=r"holds a run with other settings than requested \(compare .*run.yaml\)"):
         Run(tmp_path, {"seed_everything": 2}, "").write_config()
 
 

@@ -133,5 +133,5 @@ def test_what_cannot_work_says_why() -> None:
             AffineProbe(learning_rate=rate)
     codes, probs = torch.ones(3, 4), random_probs(3, 5, 0)
     probe = fitted(codes, probs)
-    with pytest.raises(ValueError, match="`latents` must have the 4 numbers a row that the probe has, got 6"):
+    with pytest.raises(ValueError, match="`latents` must have 4 numbers per row, as in the fit, got 6"):
         probe(torch.ones(3, 6))

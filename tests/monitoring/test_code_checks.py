@@ -183,7 +183,7 @@ APART = [
         (Paired("variance"), "encoder", r"the variance itself where.*variance.log\(\)"),
         (Paired("softplus"), "encoder:0,1", "a softplus makes the standard deviation from"),
         (Paired("logarithm"), "encoder", r"the logarithm of the standard deviation.*2 \* log_std"),
-        (Heads(), Latents("fc_mu", deterministic=True), "said to be deterministic, but the step adds noise"),
+        (Heads(), Latents("fc_mu", deterministic=True), "is declared deterministic, but the step adds noise"),
     ],
     ids=lambda value: None if isinstance(value, nn.Module) else str(value)[:40],
 )

@@ -34,7 +34,7 @@ def test_the_verdict_the_curve_and_what_each_phase_is_come_first(report: Path) -
     for phase, what in (
         ("full", "trained with alignment from the first epoch"),
         ("no_align", "the same without alignment"),
-        ("rescue", "goes on from no_align, with alignment"),
+        ("rescue", "continues from no_align, with alignment"),
     ):
         assert re.search(rf"{phase}, seed 0\s+\w.*?{what}", first, flags=re.DOTALL), phase
     assert "validations in training" in first  # the curve's axis

@@ -262,7 +262,7 @@ def test_without_images_nothing_that_a_yaml_names_is_run(demo: Path) -> None:
     trap = {"class_path": "tests.report.test_page.Trap", "init_args": {"trace": str(trace)}}
     change_config(demo / "seed0" / "full", "data", **trap)
     page = made(demo / "seed0" / "full", options=("--no_images",))
-    assert "Images are left out: they were not asked for." in page.text
+    assert "Images are left out: they were not requested." in page.text
     assert not trace.exists()
     made(demo / "seed0" / "full")
     assert trace.exists()

@@ -187,5 +187,5 @@ def test_a_certificate_of_version_0_1_was_not_asked_for_a_reading() -> None:
 
 def test_where_a_reading_says_collapsed_the_limits_say_from_what() -> None:
     collapsed = phase(Status.NOT_CERTIFIED, **read(Reading.COLLAPSED))
-    assert "That a code has collapsed is said by its reading, from an upper bound" in " ".join(limits([collapsed]))
+    assert "Collapse is shown by the reading, from an upper bound" in " ".join(limits([collapsed]))
     assert "said by its reading" not in " ".join(limits([phase(Status.NOT_CERTIFIED)]))

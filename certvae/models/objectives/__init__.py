@@ -1,4 +1,4 @@
-"""Training objectives: how the distortion and the rate of a row become its loss."""
+"""Training objectives: each computes a row's loss from its distortion and its rate."""
 
 from certvae.models.objectives.base import Objective, Terms
 from certvae.models.objectives.capacity import Capacity

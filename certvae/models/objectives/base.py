@@ -1,4 +1,4 @@
-"""What every objective is: how the distortion and the rate of a row become its loss."""
+"""The base class of objectives, which compute a row's loss from its distortion and its rate."""
 
 import math
 from abc import abstractmethod
@@ -18,16 +18,16 @@ Weight = TypeVar("Weight", float, float | Schedule)
 
 @dataclass(frozen=True)
 class Terms:
-    """What an objective may use of a batch.
+    """The quantities of a batch that an objective may use.
 
     Attributes:
-        distortion: negative log-likelihood of each row in nats, a sum over its values, shape ``(B,)``.
-        kl: divergence from the prior in nats, shape ``(B, latent_dim)``, or ``(B, 1)`` if only a row's is known.
+        distortion: negative log-likelihood of each row in nats, summed over its values, shape ``(B,)``.
+        kl: divergence from the prior in nats, shape ``(B, latent_dim)``, or ``(B, 1)`` if only the row total is known.
         posterior: ``q(z|x)`` of each row.
-        latents: a draw from it, shape ``(B, latent_dim)``.
+        latents: a draw from the posterior, shape ``(B, latent_dim)``.
         prior: ``p(z)``.
-        progress: epochs trained so far, with the fraction of the running one, for schedules; infinity in evaluation,
-            so that losses of different epochs compare.
+        progress: epochs trained so far, including the fraction of the current one, for schedules; infinity in
+            evaluation, so that losses of different epochs are comparable.
     """
 
     distortion: Tensor
@@ -39,18 +39,18 @@ class Terms:
 
 
 class Objective(nn.Module):
-    """Combines the terms of the evidence lower bound; another objective is another small class like :class:`ELBO`."""
+    """Combines the terms of the evidence lower bound; to add an objective, write a small class like :class:`ELBO`."""
 
     @abstractmethod
     def forward(self, terms: Terms) -> Tensor:
-        """Loss of each row, shape ``(B,)``; a term of the whole batch is the same for every row."""
+        """Loss of each row in nats, shape ``(B,)``; a term of the whole batch is the same for every row."""
 
 
 def check_weight(value: Weight, name: str) -> Weight:
-    """A number of at least 0, or a schedule, as it is.
+    """Return ``value`` unchanged if it is a schedule or a number of at least 0.
 
     Raises:
-        ValueError: if it is a number that is negative or not finite.
+        ValueError: if ``value`` is a number that is negative or not finite.
     """
     if not isinstance(value, Schedule) and not (math.isfinite(value) and value >= 0):
         raise ValueError(f"`{name}` must be at least 0, got {value}.")

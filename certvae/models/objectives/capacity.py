@@ -1,4 +1,4 @@
-"""The rate held at a capacity."""
+"""The objective that holds the rate at a capacity."""
 
 from torch import Tensor
 
@@ -11,11 +11,12 @@ __all__ = ["Capacity"]
 class Capacity(Objective):
     r"""Holds the batch's rate at a capacity: :math:`distortion + \gamma\, |E\,rate - C|`.
 
-    Source: Burgess et al., 2018, https://arxiv.org/abs/1804.03599, section 5; the batch mean inside the modulus, C up
-    to 25 nats and gamma 1000 as in disentanglement_lib. A growing capacity is a ``LinearSchedule``.
+    Source: Burgess et al., 2018, https://arxiv.org/abs/1804.03599, section 5. As in disentanglement_lib, the batch mean
+        is inside the absolute value; there C is at most 25 nats and gamma is 1000. For a growing capacity, give a
+        ``LinearSchedule``.
 
     Args:
-        capacity: C in nats, at least 0, or its schedule.
+        capacity: C in nats, at least 0, or a schedule of it.
         gamma: weight, at least 0.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The evidence lower bound, with a weight of the rate."""
+"""The evidence lower bound with a weighted rate."""
 
 from torch import Tensor
 
@@ -9,13 +9,13 @@ __all__ = ["ELBO"]
 
 
 class ELBO(Objective):
-    """Negative evidence lower bound, ``distortion + beta * rate``, with per-row sums.
+    """Negative evidence lower bound of each row in nats, ``distortion + beta * rate``.
 
     Sources: Kingma and Welling, 2014, https://arxiv.org/abs/1312.6114; for ``beta`` Higgins et al., 2017 (beta-VAE);
     for schedules Bowman et al., 2016 (KL annealing) and Fu et al., 2019 (cyclical annealing).
 
     Args:
-        beta: weight of the rate, at least 0, or its schedule; 1 is the bound itself.
+        beta: weight of the rate, at least 0, or a schedule of it; 1 gives the bound itself.
 
     Raises:
         ValueError: if ``beta`` is negative.

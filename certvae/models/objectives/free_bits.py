@@ -1,4 +1,4 @@
-"""A rate that is free below a floor."""
+"""The objective in which the rate costs nothing below a floor."""
 
 from torch import Tensor
 
@@ -8,13 +8,13 @@ __all__ = ["FreeBits"]
 
 
 class FreeBits(Objective):
-    r"""A dimension's rate costs nothing below a floor: :math:`distortion + \sum_j \max(floor, E\,kl_j)`.
+    r"""The rate of a latent dimension costs nothing below a floor: :math:`distortion + \sum_j \max(floor, E\,kl_j)`.
 
-    Source: Kingma et al., 2016, https://arxiv.org/abs/1606.04934, appendix C.8 (openai/iaf): the average of the batch
-    within the maximum. The floor keeps a *rate*, not information: a constant posterior can hold it.
+    Source: Kingma et al., 2016, https://arxiv.org/abs/1606.04934, appendix C.8 (openai/iaf), with the batch average
+        inside the maximum. The floor keeps a *rate*, not information: a constant posterior can have this rate.
 
     Args:
-        floor: nats of each latent dimension, at least 0.
+        floor: nats per latent dimension, at least 0.
 
     Raises:
         ValueError: if ``floor`` is negative; on use, if the prior does not give the divergence of each dimension.

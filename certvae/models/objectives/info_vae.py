@@ -1,4 +1,4 @@
-"""The aggregate posterior matched to the prior, by the maximum mean discrepancy."""
+"""The objective that matches the aggregate posterior to the prior by the maximum mean discrepancy."""
 
 import math
 
@@ -13,8 +13,9 @@ __all__ = ["InfoVAE", "maximum_mean_discrepancy"]
 class InfoVAE(Objective):
     r"""Matches the aggregate posterior to the prior: :math:`distortion + (1 - \alpha)\, rate + w\, MMD(q(z), p(z))`.
 
-    Source: Zhao et al., 2017, https://arxiv.org/abs/1706.02262, section 4 (alpha 1 is their MMD-VAE). There the weight
-    of the divergence is ``alpha + lambda - 1``, which is negative for careless settings; here ``w`` itself is given.
+    Source: Zhao et al., 2017, https://arxiv.org/abs/1706.02262, section 4 (``alpha=1`` is their MMD-VAE). In the paper
+        the weight of the discrepancy is ``alpha + lambda - 1``, which some settings make negative; here you give ``w``
+        itself.
 
     Args:
         alpha: at most 1; the rate's weight is ``1 - alpha``.
@@ -38,12 +39,13 @@ class InfoVAE(Objective):
 
 
 def maximum_mean_discrepancy(one: Tensor, other: Tensor) -> Tensor:
-    r"""Squared maximum mean discrepancy of two samples, a scalar that is 0 exactly if they are equal, else positive.
+    r"""Squared maximum mean discrepancy of two samples: a scalar, 0 if and only if the samples are equal.
 
     .. math:: E k(x, x') + E k(y, y') - 2 E k(x, y), \qquad k(x, y) = C / (C + |x - y|^2), \quad C = 2 d
 
-    over all pairs, a row with itself included, so that it is a norm. Sources: Gretton et al., 2012, equation 5; the
-    inverse multiquadratic kernel with this C from Tolstikhin et al., 2018, https://arxiv.org/abs/1711.01558.
+    over all pairs, including each row with itself, so that the result is never negative. Sources: Gretton et al., 2012,
+    equation 5; the inverse multiquadratic kernel with this C from Tolstikhin et al., 2018,
+    https://arxiv.org/abs/1711.01558.
 
     Args:
         one: shape ``(N, d)``.
@@ -54,7 +56,7 @@ def maximum_mean_discrepancy(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _kernel(one: Tensor, other: Tensor) -> Tensor:
-    # Not by a matrix product, whose rounding would differ between equal pairs.
+    # Not a matrix product: its rounding would differ between equal pairs.
     squares = torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist") ** 2
     scale = 2 * one.shape[1]
     return scale / (scale + squares)
