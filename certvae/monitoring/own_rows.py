@@ -29,6 +29,10 @@ __all__ = [
 ]
 
 Run = Callable[[Any, Any], Any]
+CURE = (
+    "Give the code by a function, latents=lambda pl_module, batch: pl_module.encoder(batch['x']), or say how a batch "
+    "goes through the model: define `predict_step`, or give certvae.watch `run=lambda model, batch: model(**batch)`."
+)
 
 
 @contextmanager
@@ -70,12 +74,13 @@ def _has_predict_step(module: Any) -> bool:
 
 def _forward(model: nn.Module, batch: Any) -> Any:
     inputs = batch[0] if isinstance(batch, tuple | list) else batch
-    if isinstance(inputs, Tensor):
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"a batch of {describe(batch)} has no first tensor to call the model with. {CURE}")
+    try:
         return model(as_floats(inputs))
-    raise TypeError(
-        f"a batch of {describe(batch)} has no first tensor to call the model with. Give the code by a function, "
-        "latents=lambda pl_module, batch: pl_module.encoder(batch['x']), or define `predict_step`."
-    )
+    except Exception as error:
+        error.add_note(f"certvae called the model on the first tensor of a batch, {describe(inputs)}. {CURE}")
+        raise
 
 
 class Reads(Protocol):

@@ -360,7 +360,8 @@ def copied(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         twin = copy(value)
-        twin.update({key: copied(item, change) for key, item in value.items()})
+        for key, item in value.items():  # not `update`: the outputs of transformers and diffusers refuse it
+            twin[key] = copied(item, change)
         return twin
     if isinstance(value, nn.Module) or not hasattr(value, "__dict__"):
         return value

@@ -3,19 +3,22 @@
     python -m experiments.libraries.page                                      # what is committed
     python -m experiments.libraries.page build/libraries docs/tried.md        # what a job has measured
 
-``<script>.csv`` holds the newest releases, ``<script>_oldest.csv`` the oldest supported ones.
+``<script>.csv`` holds the newest releases, ``<script>_oldest.csv`` the oldest supported ones. ``attempts.csv`` holds
+how many scripts a reader of the pages wrote for each model; no job measures it: it is always the committed one.
 """
 
+import csv
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.libraries.comparison import Row, read_rows
 
-__all__ = ["page", "write_page"]
+__all__ = ["ATTEMPTS", "page", "read_tables", "write_page"]
 
 ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "experiments" / "results" / "libraries", ROOT / "docs" / "tried.md"
+ATTEMPTS = RESULTS / "attempts.csv"
 HEAD = """# Where it has been tried
 
 Models of released libraries, each trained for two epochs on a few hundred rows, watched and not watched. A nightly
@@ -37,6 +40,15 @@ relative to the margin, or to the teacher information where this is larger: a ma
 holds if that is at most 1e-7, Lightning's at most 1e-9, and the weights are the same. A verdict is that of a short
 training. It says nothing about the library.
 """
+ATTEMPTS_HEAD = """
+## Attempts
+
+A reader who had only the pages [Your model](your-model.md), [Other libraries](libraries.md), [scvi-tools](scvi.md),
+[Text](text.md), [Codebooks](codebooks.md), [Python](python.md) and the README wrote a script for each model, which
+trains it for a few steps and watches it with the labels as teacher. Scripts are counted up to the first that runs,
+names the code that the library draws and gets the right labels. Mistakes in the use of the library itself do not
+count. Most scripts of the first table follow a block of a page; no page named a model of the second at that time.
+Pages and messages have been mended since where an attempt failed."""
 COLUMNS = (
     "library",
     "model",
@@ -52,11 +64,32 @@ COLUMNS = (
 )
 
 
-def page(newest: Iterable[Row], oldest: Iterable[Row]) -> str:
-    """The page of two tables."""
-    return "\n".join(
-        [HEAD, "## Newest releases\n", _table(newest), "\n## Oldest supported releases\n", _table(oldest), ""]
-    )
+def page(newest: Iterable[Row], oldest: Iterable[Row], attempts: Sequence[dict[str, str]]) -> str:
+    """The page of two tables, and of how many attempts a reader needed."""
+    tables = ["## Newest releases\n", _table(newest), "\n## Oldest supported releases\n", _table(oldest)]
+    return "\n".join([HEAD, *tables, _attempts(attempts), ""])
+
+
+def _attempts(rows: Sequence[dict[str, str]]) -> str:
+    """The section of attempts: models that came to the same share a line."""
+    lines = [ATTEMPTS_HEAD]
+    for named, title in (("yes", "Models that a page names or a table above holds"), ("no", "Other models")):
+        chosen = [row for row in rows if row["named"] == named]
+        first = [row for row in chosen if row["attempts"] == "1"]
+        lines += [f"\n### {title}: {len(first)} of {len(chosen)} at the first attempt\n", *_attempts_table(chosen)]
+    return "\n".join(lines)
+
+
+def _attempts_table(rows: Iterable[dict[str, str]]) -> list[str]:
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for row in rows:
+        library = f"{row['library']} {row['version']}"
+        groups.setdefault((library, row["attempts"], row["failed"]), []).append(row["model"])
+    lines = [
+        f"| {library} | {', '.join(models)} | {attempts} | {failed} |"
+        for (library, attempts, failed), models in groups.items()
+    ]
+    return ["| library | models | attempts each | what failed |", "|---|---|---|---|", *lines]
 
 
 def _table(rows: Iterable[Row]) -> str:
@@ -84,12 +117,19 @@ def _cells(row: Row) -> list[str]:
     ]
 
 
+def read_tables(folder: Path = RESULTS) -> dict[str, list[Row]]:
+    """The tables of the scripts in a folder, by name."""
+    return {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv")) if path.name != ATTEMPTS.name}
+
+
 def write_page(folder: Path = RESULTS, target: Path = PAGE) -> None:
     """Write the page of a folder's tables."""
-    tables = {path.stem: read_rows(path) for path in sorted(folder.glob("*.csv"))}
+    tables = read_tables(folder)
     newest = [row for name, rows in tables.items() if not name.endswith("_oldest") for row in rows]
     oldest = [row for name, rows in tables.items() if name.endswith("_oldest") for row in rows]
-    target.write_text(page(newest, oldest))
+    with open(ATTEMPTS, newline="", encoding="utf-8") as file:
+        attempts = list(csv.DictReader(file))
+    target.write_text(page(newest, oldest, attempts))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from certvae.callbacks import Latents
 from experiments.libraries.comparison import Case, Watched, compare, read_rows, watched_loop, write_rows
-from experiments.libraries.page import PAGE, RESULTS, write_page
+from experiments.libraries.page import ATTEMPTS, PAGE, RESULTS, read_tables, write_page
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "experiments" / "libraries"
@@ -26,18 +26,27 @@ def test_the_page_is_written_from_the_committed_tables(tmp_path: Path) -> None:
 
 
 def test_at_least_twenty_released_models_hold() -> None:
-    tables = {path.stem: read_rows(path) for path in RESULTS.glob("*.csv")}
+    tables = read_tables()
     assert all(row.holds for rows in tables.values() for row in rows)
     newest = [row for name, rows in tables.items() if not name.endswith("_oldest") for row in rows]
     assert len({(row.library, row.model) for row in newest}) >= 20
     assert {"scvi-tools", "diffusers", "pythae", "transformers", "lightning"} <= {row.library for row in newest}
 
 
+def test_every_model_of_the_tables_has_its_attempts_and_a_failure_its_reason() -> None:
+    with open(ATTEMPTS) as file:
+        attempts = list(csv.DictReader(file))
+    newest = {(row.library, row.model) for name, rows in read_tables().items() if "_oldest" not in name for row in rows}
+    assert newest <= {(row["library"], row["model"]) for row in attempts if row["named"] == "yes"}
+    assert all((row["attempts"] == "1") == (row["failed"] == "") for row in attempts)
+    assert all(int(row["attempts"]) >= 1 for row in attempts)
+
+
 def test_the_nightly_job_runs_every_script_that_has_a_table_at_both_releases() -> None:
     matrix = WORKFLOW["jobs"]["library"]["strategy"]["matrix"]
     scripts = {path.stem for path in SCRIPTS.glob("*.py")} - {"comparison", "page"}
     assert set(matrix["script"]) == scripts
-    assert scripts == {path.stem for path in RESULTS.glob("*.csv") if not path.stem.endswith("_oldest")}
+    assert scripts | {f"{name}_oldest" for name in scripts} == set(read_tables())
     for release in matrix["release"]:
         assert scripts == {path.stem for path in (SCRIPTS / release).glob("*.txt")}, release
 

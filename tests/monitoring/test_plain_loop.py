@@ -1,6 +1,7 @@
 """`watch` gives without a Trainer what the callback gives with one."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,21 @@ def test_the_leak_tests_find_codes_made_from_a_whole_batch() -> None:
     whole = Whole()
     found = certvae.watch(whole, plain_loader(), TEACHER, lambda net, batch: net(batch[0]), check_encoder=True)
     assert found.status == "LEAKING"
+
+
+class Masked(Plain):
+    def forward(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        if mask is None:
+            raise TypeError("mask is missing")
+        return super().forward(values)
+
+
+def test_a_model_that_is_called_in_another_way_is_told_of_run() -> None:
+    rows = [(batch[0], torch.ones(())) for batch in plain_loader()]
+    with pytest.raises(TypeError, match="mask is missing") as raised:
+        certvae.watch(Masked(), rows, TEACHER, "encoder")
+    assert re.search(r"the first tensor of a batch, float32.*`predict_step`.*`run=", raised.value.__notes__[0])
+    assert certvae.watch(Masked(), rows, TEACHER, "encoder", run=lambda model, batch: model(*batch)).num_samples > 0
 
 
 def test_a_model_that_has_diverged_and_wrong_settings_are_refused() -> None:

@@ -110,6 +110,23 @@ def test_posteriors_of_other_libraries_are_read() -> None:
         read_latents(output)
 
 
+class Refusing(dict[str, Tensor]):
+    """As the outputs of transformers and diffusers."""
+
+    def update(self, *values: Any, **named: Any) -> None:
+        raise AssertionError("You cannot use update")
+
+
+class RefusingEncoder(nn.Module):
+    def forward(self, values: Tensor) -> Refusing:
+        return Refusing(mu=values, logvar=LOG_VARIANCE[: len(values)])
+
+
+@pytest.mark.parametrize("part", ["", ":mu,logvar"])
+def test_an_output_that_refuses_an_update_is_caught(part: str) -> None:
+    is_the_code(read_from(nn.Sequential(RefusingEncoder()), f"0{part}"))
+
+
 @pytest.mark.parametrize("scale", SCALES)
 def test_the_scale_is_read_as_it_is_said_to_be(scale: Any) -> None:
     is_the_code(read_latents((MEAN, SCALES[scale]), scale=scale))
