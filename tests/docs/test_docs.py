@@ -73,6 +73,14 @@ def test_every_test_of_a_statement_is_there_and_the_proofs_name_none() -> None:
         assert f"def {name}(" in (ROOT / path).read_text(), f"{path}::{name}"
 
 
+def test_every_row_of_a_table_stands_on_one_line() -> None:
+    """Markdown ends a table at a line without a bar."""
+    pages = [*DOCS.rglob("*.md"), *(ROOT / "experiments").rglob("*.md"), *ROOT.glob("*.md")]
+    for page in pages:
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            assert not line.startswith("|") or line.rstrip().endswith("|"), f"{page}, line {number}"
+
+
 def test_every_file_that_a_page_names_is_there() -> None:
     for page in DOCS.rglob("*.md"):
         for path in re.findall(r"(?<![\w/])((?:experiments|tests)/[\w./-]+)", page.read_text()):
