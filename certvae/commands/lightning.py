@@ -20,11 +20,12 @@ from certvae.commands.mistakes import one_line
 from certvae.commands.precision import AutoPrecisionTrainer
 from certvae.io.files import write_atomic
 from certvae.monitoring.loggers import log_facts, log_yaml
-from certvae.terminal import chain
+from certvae.terminal import INTERRUPTED, chain, is_interrupt
 
 __all__ = ["main", "run_lightning"]
 
 SEARCH = ".../search.yaml"  # in the message of a teacher that is missing
+GO_ON = "the same command with `--ckpt_path last` goes on, where the YAML names LastCheckpoint."
 # What YAMLs of earlier versions say, and what it is now: classes, modules (with a dot at the end), and arguments.
 RENAMED = {
     "certvae.constraints.": "certvae.models.",
@@ -186,4 +187,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except SIGTERMException:  # of Lightning, which would end with status 0
         print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` goes on.", file=sys.stderr)
         return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not is_interrupt(stop) or "fit" not in (sys.argv[1:] if args is None else args):
+            raise
+        print(f"certvae: interrupted; {GO_ON}", file=sys.stderr)
+        return INTERRUPTED
     return 0
