@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from certvae.certificate.certificate import Certificate
+from certvae.certificate.diagnosis import NOTHING
 from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
-from certvae.certificate.status import Status
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
@@ -391,14 +391,14 @@ class CertificateCallback(CheckedLatents):
         said = self._said
         if said is None or (said.status, said.reading) != (certificate.status, certificate.reading):
             first = trainer.state.fn == "fit" and trainer.current_epoch == 0 and trainer.max_epochs != 1
-            early = FIRST_EPOCH if first and certificate.status is Status.NOT_CERTIFIED else ""
-            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage, early)
+            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage, FIRST_EPOCH if first else "")
 
     def _say(
         self, pl_module: LightningModule, certificate: Certificate, when: str, stage: str, early: str = ""
     ) -> None:
         name = "" if self.name == "certificate" else f"{self.name}: "
         diagnosis, self._said = certificate.diagnose(), certificate
+        early = early if diagnosis.cure != NOTHING else ""
         pl_module.print(f"{when}: {name}{certificate.line(f'{stage} ')}")
         pl_module.print(f"  {diagnosis.finding}\n  To do: {early}{diagnosis.cure}")
 

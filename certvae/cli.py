@@ -96,10 +96,11 @@ def _run(command: Callable[[], Main], args: Sequence[str]) -> int:
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a YAML may name classes of the user
-    if command is not _lightning:
-        quiet()
     with user_errors() as outcome:
-        outcome.status = int(command()(args) or 0)
+        start = command()
+        if command is not _lightning:
+            quiet()  # after the import of Lightning, which sets the level of its own logger
+        outcome.status = int(start(args) or 0)
     return outcome.status
 
 

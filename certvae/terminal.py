@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
-__all__ = ["Outcome", "chain", "quiet", "user_errors"]
+__all__ = ["INTERRUPTED", "Outcome", "chain", "is_interrupt", "quiet", "user_errors"]
 
 
 @dataclass
@@ -31,7 +31,7 @@ def user_errors() -> Iterator[Outcome]:
     try:
         yield outcome
     except (KeyboardInterrupt, SystemExit) as stop:
-        if not _is_interrupt(stop):
+        if not is_interrupt(stop):
             raise
         print("certvae: interrupted.", file=sys.stderr)
         outcome.status = INTERRUPTED
@@ -39,11 +39,13 @@ def user_errors() -> Iterator[Outcome]:
         ours = next((link for link in chain(error) if _is_ours(link)), None)
         if os.environ.get("CERTVAE_TRACEBACK") or ours is None:
             raise
-        print(f"certvae: {type(ours).__name__}: {ours}", file=sys.stderr)
-        outcome.status = INTERRUPTED if _is_interrupt(error) else 1
+        interrupted = is_interrupt(error)
+        name = "" if interrupted else f"{type(ours).__name__}: "
+        print(f"certvae: {name}{ours}", file=sys.stderr)
+        outcome.status = INTERRUPTED if interrupted else 1
 
 
-def _is_interrupt(error: BaseException) -> bool:
+def is_interrupt(error: BaseException) -> bool:
     """Whether Ctrl-C caused the error: Lightning turns it into an exit with status 1."""
     return any(type(link) is KeyboardInterrupt for link in chain(error))
 

@@ -9,7 +9,9 @@ from certvae.certificate.status import Reading, Status
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate
 
-__all__ = ["CAUSES", "Cause", "Diagnosis", "diagnose", "read"]
+__all__ = ["CAUSES", "NOTHING", "Cause", "Diagnosis", "diagnose", "read"]
+
+NOTHING = "nothing."  # to do
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,7 @@ CAUSES = (
         lambda c: (
             f"the mean code carries at least {c.margin_lower:.3f} of the teacher's {c.teacher_information:.3f} nats."
         ),
-        lambda c: "nothing.",
+        lambda c: NOTHING,
     ),
     Cause(
         "collapsed",

@@ -20,11 +20,12 @@ from certvae.commands.mistakes import one_line
 from certvae.commands.precision import AutoPrecisionTrainer
 from certvae.io.files import write_atomic
 from certvae.monitoring.loggers import log_facts, log_yaml
-from certvae.terminal import chain
+from certvae.terminal import INTERRUPTED, chain, is_interrupt
 
 __all__ = ["main", "run_lightning"]
 
 SEARCH = ".../search.yaml"  # placeholder in the message about a missing teacher
+RESUME = "the same command with `--ckpt_path last` resumes if the YAML names LastCheckpoint."
 # Old and new names in YAMLs of earlier versions: classes, modules (ending with a dot) and arguments.
 RENAMED = {
     "certvae.constraints.": "certvae.models.",
@@ -186,4 +187,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except SIGTERMException:  # Lightning would end with status 0
         print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not is_interrupt(stop) or "fit" not in (sys.argv[1:] if args is None else args):
+            raise
+        print(f"certvae: interrupted; {RESUME}", file=sys.stderr)
+        return INTERRUPTED
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 __all__ = ["missing_file", "nearest", "one_line"]
 
 LONGEST = 80  # characters of a value in a message
+MODULES = ("certvae.callbacks", "certvae.datamodules", "certvae.models", "certvae")  # of classes that YAMLs name
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -40,7 +41,14 @@ def one_line(message: str, options: Iterable[str]) -> str:
         return f"there is no {found[1]}.{found[2]}.{nearest(found[2], dir(pydoc.locate(found[1])))}"
     if found := _last(r"class_path '([^']*)':\s*Option '([^']*)' is not accepted", message):
         return f"{found[1]} takes no {found[2]!r}.{nearest(found[2], _arguments(found[1]))}"
+    if found := _last(r"class_path '([^']*)':\s*No module named '([^']*)'", message):
+        return f"there is no module {found[2]!r} for {found[1]}.{nearest(found[2], _modules())}"
     return _expectation(message)
+
+
+def _modules() -> list[str]:
+    """Those that a user keeps in the working directory."""
+    return sorted(path.stem for path in Path().glob("*.py"))
 
 
 def _last(pattern: str, message: str) -> re.Match[str] | None:
@@ -55,12 +63,27 @@ def _arguments(path: str) -> list[str]:
 
 
 def _expectation(message: str) -> str:
-    """``trainer.max_epochs: Expected a <class 'int'>, got 'abc'.``, or the message without its line breaks."""
-    key = re.match(r'Parser key "([^"]*)"', message)
-    reason = re.search(r"- ((?:Expected|Problem) .*)(?:\n +(\w.*))?", message)
-    value = re.search(r"Given value: (.*)", message)
-    if key is None or reason is None or value is None:
+    """``trainer.max_epochs: Expected a <class 'int'>, got 'abc'.``, or the message without its line breaks.
+
+    Of arguments within arguments it names the innermost, such as ``model.objective.beta``.
+    """
+    key = ".".join(re.findall(r'Parser key "([^"]*)"', message))
+    inner = message.rpartition("Parser key")[2]
+    plain = re.search(r"- (Expected a <class '(?!NoneType)[^>]*>)", inner)
+    named = re.search(r"- Expected a dot import path string: (\S+)", inner)
+    if named and not plain:
+        return f"{key}: {named[1]!r} names no class. Write its module too.{_class_path(named[1])}"
+    reason = re.search(r"- ((?:Expected|Problem) .*)(?:\n +(\w.*))?", inner)
+    value = re.search(r"Given value: (.*)", inner)
+    if not key or reason is None or value is None:
         return " ".join(message.split())
     given = value[1] if len(value[1]) <= LONGEST else f"{value[1][:LONGEST]} ..."
     detail = f" {reason[2]}" if reason[2] and reason[1].startswith("Problem") else ""
-    return f"{key[1]}: {reason[1]}{detail}, got {given!r}."
+    return f"{key}: {plain[1] if plain else reason[1] + detail}, got {given!r}."
+
+
+def _class_path(name: str) -> str:
+    """``" Did you mean 'certvae.datamodules.DigitsDataModule'?"`` if a class of ours has a name that is near."""
+    ours = {one: f"{module}.{one}" for module in MODULES for one in dir(pydoc.locate(module))}
+    found = difflib.get_close_matches(name, list(ours), n=1)
+    return f" Did you mean {ours[found[0]]!r}?" if found else " For example: my_module." + name

@@ -22,8 +22,11 @@ from certvae.commands.lightning import run_lightning
 from certvae.commands.tables import commit
 from certvae.io.files import sha256_file, write_atomic
 from certvae.monitoring.loggers import end_runs
+from certvae.monitoring.run_facts import flat
 
 __all__ = ["Run", "RunError", "certify_held_out_rows", "execute", "interruptible"]
+
+LONGEST = 40  # characters of a setting in a message
 
 
 class RunError(RuntimeError):
@@ -81,10 +84,29 @@ class Run:
             return
         if there is not None and any(item != self.config for item in self.folder.iterdir()):
             raise RunError(
-                f"{self.folder} holds a run with other settings than requested (compare {self.config}). Give "
-                "another `--output_dir`, or delete that folder to run it again."
+                f"{self.folder} holds a run with other settings than requested (compare {self.config})"
+                f"{_changes(there, self.values)}. Give another `--output_dir`, or delete that folder to run it again."
             )
         write_atomic(self.config, content)
+
+
+def _changes(there: str, values: dict[str, Any]) -> str:
+    """``": trainer.max_epochs is 40 there, not 2"``, of the first three; nothing where no setting itself differs."""
+    try:
+        before, now = flat({"": yaml.safe_load(there)}), flat({"": values})
+    except yaml.YAMLError:
+        return ""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    told = [
+        f"{name.strip('/').replace('/', '.')} is {_short(before.get(name))} there, not {_short(now.get(name))}"
+        for name in names[:3]
+    ]
+    return f": {'; '.join(told)}{' ...' if len(names) > len(told) else ''}" if told else ""
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def execute(run: Run, finish: Callable[[LightningCLI], dict[str, Any]] | None = None) -> dict[str, Any]:

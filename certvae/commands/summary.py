@@ -42,6 +42,15 @@ COLUMNS = {
     "s/ep": "{seconds_per_epoch:.1f}",
 }
 NARROW = ("seed", "phase", "status", "reading", "margin", ">=", "I_T", "code")
+MEANINGS = {  # of the columns whose headings need a word
+    ">=": "lower bound of the margin",
+    "I_T": "teacher information",
+    "channel": "margin on draws of the code",
+    "code": "information in a draw of the code",
+    "rate": "the most it can carry",
+    "I_S": "witness information",
+    "s/ep": "seconds per epoch",
+}
 WIDE = 100  # terminal columns that the full table needs
 
 
@@ -116,7 +125,10 @@ def summary_table(summary: dict[str, Any], width: int = WIDE) -> Table:
     """
     columns = COLUMNS if width >= WIDE else {name: COLUMNS[name] for name in NARROW}
     title = f"{summary['dataset']}: certificates on rows that training never saw (nats)"
-    return terminal_table(title, _lines(summary), columns)
+    table = terminal_table(title, _lines(summary), columns)
+    table.caption = "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items() if name in columns)
+    table.caption_justify = "left"
+    return table
 
 
 def _teacher(path: Path) -> dict[str, Any]:

@@ -100,10 +100,10 @@ class VAE(LightningModule):
         # In a list, so that no checkpoint contains the fixed teacher and no precision plugin casts it.
         self._teacher = [loaded] if loaded is not None else []
         if witness is None and loaded is not None:
-            witness = loaded.witness(int(encoder.latent_dim), witness_scale, witness_prior)  # type: ignore[arg-type]
+            witness = loaded.witness(_latent_dim(encoder), witness_scale, witness_prior)
         if isinstance(witness, RawHead) and loaded is not None:
             average = loaded.measured_average() if witness_prior else None
-            witness.bind(loaded.num_components, int(encoder.latent_dim), average)  # type: ignore[arg-type]
+            witness.bind(loaded.num_components, _latent_dim(encoder), average)
         self.witness = witness
         self._sums = torch.zeros(len(EVALUATED) + 1)
         self._start_record()
@@ -286,6 +286,17 @@ class VAE(LightningModule):
 
 def _widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _latent_dim(encoder: nn.Module) -> int:
+    """Size of an encoder's latent."""
+    given = getattr(encoder, "latent_dim", None)
+    if not isinstance(given, int):
+        raise ValueError(
+            f"`encoder` must have an attribute `latent_dim`, the number of coordinates of its mean, got {given!r}. Set "
+            f"`self.latent_dim` in the constructor of {type(encoder).__name__}."
+        )
+    return given
 
 
 def _check_arguments(weight: float, path: str, observation_std: float | str, schedule: str, teacher: object) -> None:

@@ -15,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import yaml
 from pytorch_lightning import LightningModule, Trainer
 
 from certvae.certificate.certificate import Certificate
@@ -22,7 +23,7 @@ from certvae.certificate.curve import Curve
 from certvae.certificate.figures import certificate_figure, components_figure, pixels
 from certvae.io.files import sha256_file
 from certvae.monitoring.artifacts import log_certificate, log_config, use_teacher
-from certvae.monitoring.run_facts import flat, hyper_parameters, run_facts
+from certvae.monitoring.run_facts import flat, hyper_parameters, options, run_facts
 from certvae.teachers import Teacher
 
 __all__ = [
@@ -276,9 +277,11 @@ def log_facts(trainer: Trainer, pl_module: LightningModule) -> None:
 
 
 def log_yaml(trainer: Trainer, path: Path) -> None:
-    """Log the YAML of a run to Weights & Biases."""
+    """Log the YAML of a run to Weights & Biases: as a file, and its model and data under ``yaml`` of the settings."""
     for _, logger in _loggers(trainer, WANDB):
         log_config(logger.experiment, path)
+        values = yaml.safe_load(path.read_text())
+        logger.log_hyperparams({"yaml": {name: options(values.get(name)) for name in ("model", "data")}})
 
 
 def _identity(teacher: Teacher, path: Path) -> dict[str, Any]:

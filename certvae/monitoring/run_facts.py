@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
 
-__all__ = ["flat", "hyper_parameters", "run_facts"]
+__all__ = ["flat", "hyper_parameters", "options", "run_facts"]
 
 KL_WEIGHTS = ("objective.beta", "beta", "kl_weight")  # attributes that may hold it
 PACKAGES = ("certvae", "torch", "pytorch-lightning")
@@ -60,6 +60,19 @@ def _plain(value: object) -> bool:
 def hyper_parameters(pl_module: LightningModule) -> dict[str, Any]:
     """The module's hyper-parameters from ``save_hyperparameters``, with their initial values."""
     return dict(getattr(pl_module, "hparams_initial", None) or {})
+
+
+def options(part: Any) -> Any:
+    """A part of a YAML without its ``init_args``, so that names nest as on the command line: ``model.encoder.width``.
+
+    The ``class_path`` becomes ``class``.
+    """
+    if isinstance(part, list):
+        return [options(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    own = {"class": part["class_path"], **(part.get("init_args") or {})} if "class_path" in part else part
+    return {key: options(value) for key, value in own.items()}
 
 
 def flat(values: dict[str, Any], above: str = "") -> dict[str, Any]:

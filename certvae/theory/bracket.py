@@ -79,12 +79,19 @@ class InformationBracket:
             return f"at least {self.lower:.3g} nats, {limit}{', and ' if most else ''}{most}"
         if self.lower == 0:
             return most or "an unknown number of nats"
-        return f"between {self.lower:.3g} and {self.upper:.3g} nats" if most else f"at least {self.lower:.3g} nats"
+        return (
+            f"between {_three(self.lower)} and {_three(self.upper)} nats" if most else f"at least {self.lower:.3g} nats"
+        )
 
     def line(self) -> str:
         """The population's bounds in one sentence."""
         confidence = f"{100 * self.confidence:.4g} % confidence"
         return f"the code carries {self.span()} ({confidence}, {self.rows:,} rows)"
+
+
+def _three(value: float) -> str:
+    """Three digits that count, with their zeros: 2.00 beside 1.03."""
+    return f"{value:#.3g}".rstrip(".")
 
 
 def information_bracket(

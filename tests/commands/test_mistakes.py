@@ -120,6 +120,13 @@ DIGITS = EXPERIMENTS / "digits" / "full.yaml"
         (["--model.latent_dm=3"], "certvae.VAE takes no 'latent_dm'."),
         (["--model.alignment_wieght=3"], "certvae.VAE takes no 'alignment_wieght'. Did you mean 'alignment_weight'?"),
         (["--trainer.max_epochs=abc"], "trainer.max_epochs: Expected a <class 'int'>, got 'abc'."),
+        (["--model.objective.beta=abc"], "model.objective.beta: Expected a <class 'float'>, got 'abc'."),
+        (["--model.encoder=mynet.Encoder"], "there is no module 'mynet' for mynet.Encoder."),
+        (
+            ["--data=DigitDataModule"],
+            "data: 'DigitDataModule' names no class. Write its module too. "
+            "Did you mean 'certvae.datamodules.DigitsDataModule'?",
+        ),
     ],
 )
 def test_a_misspelt_argument_is_one_line_with_the_nearest_name(
@@ -157,6 +164,29 @@ def test_ctrl_c_ends_with_status_130_and_one_line(raised: BaseException, capsys:
         raise raised
     assert outcome.status == 130
     assert capsys.readouterr().err == "certvae: interrupted.\n"
+
+
+def test_ctrl_c_in_a_fit_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def stop(args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("certvae.commands.lightning.run_lightning", stop)
+    assert main(["fit", "--config", "mine.yaml"]) == 130
+    said = (
+        "certvae: interrupted; the same command with `--ckpt_path last` goes on, where the YAML names LastCheckpoint."
+    )
+    assert capsys.readouterr().err == f"{said}\n"
+
+
+@pytest.mark.slow
+def test_a_command_leaves_out_the_hints_of_lightning_although_it_imports_it(tmp_path: Path) -> None:
+    """Lightning sets the level of its own logger when it is imported."""
+    asked = "import logging, sys; from certvae.cli import main; main(['protocol', 'none.yaml']); "
+    told = "print(logging.getLogger('pytorch_lightning').level == logging.WARNING)"
+    done = subprocess.run(
+        [sys.executable, "-c", asked + told], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 def test_a_protocol_downloads_where_it_is_told_to() -> None:

@@ -49,6 +49,13 @@ def test_a_run_that_left_nothing_yet_may_change_its_settings(tmp_path: Path) -> 
         Run(tmp_path, {"seed_everything": 2}, "").write_config()
 
 
+def test_the_settings_that_differ_are_named(tmp_path: Path) -> None:
+    Run(tmp_path, {"trainer": {"max_epochs": 40}}, "").write_config()
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(RunError, match=r"run.yaml\): trainer.max_epochs is 40 there, not 2\. Give another"):
+        Run(tmp_path, {"trainer": {"max_epochs": 2}}, "").write_config()
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(1)])
 def test_a_stop_says_how_to_go_on(stop: BaseException) -> None:
     with (

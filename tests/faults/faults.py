@@ -159,7 +159,8 @@ def interrupted_protocol(folder: Path, phase: str, kind: str) -> Verdict:
     reference = uninterrupted(folder, protocol)
     struck = in_child(folder, protocol, strikes)
     verdict = compare(folder, reference, [struck], in_child(folder, protocol, strikes), expected)
-    line = "certvae: RunError: runs/digits was interrupted; run the same command again to resume."
+    name = "" if kind == "SIGINT" else "RunError: "
+    line = f"certvae: {name}runs/digits was interrupted; run the same command again to resume."
     clear = struck.last_line == line and not struck.has("Traceback")
     return Verdict(verdict.happened, *_rest(verdict, clear))
 

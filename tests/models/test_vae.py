@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 
 from certvae import VAE
 from certvae.datamodules import DigitsDataModule
@@ -96,6 +96,11 @@ class Normalized(DigitsDataModule):
 def test_images_in_another_range_than_the_teachers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TeacherMismatchError, match=r"made for values in \[0, 1\], got \[-2.5, 2.5\]"):
         trainer(tmp_path).fit(small_vae(digits_teacher(), alignment_weight=1.0), datamodule=Normalized())
+
+
+def test_an_encoder_that_does_not_say_its_latent_dim_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"`encoder` must have an attribute `latent_dim`.*constructor of Linear\."):
+        VAE(nn.Linear(64, 12), nn.Linear(6, 64), digits_teacher())
 
 
 def test_a_latent_too_small_for_the_teacher_is_refused() -> None:

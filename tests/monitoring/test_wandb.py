@@ -284,6 +284,9 @@ def test_each_phase_of_a_protocol_is_a_run_of_its_own(phases: Path) -> None:
         assert (file.run.run_group, file.run.job_type) == ("digits", phase)
         assert set(file.run.tags) == {"digits", phase, "seed0"}
         assert file.config["run"] | {"phase": phase, "seed": 0, "epochs": 2} == file.config["run"]
+        network = file.config["yaml"]["model"]["encoder"]
+        assert network | {"class": "certvae.models.MLPEncoder", "latent_dim": 16, "width": 128} == network
+        assert file.config["yaml"]["data"]["class"] == "certvae.datamodules.DigitsDataModule"
         (yaml,) = file.of_type("config")
         assert "class_path: certvae.VAE" in Path(yaml.manifest.contents[0].local_path).read_text()
         (model,) = file.of_type("model")
