@@ -29,7 +29,7 @@ class Diagnosis:
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.reading}: {self.finding}\n  Do: {self.cure}"
+        return f"{self.reading}: {self.finding}\n  To do: {self.cure}"
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ CAUSES = (
     ),
     Cause(
         "another target",
-        lambda c: c.fitted_margin is not None and c.fitted_margin < 0.25 * c.teacher_information,
+        # Noise may hide from draws what a reader finds in the mean: then the target is the right one.
+        lambda c: c.fitted is not None and max(c.fitted.mean, c.fitted_margin or 0) < 0.25 * c.teacher_information,
         lambda c: (
             f"{_channel(c)}, of which a fitted reader finds {c.fitted_margin or 0.0:.3f} of the teacher's "
             f"{c.teacher_information:.3f}: the code is about something else, or it is not trained yet."

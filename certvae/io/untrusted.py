@@ -51,6 +51,8 @@ def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
     path = Path(path)
     if not path.is_file():
         what_is_there = "something else than a regular file is there" if path.exists() else "there is no such file"
+        if path.is_dir():
+            what_is_there = "a folder is there; give the file in it"
         raise FileNotFoundError(f"no {what} at {path}: {what_is_there}.")
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a {what} may have at most {limit:,}.")

@@ -161,7 +161,10 @@ class Attendance:
         Returns:
             float64, shape ``(4 + faults,)``.
         """
-        return torch.cat([self._seen, self._planned, torch.tensor(self.faults, dtype=torch.float64)])
+        planned = self._planned.clone()
+        if self._limited and hasattr(self._loader, "__len__"):
+            planned[0] = len(self._loader)  # of all: 'only 2 of 2' would say that none is missing
+        return torch.cat([self._seen, planned, torch.tensor(self.faults, dtype=torch.float64)])
 
 
 def _planned_rows(loader: Any) -> float:
