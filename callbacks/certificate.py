@@ -36,7 +36,7 @@ from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
-__all__ = ["LOGGED", "CertificateCallback"]
+__all__ = ["LOGGED", "CertificateCallback", "grows"]
 
 FIRST_EPOCH = "train on, this is the first epoch; if it stays so: "
 GROWING = "train on, the code carries more than at the look before; if that ends: "
@@ -372,7 +372,7 @@ class CertificateCallback(CheckedLatents):
             answer_divergence(trainer, self._evaluation.fault, lacking, self.on_divergence)
             return None
         certificate.provenance |= self._provenance(trainer, stage)
-        self._growing = stage == "val" and _grows(self.certificate, certificate)
+        self._growing = stage == "val" and grows(self.certificate, certificate)
         self._log(pl_module, certificate, stage, self._evaluation.device)
         self._announce(trainer, pl_module, certificate, stage)
         if self.save_dir is not None and trainer.is_global_zero:
@@ -455,7 +455,7 @@ class CertificateCallback(CheckedLatents):
         self._run_log.curve.restore(state_dict.get("curve", []))
 
 
-def _grows(before: Certificate | None, now: Certificate) -> bool:
+def grows(before: Certificate | None, now: Certificate) -> bool:
     """Whether a code that has not collapsed carries clearly more than at the look before."""
     if before is None or before.information is None or now.information is None or now.reading is Reading.COLLAPSED:
         return False

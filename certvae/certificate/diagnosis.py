@@ -75,6 +75,12 @@ def diagnose(certificate: "Certificate") -> Diagnosis:
     """
     cause = next(item for item in CAUSES if item.applies(certificate))
     cure = cause.cure(certificate) + (NOISE if _noise_unknown(certificate) else "")
+    if (
+        certificate.status is Status.NOT_CERTIFIED
+        and certificate.num_samples < FEW_ROWS
+        and cause.name != "too few rows"
+    ):
+        cure += f" These are {certificate.num_samples} rows: validate on more before you rely on any of it."
     return Diagnosis(certificate.reading, cause.name, cause.finding(certificate), cure)
 
 
@@ -128,6 +134,7 @@ def _target(c: "Certificate") -> float:
     return round(0.5 * c.teacher_information, 2)
 
 
+FEW_ROWS = 50
 NOISE = (
     " To decide the reading, name the log-variance too: latents='encoder:chunk', or ('fc_mu', 'fc_var') for two heads; "
     "of a code without noise, Latents('encoder', deterministic=True)."

@@ -113,10 +113,16 @@ def first_loader(loaders: Any) -> Any:
 
 def is_truncated(num_batches: float, loader: Any) -> bool:
     """Whether the trainer takes fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
+    # A loader without a length is seen to its end, unless limited.
+    return num_batches < _length(loader, math.inf)
+
+
+def _length(loader: Any, otherwise: Any) -> Any:
+    """Batches of a loader; ``otherwise`` where it does not say."""
     try:
-        return num_batches < len(loader)
-    except TypeError:  # a loader without a length is seen to its end, unless limited
-        return num_batches != float("inf")
+        return len(loader)
+    except TypeError:
+        return otherwise
 
 
 class Attendance:
@@ -162,8 +168,8 @@ class Attendance:
             float64, shape ``(4 + faults,)``.
         """
         planned = self._planned.clone()
-        if self._limited and hasattr(self._loader, "__len__"):
-            planned[0] = len(self._loader)  # of all: 'only 2 of 2' would say that none is missing
+        if self._limited:  # of all: 'only 2 of 2' would say that none is missing
+            planned[0] = _length(self._loader, planned[0])
         return torch.cat([self._seen, planned, torch.tensor(self.faults, dtype=torch.float64)])
 
 
