@@ -31,7 +31,8 @@ class CodeChecks:
 
     Read from the graph of the loss before its first backward pass: a backbone in front of the heads; the scale in place
     of the mean; mean and log-variance side by side; a draw, the decoder or what comes after it; a code that no loss
-    reads; a standard deviation given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second time.
+    reads; a standard deviation given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second
+    time.
 
     It looks for ``mean + scale * noise`` with a positive scale that a layer reads, and stays silent where it finds
     none: for a function as source or none at all, a compiled module, a frozen encoder, and draws of another form.

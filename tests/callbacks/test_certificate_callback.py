@@ -171,9 +171,10 @@ def test_where_the_code_carries_more_than_before_the_advice_is_to_train_on(
 ) -> None:
     """A collapsed code may carry more by chance."""
     watch, runner, certificate = CertificateCallback(digits_teacher(), "encoder"), trainer(tmp_path), noisy(now)
-    runner.state.fn = TrainerFn.FITTING
+    runner.state.fn, model = TrainerFn.FITTING, UserVAE()
+    model.trainer = runner
     watch._growing = grows(None if before is None else noisy(before), certificate)
-    watch._say(runner, UserVAE(), certificate, "epoch 1", "val")
+    watch._say(runner, model, certificate, "epoch 1", "val")
     printed = capsys.readouterr().out
     assert "lower the KL weight" in printed
     assert ("train on, the code carries more" in printed) == said
