@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from certvae.callbacks.certificate import CertificateCallback
 from certvae.monitoring.auxiliary_gradient import AuxiliaryGradient
 from certvae.monitoring.auxiliary_loss import AuxiliaryLoss
 from certvae.monitoring.batch_reader import BatchReader
@@ -54,7 +55,8 @@ class AlignmentCallback(Callback):
 
     Args:
         teacher: a teacher, the path of its file, or the name of a shipped teacher, such as ``"cifar100"``; default: the
-            module's attribute ``teacher``.
+            module's attribute ``teacher``. If there is none and ``latents`` is not given either, teacher, ``latents``,
+            ``images`` and witness are those of the run's :class:`certvae.callbacks.CertificateCallback`.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`. Without it
             the step must return a dict with ``"posterior"``.
         images: where the teacher's input is in the batch.
@@ -94,6 +96,8 @@ class AlignmentCallback(Callback):
             _check_weight(weight)
         self.weight, self.path = weight, check_path(path)
         self.reader: BatchReader | None = BatchReader(teacher, latents, images, witness, witness_scale)
+        self._alone = (teacher, latents, images, witness, witness_scale) == (None, None, 0, None, 2.0)
+        self._shared: BatchReader | None = None
         self._trained = _trained(witness, witness_learning_rate)
         self._term: AuxiliaryLoss | AuxiliaryGradient | None = None
         self._first_batch = True
@@ -105,7 +109,13 @@ class AlignmentCallback(Callback):
         Raises:
             ValueError: if there is no teacher, the submodule does not exist, or the teacher does not fit the data.
         """
-        if stage == "fit" and self.reader is not None:
+        if stage != "fit" or self.reader is None:
+            return
+        self._shared = None
+        if self._alone and getattr(pl_module, "teacher", None) is None:
+            others = trainer.callbacks  # type: ignore[attr-defined]
+            self._shared = next((item.reader for item in others if isinstance(item, CertificateCallback)), None)
+        if self._shared is None:
             self.reader.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -132,7 +142,7 @@ class AlignmentCallback(Callback):
 
     def _ready_reader(self, trainer: Trainer) -> BatchReader:
         assert self.reader is not None
-        return self.reader
+        return self._shared or self.reader  # one that is shared is set up by the certificate callback
 
     def _loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any, outputs: Any) -> Tensor:
         reader = self._ready_reader(trainer)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.diagnosis import NOTHING
+from certvae.certificate.diagnosis import NOTHING, Diagnosis
 from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
+from certvae.certificate.status import Reading, Status
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
@@ -35,9 +36,12 @@ from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
-__all__ = ["LOGGED", "CertificateCallback"]
+__all__ = ["LOGGED", "CertificateCallback", "grows"]
 
 FIRST_EPOCH = "train on, this is the first epoch; if it stays so: "
+GROWING = "train on, the code carries more than at the look before; if that ends: "
+EARLY = ("collapsed", "narrow channel", "another target")  # causes that more training may take away
+GUARDED = "train on, the run's guard is at work; if it stays so, lower the KL weight (half of it, then half again)."
 
 
 class CertificateCallback(CheckedLatents):
@@ -165,7 +169,7 @@ class CertificateCallback(CheckedLatents):
         self.dataloader, self.name, self.save_dir = dataloader, name, save_dir
         self.own_rows = None if isinstance(dataloader, int | str) else dataloader
         self.reader = BatchReader(teacher, latents, images, witness, witness_scale)
-        self._never = False
+        self._never, self._growing = False, False
         self.certificate: Certificate | None = None
         self.looks = 0
         self._said: Certificate | None = None
@@ -293,6 +297,7 @@ class CertificateCallback(CheckedLatents):
             self.check_encoder,
             self.information_rows,
         )
+        self._evaluation.check_scale = not self._checks.sound
         return self._evaluation
 
     def on_validation_batch_start(
@@ -348,7 +353,7 @@ class CertificateCallback(CheckedLatents):
         if self.certificate is not None:
             self._run_log.finish(trainer, self.certificate, "val")
             if self.certificate is not self._said:
-                self._say(pl_module, self.certificate, "at the end", "val")
+                self._say(trainer, pl_module, self.certificate, "at the end", "val")
         elif self.looks == 0 and not self._never:
             rank_zero_warn("No validation ran in this fit, so nothing was certified: see `check_val_every_n_epoch`.")
 
@@ -366,6 +371,7 @@ class CertificateCallback(CheckedLatents):
             answer_divergence(trainer, self._evaluation.fault, lacking, self.on_divergence)
             return None
         certificate.provenance |= self._provenance(trainer, stage)
+        self._growing = stage == "val" and grows(self.certificate, certificate)
         self._log(pl_module, certificate, stage, self._evaluation.device)
         self._announce(trainer, pl_module, certificate, stage)
         if self.save_dir is not None and trainer.is_global_zero:
@@ -391,16 +397,33 @@ class CertificateCallback(CheckedLatents):
         said = self._said
         if said is None or (said.status, said.reading) != (certificate.status, certificate.reading):
             first = trainer.state.fn == "fit" and trainer.current_epoch == 0 and trainer.max_epochs != 1
-            self._say(pl_module, certificate, f"epoch {trainer.current_epoch}", stage, FIRST_EPOCH if first else "")
+            self._say(trainer, pl_module, certificate, f"epoch {trainer.current_epoch}", stage, first)
 
     def _say(
-        self, pl_module: LightningModule, certificate: Certificate, when: str, stage: str, early: str = ""
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        certificate: Certificate,
+        when: str,
+        stage: str,
+        first: bool = False,
     ) -> None:
         name = "" if self.name == "certificate" else f"{self.name}: "
         diagnosis, self._said = certificate.diagnose(), certificate
-        early = early if diagnosis.cure != NOTHING else ""
         pl_module.print(f"{when}: {name}{certificate.line(f'{stage} ')}")
-        pl_module.print(f"  {diagnosis.finding}\n  To do: {early}{diagnosis.cure}")
+        pl_module.print(f"  {diagnosis.finding}\n  To do: {self._cure(trainer, certificate, diagnosis, first)}")
+
+    def _cure(self, trainer: Trainer, certificate: Certificate, diagnosis: Diagnosis, first: bool) -> str:
+        """What to do, as far as the run does not do it already."""
+        training_may_help = certificate.status in (Status.CERTIFIED, Status.NOT_CERTIFIED) and diagnosis.cure != NOTHING
+        if not training_may_help or trainer.state.fn != "fit":
+            return diagnosis.cure
+        guarded = any(getattr(item, "rescues", False) for item in trainer.callbacks)  # type: ignore[attr-defined]
+        if guarded and "CertificateGuard" in diagnosis.cure:
+            return GUARDED
+        if first:
+            return FIRST_EPOCH + diagnosis.cure
+        return (GROWING if self._growing and diagnosis.cause in EARLY else "") + diagnosis.cure
 
     def _provenance(self, trainer: Trainer, stage: str) -> dict[str, Any]:
         teacher = self.reader.teacher
@@ -430,3 +453,10 @@ class CertificateCallback(CheckedLatents):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.looks = max(self.looks, state_dict["looks"])  # looks already taken still count
         self._run_log.curve.restore(state_dict.get("curve", []))
+
+
+def grows(before: Certificate | None, now: Certificate) -> bool:
+    """Whether a code that has not collapsed carries clearly more than at the look before."""
+    if before is None or before.information is None or now.information is None or now.reading is Reading.COLLAPSED:
+        return False
+    return now.information.upper > 1.05 * before.information.upper

@@ -144,6 +144,11 @@ class CertificateGuard(AlignmentCallback):
         return float(self._pursuit.weight)
 
     @property
+    def rescues(self) -> bool:
+        """Whether it raises the code's information by itself, and has not given up."""
+        return self.on_loss == "rescue" and not self._pursuit.given_up
+
+    @property
     def state_key(self) -> str:
         return self._generate_state_key(certificate=self.certificate)
 

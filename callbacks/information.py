@@ -130,7 +130,7 @@ class InformationCallback(RowsCallback, CheckedLatents):
         self._sample.add(codes, positions, weights > 0)
         if self._first_batch:
             self._first_batch = False
-            for code in codes:
+            for code in [] if self._checks.sound else codes:
                 check_log_variance(code.log_variance)
 
     @torch.no_grad()

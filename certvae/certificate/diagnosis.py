@@ -31,7 +31,7 @@ class Diagnosis:
     cure: str
 
     def __str__(self) -> str:
-        return f"{self.reading}: {self.finding}\n  Do: {self.cure}"
+        return f"{self.reading}: {self.finding}\n  To do: {self.cure}"
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ def diagnose(certificate: "Certificate") -> Diagnosis:
     """
     cause = next(item for item in CAUSES if item.applies(certificate))
     cure = cause.cure(certificate) + (NOISE if _noise_unknown(certificate) else "")
+    if (
+        certificate.status is Status.NOT_CERTIFIED
+        and certificate.num_samples < FEW_ROWS
+        and cause.name != "too few rows"
+    ):
+        cure += f" These are {certificate.num_samples} rows: validate on more before you rely on any of it."
     return Diagnosis(certificate.reading, cause.name, cause.finding(certificate), cure)
 
 
@@ -130,6 +136,7 @@ def _target(c: "Certificate") -> float:
     return round(0.5 * c.teacher_information, 2)
 
 
+FEW_ROWS = 50
 NOISE = (
     " To decide the reading, name the log-variance too: latents='encoder:chunk', or ('fc_mu', 'fc_var') for two heads; "
     "of a code without noise, Latents('encoder', deterministic=True)."
@@ -236,7 +243,8 @@ CAUSES = (
     ),
     Cause(
         "another target",
-        lambda c: c.fitted_margin is not None and c.fitted_margin < 0.25 * c.teacher_information,
+        # Noise may hide from draws what a reader finds in the mean: then the target is the right one.
+        lambda c: c.fitted is not None and max(c.fitted.mean, c.fitted_margin or 0) < 0.25 * c.teacher_information,
         lambda c: (
             f"{_channel(c)}, of which a fitted reader finds {c.fitted_margin or 0.0:.3f} of the teacher's "
             f"{c.teacher_information:.3f}: the code is about something else, or it is not trained yet."

@@ -167,7 +167,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("certificate", type=Path, nargs="?", help="file of the certificate; left out with --wandb")
     add_inputs(parser, required=False)
     parser.add_argument("--wandb", metavar=RUN, help="fetch all four files from this run of W&B; its YAML is code")
-    parser.add_argument("--claims-only", action="store_true", help="check the file by itself, without the model")
+    claims = "check the file by itself, without the model"
+    parser.add_argument("--claims-only", "--claims_only", action="store_true", help=claims)
     given = parser.parse_args(args)
     if (given.certificate is None) is (given.wandb is None):
         parser.error("give the certificate's file, or --wandb")

@@ -51,6 +51,8 @@ def regular_file(path: str | Path, limit: int, what: str = "file") -> Path:
     path = Path(path)
     if not path.is_file():
         what_is_there = "it is not a regular file" if path.exists() else "there is no such file"
+        if path.is_dir():
+            what_is_there = "it is a folder; give the file in it"
         raise FileNotFoundError(f"no {what} at {path}: {what_is_there}.")
     if path.stat().st_size > limit:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; a {what} may have at most {limit:,}.")

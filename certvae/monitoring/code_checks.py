@@ -29,15 +29,19 @@ WORDS: dict[Scale, tuple[str, str]] = {
 class CodeChecks:
     """Warns once if ``latents`` does not name the code from which the decoder receives a draw.
 
-    It reads the graph of the loss before the first backward pass, and finds: a backbone in front of the heads; mean and
-    log-variance in one tensor; a draw, the decoder or its output; a code that no loss depends on; a standard deviation
-    given as a log-variance; dropout on the code. Nothing is computed, drawn or run a second time.
+    It reads the graph of the loss before the first backward pass, and finds: a backbone in front of the heads; the
+    scale in place of the mean; mean and log-variance in one tensor; a draw, the decoder or its output; a code that no
+    loss depends on; a standard deviation given as a log-variance; dropout on the code. Nothing is computed, drawn or
+    run a second time.
 
     It searches for ``mean + scale * noise`` with a positive scale, followed by a layer. It gives no warning if it finds
     none: for a function or None as source, a compiled module, a frozen encoder, and draws of another form.
 
     Args:
         source: the validated ``latents`` of a callback.
+
+    Attributes:
+        sound: whether the step drew from every code that ``latents`` names, with nothing to warn about.
     """
 
     def __init__(self, source: LatentSource | None) -> None:
@@ -46,7 +50,11 @@ class CodeChecks:
         # A function and the module itself cannot be located in a graph.
         self._waiting = [item for item in named if item.path and not callable(item.path)]
         self._record = CodeRecord(self._waiting)
-        self._batches = 0
+        self._batches, self._unseen = 0, max(1, len(sources))
+
+    @property
+    def sound(self) -> bool:
+        return self._unseen == 0
 
     def begin(self, module: nn.Module) -> None:
         """Start recording; call it in ``on_train_batch_start``."""
@@ -65,7 +73,9 @@ class CodeChecks:
             if not graph.complete or (code is not None and graph.reaches(code.mean)):
                 self._waiting.remove(source)
             if graph.complete and code is not None and graph.reaches(code.mean):
-                _say(source, _finding(source, code, graph, self._record))
+                finding = _finding(source, code, graph, self._record)
+                self._unseen -= not finding and _draws_whole(code, graph)
+                _say(source, finding)
 
     def end(self) -> None:
         """Stop recording; call it in ``on_train_batch_end``."""
@@ -114,6 +124,9 @@ def _finding(source: Latents, code: CodeEdges, graph: LossGraph, record: CodeRec
     behind = next((draw for draw in draws if draw.total in before and graph.apart(draw)), None)
     if behind is not None:
         return _after_the_draw(code, behind, graph, record)
+    swapped = next((draw for draw in draws if code.mean in draw.scale and graph.apart(draw)), None)
+    if swapped is not None:
+        return f"gives what the scale of the draw is made from, not its mean. {_cure(swapped, graph, record)}"
     ahead = next((draw for draw in draws if _feeds(draw, after) and graph.apart(draw)), None)
     if ahead is not None:
         return _backbone(ahead, graph, record)
@@ -126,6 +139,12 @@ def _own_draws(code: CodeEdges, near: set[Node], graph: LossGraph) -> Iterator[D
         own = _made_from(draw.mean, code.mean, near)
         if own and (draw.scale[0] == code.log_variance or (draw.positive and graph.apart(draw))):
             yield draw
+
+
+def _draws_whole(code: CodeEdges, graph: LossGraph) -> bool:
+    """Whether a draw takes its mean and its scale from this code."""
+    draws = _own_draws(code, graph.after(code.mean, through_layers=False), graph)
+    return any(code.halved or code.log_variance in draw.scale for draw in draws)
 
 
 def _made_from(edge: Edge, origin: Edge, after: set[Node]) -> bool:
@@ -158,26 +177,28 @@ def _wrong_scale(source: Latents, code: CodeEdges, draw: Draw, near: set[Node]) 
 def _not_a_log_variance(source: Latents, code: CodeEdges, draw: Draw) -> str:
     if code.log_variance not in draw.scale:
         return ""
-    between = draw.scale[: draw.scale.index(code.log_variance)]
-    told, softplus = code.scale or "log_variance", False
-    is_: Scale = "log_variance"
-    if not is_named(between, POSITIVE):
-        is_ = "std"
-    elif not is_named(between, ("Exp", "Exp2", "Expm1", "Softplus")):
-        is_ = "variance"
-    elif is_named(between, ("Softplus",)):
-        softplus = True
-    elif is_named(between, ("Exp",)) and not is_named(between, FACTORS):
-        is_ = "log_std"
-    if is_ == told and not softplus:
+    told, is_ = code.scale or "log_variance", _scale_at(code.log_variance, draw)
+    if is_ == told:
         return ""
-    what, formula = ("what a softplus makes the standard deviation from", SOFTPLUS) if softplus else WORDS[is_]
-    say = "Give" if softplus else f"Say so, Latents({source.shown}, ..., scale={is_!r}), or give"
+    what, formula = WORDS[is_] if is_ else ("what a softplus makes the standard deviation from", SOFTPLUS)
+    say = "Give" if is_ is None else f"Say so, Latents({source.shown}, ..., scale={is_!r}), or give"
     read = worded(told).removeprefix("a ").removeprefix("the ")
     return (
         f"gives {what} where the {read} is read. Rate, bracket and channel margin are then wrong; the margin is not. "
         f"{say} a function instead: latents=lambda pl_module, batch: (mean, {formula})."
     )
+
+
+def _scale_at(edge: Edge, draw: Draw) -> Scale | None:
+    """What stands at a place from which a draw's scale is made; None for what a softplus makes the deviation from."""
+    between = draw.scale[: draw.scale.index(edge)]
+    if not is_named(between, POSITIVE):
+        return "std"
+    if not is_named(between, ("Exp", "Exp2", "Expm1", "Softplus")):
+        return "variance"
+    if is_named(between, ("Softplus",)):
+        return None
+    return "log_std" if is_named(between, ("Exp",)) and not is_named(between, FACTORS) else "log_variance"
 
 
 def _after_the_draw(code: CodeEdges, draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
@@ -201,8 +222,22 @@ def _cure(draw: Draw, graph: LossGraph, record: CodeRecord) -> str:
     named = [edge for edge in path if edge in names]
     if not named:
         return "Name what gives the mean, such as latents='encoder.fc_mu', or a function (pl_module, batch) -> code."
-    halved = named[0] in draw.scale and is_named(path[: path.index(named[0])], HALVES)
-    return f"Name the code: latents='{names[named[0]]}{':chunk' if halved else ''}'."
+    mean = names[named[0]]
+    if named[0] in draw.scale:
+        halved = is_named(path[: path.index(named[0])], HALVES)
+        return f"Name the code: latents='{mean}{':chunk' if halved else ''}'."
+    return f"Name the code: latents='{mean}'{_both(mean, draw, names)}."
+
+
+def _both(mean: str, draw: Draw, names: Mapping[Edge, str]) -> str:
+    """How to name the log-variance beside the mean; empty where no part gives it."""
+    edge = next((edge for edge in draw.scale if edge in names), None)
+    if edge is None or _scale_at(edge, draw) != "log_variance":
+        return ""
+    (path, _, part), (other, _, scale) = mean.partition(":"), names[edge].partition(":")
+    if part and scale and path == other:
+        return f"; with its log-variance, which the reading needs, latents='{path}:{part},{scale}'"
+    return "" if part or scale else f"; with its log-variance, which the reading needs, latents={(path, other)}"
 
 
 def _depth(output: tuple[str, Edge]) -> tuple[int, int]:
@@ -228,7 +263,7 @@ def check_log_variance(log_variance: Tensor | None) -> None:
     # A collapsed posterior is as wide as the prior: its log-variances are around 0.
     if log_variance is not None and bool((log_variance > 0).all()) and float(log_variance.mean()) > 0.1:
         rank_zero_warn(
-            "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere. Is it a "
-            "standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the margin does not depend "
-            "on it, but rate and channel margin do."
+            "Every log-variance that `latents` gave is positive: a posterior wider than N(0, 1) everywhere, as in some "
+            "first epochs. Is it a standard deviation? Give (mean, log_variance), such as (mean, 2 * std.log()): the "
+            "margin does not depend on it, but rate and channel margin do."
         )

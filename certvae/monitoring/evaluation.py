@@ -48,6 +48,10 @@ class Evaluation:
         check_encoder: whether some rows of the first batch are encoded again, alone and in another order.
         information_rows: largest number of rows for the information bracket and the fitted reader; 0 computes neither.
 
+    Attributes:
+        check_scale: whether log-variances are looked at that may be standard deviations.
+        fault: the first value that was not finite; empty if all were.
+
     Raises:
         ValueError: if the settings need a floor that the teacher does not guarantee.
     """
@@ -71,6 +75,7 @@ class Evaluation:
         self._attendance, self._audit = Attendance(loader, batches), WitnessAudit()
         self._positions, self._counted = RowPositions(loader, trainer), CountedRows()
         self._check_encoder, self._first_batch = check_encoder, True
+        self.check_scale = True
         self._last_witness: nn.Module | None = None
         self._sample = CodeSample(information_rows, seed) if information_rows else None
         self._deterministic = False
@@ -129,7 +134,8 @@ class Evaluation:
             self._force += escape_force_sums(witness, mean, probs, weights).to(self._force)
 
     def _check_first(self, pl_module: LightningModule, batch: Any, captured: Captured) -> None:
-        check_log_variance(captured.log_variance)
+        if self.check_scale:
+            check_log_variance(captured.log_variance)
         if self._check_encoder:
             self._audit.findings += check_encoder(
                 captured.mean, lambda rows: self.reader.code_again(pl_module, batch, rows).mean

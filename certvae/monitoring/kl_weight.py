@@ -75,6 +75,8 @@ class ModuleNumber(ABC):
             holder = getattr(holder, part, None)
         if holder is None or not attribute or not hasattr(holder, attribute):
             names = [key for key, value in vars(module).items() if isinstance(value, float)]
+            saved = getattr(module, "hparams", {})
+            names += [f"hparams.{key}" for key, value in saved.items() if isinstance(value, float)]
             near = get_close_matches(attribute, names, n=5, cutoff=0.0)
             raise ValueError(
                 f"`{self.argument}={self._name!r}` names no attribute of {type(module).__name__}; give the dotted name "

@@ -137,7 +137,7 @@ def _named(source: CodeSource, group: str = "") -> Latents:
         where = f"the group {group!r} of `latents`" if group else "`latents`"
         raise TypeError(
             f"{where} must be the path of a submodule, two of them for two heads, ('fc_mu', 'fc_var'), a Latents or a "
-            f"function (pl_module, batch) -> code, got {source!r}. Several codes need names: "
+            f"function (pl_module, batch) -> code, got {_worded(source)}. Several codes need names: "
             "latents={'top': 'encoder.top', 'bottom': 'encoder.bottom'}."
         )
     likely = scale_likely(found.scale_path or found.part)
@@ -147,6 +147,10 @@ def _named(source: CodeSource, group: str = "") -> Latents:
             f"{worded(likely)}. Say which: Latents({found.shown}, ..., scale={likely!r}), or scale='log_variance'."
         )
     return found
+
+
+def _worded(source: Any) -> str:
+    return f"a {type(source).__name__}: name it by its path" if isinstance(source, nn.Module) else repr(source)
 
 
 def as_latents(source: Any) -> Latents | None:
@@ -159,7 +163,8 @@ def as_latents(source: Any) -> Latents | None:
         return Latents(path, part, scale_path=source[1])
     if isinstance(source, Latents):
         return source
-    return Latents(source) if callable(source) else None
+    # A module is no function of (pl_module, batch).
+    return Latents(source) if callable(source) and not isinstance(source, nn.Module) else None
 
 
 def _reader_of(source: Latents) -> CodeReader:

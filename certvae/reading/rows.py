@@ -112,10 +112,16 @@ def first_loader(loaders: Any) -> Any:
 
 def is_truncated(num_batches: float, loader: Any) -> bool:
     """Whether the trainer reads fewer batches than the loader has (``limit_*_batches``, ``fast_dev_run``)."""
+    # A loader without a length is read to its end, unless limited.
+    return num_batches < _length(loader, math.inf)
+
+
+def _length(loader: Any, otherwise: Any) -> Any:
+    """Number of batches of a loader; ``otherwise`` if it has no length."""
     try:
-        return num_batches < len(loader)
-    except TypeError:  # a loader without a length is read to its end, unless limited
-        return num_batches != float("inf")
+        return len(loader)
+    except TypeError:
+        return otherwise
 
 
 class Attendance:
@@ -160,7 +166,10 @@ class Attendance:
         Returns:
             float64, shape ``(4 + faults,)``.
         """
-        return torch.cat([self._seen, self._planned, torch.tensor(self.faults, dtype=torch.float64)])
+        planned = self._planned.clone()
+        if self._limited:  # of all: 'only 2 of 2' would say that none is missing
+            planned[0] = _length(self._loader, planned[0])
+        return torch.cat([self._seen, planned, torch.tensor(self.faults, dtype=torch.float64)])
 
 
 def _planned_rows(loader: Any) -> float:

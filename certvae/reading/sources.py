@@ -388,4 +388,9 @@ def _choose(caught: list[Any], source: Latents) -> Any:
 
 def _nearest(name: str, module: nn.Module) -> str:
     names = [path for path, _ in module.named_modules() if path]
-    return f"The nearest are {get_close_matches(name, names, n=5, cutoff=0.0)}."
+    near = f"The nearest are {get_close_matches(name, names, n=5, cutoff=0.0)}."
+    if "," in name:
+        return f"{near} Two heads are a tuple: latents={tuple(part.strip() for part in name.split(','))}."
+    if callable(getattr(module, name, None)):
+        return f"{near} It is a method: give a function, latents=lambda pl_module, batch: pl_module.{name}(batch[0])."
+    return near

@@ -144,7 +144,8 @@ def read_run(folder: Path, name: str) -> Run:
         ValueError: if a history, a certificate or the summary is invalid, was altered, or is a link out of the folder.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder at {folder}: give the folder of a run.")
+        there = "it is a file; give the folder that it is in" if folder.is_file() else "give the folder of a run"
+        raise FileNotFoundError(f"no folder at {folder}: {there}.")
     phases = tuple(phase for place, seed in _places(folder) for phase in _phases_of(place, seed, folder))
     if not phases:
         raise FileNotFoundError(

@@ -146,8 +146,8 @@ class Teacher(nn.Module):
         """
         if self.average is None or self.card.information_train is None:
             raise ValueError(
-                "this teacher was never measured on training rows; call teacher.measure(train_dataloader) once, "
-                "then save it."
+                "this teacher was never measured on training rows; call teacher.measure(train_dataloader) once, with "
+                "the same `images=` as the callback, then save it."
             )
         return self.average
 
@@ -164,7 +164,7 @@ class Teacher(nn.Module):
                 a function of the batch.
 
         Raises:
-            TypeError: if ``batches`` is not iterable.
+            TypeError: if ``batches`` is not iterable, or is a single array.
             ValueError: if there is no row with positive weight.
         """
         totals = CertificateSums.unpack(
@@ -172,10 +172,10 @@ class Teacher(nn.Module):
             self.num_components,
         )
         log_sums = torch.zeros(self.num_components + 1, dtype=torch.float64)
-        if not isinstance(batches, Iterable):
+        if not isinstance(batches, Iterable) or hasattr(batches, "__array__"):
             raise TypeError(
                 f"`batches` must be batches, such as a dataloader, got {type(batches).__name__}. Of a DataModule give "
-                "its train_dataloader()."
+                "its train_dataloader(), of one tensor of all rows a list: [rows]."
             )
         for batch in batches:
             inputs = self.prepared(select_inputs(batch, images))

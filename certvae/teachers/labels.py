@@ -1,10 +1,13 @@
 """A teacher from class labels: the label itself, smoothed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from certvae.reading.inputs import InputSource
 from certvae.teachers.base import Teacher, check_average
 from certvae.teachers.card import TeacherCard
 from certvae.theory.arguments import float64_device
@@ -66,6 +69,16 @@ class LabelTeacher(Teacher):
         teacher.card, teacher.average = card, average
         return teacher
 
+    def measure(self, batches: Iterable[Any], images: InputSource = 0) -> "LabelTeacher":
+        """As of every teacher; warns of classes that no row has."""
+        super().measure(batches, images)
+        floor = self.card.floor / self.num_components
+        absent = [number for number, share in enumerate(self.measured_average().tolist()) if share <= floor + 1e-12]
+        if absent:
+            shown = ", ".join(map(str, absent[:5])) + ", ..." * (len(absent) > 5)
+            rank_zero_warn(f"`num_classes={self.num_components}`, but no row of `batches` has the label {shown}.")
+        return self
+
     def prepared(self, images: Tensor) -> Tensor:
         """The labels, unchanged: uint8 labels are not scaled like pixels."""
         return images
@@ -91,10 +104,11 @@ class LabelTeacher(Teacher):
         labels = _column(images).long()
         outside = labels[((labels < 0) | (labels >= self.num_components)) & (labels != self._ignore)]
         if len(outside):
+            label = int(outside[0])
             raise ValueError(
-                f"class labels must lie in 0 ... {self.num_components - 1}, got {int(outside[0])}. Rows without "
-                f"a label need LabelTeacher({self.num_components}, ignore={int(outside[0])}); else give the right "
-                "`num_classes`."
+                f"class labels must lie in 0 ... {self.num_components - 1}, got {label}. Give the right `num_classes`; "
+                "of labels that start at 1, `images=lambda batch: batch[1] - 1`; rows without a label need "
+                f"LabelTeacher({self.num_components}, ignore={label})."
             )
 
     @property

@@ -96,7 +96,8 @@ class SimplexWitness(nn.Module):
         if latent_dim < num_components - 1:
             raise ValueError(
                 f"`latent_dim` must be at least num_components - 1 = {num_components - 1}, got {latent_dim}. "
-                "Enlarge the latent or search a teacher with fewer components."
+                f"Enlarge the latent, or take a teacher with at most {latent_dim + 1} components: search one, or merge "
+                "classes. InformationCallback needs no teacher, and measures a code of any size."
             )
         if not 1e-15 <= as_number(scale, "scale") <= 1e15:
             raise ValueError(f"`scale` must be positive and finite, from 1e-15 to 1e15, got {scale}.")

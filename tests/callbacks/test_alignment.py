@@ -340,3 +340,16 @@ def test_bad_weights_are_refused(tmp_path: Path) -> None:
             aligned(weight)
     with pytest.raises(ValueError, match="`weight` must be at least 0 and finite, got -2"):
         fit(tmp_path, foreign(), aligned(lambda epoch: -2.0))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_weight_alone_takes_the_rest_from_the_runs_certificate(tmp_path: Path, first: bool) -> None:
+    watch, short = CertificateCallback(TEACHER, "encoder"), AlignmentCallback(weight=3.0)
+    both = (watch, short) if first else (short, watch)
+    named, taken = (fit(tmp_path, foreign(), *callbacks).state_dict() for callbacks in ((aligned(),), both))
+    assert all(torch.equal(value, taken[name]) for name, value in named.items())
+
+
+def test_the_weight_alone_without_a_certificate_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the module has no `teacher`"):
+        fit(tmp_path, foreign(), AlignmentCallback(weight=3.0))

@@ -8,17 +8,19 @@ import pytest
 import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import nn
 from torch.distributions import Independent, Laplace, MultivariateNormal, Normal, kl_divergence
 from torch.utils.data import DataLoader, TensorDataset
 
 from certvae import Certificate, CertificateMetric, CertificateSettings, Reading, Status, certify
 from certvae.callbacks import CertificateCallback, Latents
-from certvae.callbacks.certificate import LOGGED
+from certvae.callbacks.certificate import LOGGED, grows
 from certvae.certificate.history import append_history, read_history
 from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import read_latents
 from certvae.theory.bounds import spending
+from certvae.theory.bracket import information_bracket
 from certvae.theory.row_noise import row_normal
 from tests.plain_vae import UserVAE, expected, plain_loader, watch
 from tests.plain_vae import fit as fit_plain
@@ -150,6 +152,32 @@ def test_after_the_first_epoch_of_several_the_advice_is_to_train_on(
         runner.fit(small_vae(digits_teacher()), datamodule=DigitsDataModule(subset=256))
         said = capsys.readouterr().out
         assert said.count("To do: train on, this is the first epoch") == epochs - 1, said
+
+
+def noisy(variance: float) -> Certificate:
+    """Of a code that is not aligned, in a Gaussian channel that leaves it less the nearer ``variance`` is to 1."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(500, 4, generator=generator, dtype=torch.float64) * (1 - variance) ** 0.5
+    information = information_bracket(mean, torch.full_like(mean, variance).log())
+    hard = nn.functional.one_hot(torch.arange(500) % 5, 5).double()
+    return certify(0.9 * hard + 0.02, torch.zeros(500, 5), information=information)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"), [(None, 0.95, False), (0.95, 0.9, True), (0.9, 0.95, False), (0.99999, 0.9999, False)]
+)
+def test_where_the_code_carries_more_than_before_the_advice_is_to_train_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], before: float | None, now: float, said: bool
+) -> None:
+    """A collapsed code may carry more by chance."""
+    watch, runner, certificate = CertificateCallback(digits_teacher(), "encoder"), trainer(tmp_path), noisy(now)
+    runner.state.fn, model = TrainerFn.FITTING, UserVAE()
+    model.trainer = runner
+    watch._growing = grows(None if before is None else noisy(before), certificate)
+    watch._say(runner, model, certificate, "epoch 1", "val")
+    printed = capsys.readouterr().out
+    assert "lower the KL weight" in printed
+    assert ("train on, the code carries more" in printed) == said
 
 
 @pytest.mark.slow

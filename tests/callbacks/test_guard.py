@@ -270,6 +270,17 @@ def test_a_deficit_that_is_not_known_counts_as_a_whole_one() -> None:
     assert unknown.log_weight == whole.log_weight
 
 
+def test_the_advice_of_a_guarded_run_is_not_to_add_a_guard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answers: tuple[tuple[Any, str], ...] = (
+        ("rescue", "the run's guard is at work"),
+        ("warn", "CertificateGuard(target="),
+    )
+    for answer, said in answers:
+        fit(tmp_path / answer, CertificateGuard(0.3, on_loss=answer), epochs=1)
+        advice = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  To do: ")]
+        assert said in advice[0]
+
+
 def test_what_cannot_work_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs a CertificateCallback with name='certificate' .* got none"):
         trainer(tmp_path, callbacks=[CertificateGuard(0.1)]).fit(UserVAE(), plain_loader(), plain_loader())

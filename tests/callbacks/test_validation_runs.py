@@ -63,6 +63,7 @@ def test_a_set_cut_short_is_partial(tmp_path: Path, limit: dict[str, Any], rows:
     fit(tmp_path, callback, **limit)
     assert measured(callback).status is Status.PARTIAL
     assert measured(callback).num_samples == rows
+    assert f"only {rows // 32} of 3 batches, {rows} of 90 rows" in measured(callback).line()
     assert callback.best_margin is None
 
 

@@ -113,6 +113,7 @@ READER = FittedMargin(0.8, 0.7, 0.6, 2000, 0.95, "normal")
         ("collapsed", judge(numbers(rate=0.02))),
         ("narrow channel", judge(numbers(rate=0.3))),
         ("another target", judge(replace(numbers(), fitted=FittedMargin(0.2, 0.1, 0.0, 2000, 0.95, "normal")))),
+        ("not aligned", judge(replace(numbers(), fitted=FittedMargin(0.8, 0.1, 0.0, 2000, 0.95, "normal")))),
         ("witness scale too small", judge(replace(numbers(witness_information=0.01), fitted=READER))),
         ("witness scale too large", judge(replace(numbers(witness_information=0.9), fitted=READER))),
         ("not aligned", judge(replace(numbers(), fitted=READER))),
@@ -173,3 +174,9 @@ def test_the_table_of_the_page_is_diagnosed_as_it_says() -> None:
 def test_every_cause_has_a_case() -> None:
     tested = {mark.args[1][i][0] for mark in test_each_cause_is_found_with_its_cure.pytestmark for i in range(15)}  # type: ignore[attr-defined]
     assert tested == {cause.name for cause in CAUSES} - {"no noise known"}
+
+
+def test_of_few_rows_the_cure_says_that_they_are_few() -> None:
+    collapsed = unaligned(bracket(0.999))
+    assert "rows: validate on more" not in collapsed.diagnose().cure
+    assert "These are 10 rows: validate on more" in replace(collapsed, num_samples=10).diagnose().cure

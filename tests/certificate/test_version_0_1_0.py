@@ -32,6 +32,7 @@ def test_a_certificate_of_the_first_schema_loads_with_the_numbers_in_the_file() 
         assert getattr(loaded, name) == stated[name], name
     check_claims(loaded)
     assert main(["verify", str(CERTIFICATE), "--claims-only"]) == 0
+    assert main(["verify", str(CERTIFICATE), "--claims_only"]) == 0
 
 
 def test_a_certificate_of_the_first_schema_is_saved_and_loaded_as_one_of_today(tmp_path: Path) -> None:

@@ -172,9 +172,7 @@ def test_ctrl_c_in_a_fit_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("certvae.commands.lightning.run_lightning", stop)
     assert main(["fit", "--config", "mine.yaml"]) == 130
-    said = (
-        "certvae: interrupted; the same command with `--ckpt_path last` resumes if the YAML names LastCheckpoint."
-    )
+    said = "certvae: interrupted; the same command with `--ckpt_path last` resumes if the YAML names LastCheckpoint."
     assert capsys.readouterr().err == f"{said}\n"
 
 

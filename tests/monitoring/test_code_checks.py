@@ -161,6 +161,11 @@ APART = [
     ("model", "latents", "message"),
     [
         (Heads(), "backbone", "a backbone in front of the heads.*latents='fc_mu'"),
+        (Heads(), "backbone", r"its log-variance, which the reading needs, latents=\('fc_mu', 'fc_scale'\)\.$"),
+        (Heads("softplus"), "backbone", r"Name the code: latents='fc_mu'\.$"),  # no log-variance stands there
+        (Heads(), "fc_scale", "what the scale of the draw is made from, not its mean.*latents='fc_mu'"),
+        (Heads(), ("fc_scale", "fc_mu"), "what the scale of the draw is made from, not its mean"),
+        (public_vaes.Classic(), "fc1", r"latents=\('fc21', 'fc22'\)\.$"),
         (Heads("softplus"), "backbone.1", "a backbone in front of the heads.*latents='fc_mu'"),
         (SideBySide(APART[0]), "encoder.1.0", "a backbone in front of the heads.*latents='encoder:chunk'"),
         (public_vaes.Vanilla(), Latents("encoder", spatial="pool"), "a backbone in front.*latents='fc_mu'"),
@@ -191,8 +196,8 @@ def test_a_wrong_name_is_noticed_once_with_the_line_that_cures_it(model: nn.Modu
     said = findings(model, latents, 3)
     assert len(said) == bool(message)
     assert not message or re.search(message, said[0], re.DOTALL), said
-    shown = latents if isinstance(latents, str) else latents.path
-    assert not said or said[0].startswith(f"`latents='{shown}'` ")
+    shown = latents.path if isinstance(latents, Latents) else latents
+    assert not said or said[0].startswith(f"`latents={shown!r}` ")
 
 
 @pytest.mark.parametrize(("kind", "path"), [(Heads, "unread"), (public_vaes.Classic, "fc4")])
@@ -217,6 +222,27 @@ def test_a_compiled_module_gets_no_hook_and_a_function_none_either() -> None:
         checks = CodeChecks(latents)
         checks.begin(watched)
         assert not any(part._forward_hooks for part in watched.modules())
+
+
+@pytest.mark.parametrize(
+    ("latents", "sound"),
+    [
+        (("fc_mu", "fc_scale"), True),
+        ("fc_mu", False),
+        ("backbone", False),
+        ({"code": ("fc_mu", "fc_scale"), "other": "backbone"}, False),
+        (lambda module, batch: batch, False),
+    ],
+    ids=str,
+)
+def test_a_code_is_sound_once_the_step_was_seen_to_draw_from_all_of_it(latents: Any, sound: bool) -> None:
+    model, checks = Heads(), CodeChecks(latents)
+    assert not checks.sound
+    checks.begin(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checks.before_backward(model.training_step([images(16)], 0))
+    assert checks.sound == sound
 
 
 def test_standard_deviations_are_noticed_by_their_values() -> None:

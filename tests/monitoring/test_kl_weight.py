@@ -59,6 +59,10 @@ def test_what_is_no_number_says_why() -> None:
     for name in ("gamma", "layer.beta", "nothing.beta", "layer.", ""):
         with pytest.raises(ValueError, match=r"names no attribute of Module; .*\['beta', 'rate'\]|names no attribute"):
             KLWeight(Module(), name)
+    saved = Module()
+    saved.hparams = {"weight": 2.0}  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"'hparams.weight'"):
+        KLWeight(saved, "weight")
     with pytest.raises(TypeError, match="`kl_weight='layer'` must name a number.* it is a Linear"):
         KLWeight(Module(), "layer")
     with pytest.raises(TypeError, match="it is a LinearSchedule"):

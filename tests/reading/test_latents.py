@@ -131,6 +131,28 @@ def test_a_wrong_path_lists_the_nearest_names() -> None:
         LatentCapture("block.1").attach(Model())
 
 
+class HasEncode(Model):
+    def encode(self, values: Tensor) -> Tensor:
+        return values
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("encode", r"It is a method: .*latents=lambda pl_module, batch: pl_module.encode\(batch\[0\]\)\."),
+        ("fc_mu, fc_var", r"Two heads are a tuple: latents=\('fc_mu', 'fc_var'\)\."),
+    ],
+)
+def test_a_method_or_two_names_in_one_get_the_line_that_works(name: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        LatentCapture(name).attach(HasEncode())
+
+
+def test_a_submodule_itself_is_refused_for_its_name_is_asked_for() -> None:
+    with pytest.raises(TypeError, match="must be the path of a submodule.*got a Model: name it by its path"):
+        LatentCapture(Model())
+
+
 def test_bad_settings_are_refused() -> None:
     for arguments, message in (
         ({"path": ""}, "must name a submodule"),

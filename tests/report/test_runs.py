@@ -88,6 +88,9 @@ def test_a_folder_without_a_run_is_refused_with_what_was_looked_for(
 ) -> None:
     assert main(["report", str(tmp_path / "none")]) == 1
     assert "no folder at" in capsys.readouterr().err
+    (tmp_path / "file.json").write_text("")
+    assert main(["report", str(tmp_path / "file.json")]) == 1
+    assert "it is a file; give the folder" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "certificates_val.jsonl").write_text("")
     assert main(["report", str(tmp_path)]) == 1

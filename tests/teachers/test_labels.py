@@ -1,6 +1,7 @@
 """Class labels as a teacher: its numbers are closed forms, and what is no label is refused."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def test_alignment_to_labels_raises_the_margin(tmp_path: Path) -> None:
     ("labels", "error", "message"),
     [
         (torch.tensor([0, 10]), ValueError, "class labels must lie in 0 ... 9, got 10"),
+        (torch.tensor([1, 10]), ValueError, r"of labels that start at 1, `images=lambda batch: batch\[1\] - 1`"),
         (torch.tensor([-1, 3]), ValueError, "class labels must lie in 0 ... 9, got -1"),
         (torch.tensor([1.0, 2.0]), TypeError, r"whole numbers of shape \(B,\), got torch.float32 of shape \(2,\)"),
         (torch.rand(2, 1, 8, 8), TypeError, "`images=1` or `images='label'`"),
@@ -119,6 +121,20 @@ def test_what_is_no_label_is_refused(labels: Tensor, error: type[Exception], mes
     for ask in (teacher, teacher.check_values, lambda values: teacher.measure([values])):
         with pytest.raises(error, match=message):
             ask(labels)
+
+
+def test_a_class_that_no_row_has_is_named() -> None:
+    with pytest.warns(UserWarning, match="`num_classes=12`, but no row of `batches` has the label 10, 11"):
+        LabelTeacher(12).measure([LABELS])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LabelTeacher(10).measure([LABELS])
+
+
+@pytest.mark.parametrize("rows", [LABELS, LABELS.numpy()])
+def test_one_array_is_no_batches(rows: Any) -> None:
+    with pytest.raises(TypeError, match=r"`batches` must be batches.*a list: \[rows\]"):
+        LabelTeacher(10).measure(rows)
 
 
 def test_the_callback_without_images_says_where_labels_have_to_come_from(tmp_path: Path) -> None:
