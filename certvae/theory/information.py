@@ -8,7 +8,6 @@ Everything is in nats. Axes: N rows (data points), K components. ``T`` is the te
 *A Testable Certificate for Constant Collapse in Teacher-Guided VAEs*, https://arxiv.org/abs/2605.05813.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -122,8 +121,7 @@ def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
     """
     if as_fraction(floor, "floor") == 0:
         return log_probs
-    uniform = torch.full_like(log_probs, math.log(floor) - math.log(log_probs.shape[-1]))
-    return torch.logaddexp(log_probs + math.log1p(-floor), uniform)
+    return ((1 - floor) * log_probs.exp() + floor / log_probs.shape[-1]).log()
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -91,6 +91,8 @@ class ScoredRows:
     def counted(self) -> "OrderedRows":
         """The rows with positive weight, in their order."""
         kept = self.weights > 0
+        if bool(kept.all()):
+            return OrderedRows(self.teacher, self.scores)
         return OrderedRows(self.teacher[kept], {name: score[kept] for name, score in self.scores.items()})
 
     def pack(self, positions: Tensor) -> Tensor:

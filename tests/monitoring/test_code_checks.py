@@ -233,7 +233,7 @@ def test_a_compiled_module_gets_no_hook_and_a_function_none_either() -> None:
         ({"code": ("fc_mu", "fc_scale"), "other": "backbone"}, False),
         (lambda module, batch: batch, False),
     ],
-    ids=str,
+    ids=["heads", "mean", "backbone", "heads and backbone", "function"],
 )
 def test_a_code_is_sound_once_the_step_was_seen_to_draw_from_all_of_it(latents: Any, sound: bool) -> None:
     model, checks = Heads(), CodeChecks(latents)
