@@ -92,10 +92,9 @@ class SearchPasses:
     def add(self, rows: Tensor, index: Tensor) -> None:
         """Add training rows, float64, shape ``(B, D)``, with an integer that identifies each, shape ``(B,)``."""
         self._prepare(rows)
-        pca_pass = self.phase is Phase.PCA
-        outside = float(((rows < 0) | (rows > 1)).any(dim=1).sum()) if pca_pass else 0.0
+        outside = not self.begun and rows.numel() > 0 and bool((rows.amin() < 0) | (rows.amax() > 1))
         self._counts += torch.tensor([rows.shape[0], outside], dtype=torch.float64, device=rows.device)
-        if pca_pass:
+        if self.phase is Phase.PCA:
             self.fitted_pca.accumulate(rows)
             return
         features = self.fitted_pca.project(rows)
