@@ -31,8 +31,7 @@ def gaussian_log_joint(features: Tensor, log_weights: Tensor, means: Tensor, var
     precision = 1 / variances
     linear = means * precision
     normalizer = (means * linear + variances.log()).sum(dim=1) + means.shape[1] * math.log(2 * math.pi)
-    first_order = torch.addmm(log_weights - normalizer / 2, features, linear.T)
-    return torch.addmm(first_order, features**2, precision.T, alpha=-0.5)
+    return (features @ linear.T).add_(log_weights - normalizer / 2).sub_(features**2 @ precision.T, alpha=0.5)
 
 
 class GaussianMixtureTeacher(Teacher):

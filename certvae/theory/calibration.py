@@ -17,6 +17,8 @@ from certvae.theory.information import as_logits, as_probabilities
 
 __all__ = ["Calibration", "fit_calibration"]
 
+ROUNDING = 1e-14  # of a loss in nats, relative; a stricter test would stop at random close to the optimum
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -123,7 +125,7 @@ class _Loss:
         return self._answers(weights).logsumexp(dim=-1).mean().cpu() - weights @ self.targets
 
     def newton_step(self, weights: Tensor) -> Tensor:
-        """Newton's step, halved until the loss does not rise."""
+        """Newton's step, halved until the loss does not rise by more than its rounding error."""
         answers = self._answers(weights)
         total = answers.logsumexp(dim=-1, keepdim=True)
         probs = (answers - total).exp()
@@ -135,8 +137,9 @@ class _Loss:
         gradient = torch.stack([mean.mean() for mean in means]).cpu() - self.targets
         step = torch.linalg.solve(hessian + 1e-10 * torch.eye(2, dtype=torch.float64), gradient)
         before = total.mean().cpu() - weights @ self.targets
+        most = before + ROUNDING * (1 + before.abs())
         for _ in range(30):
-            if self.at(weights - step) <= before:
+            if self.at(weights - step) <= most:
                 return step
             step = step / 2
         return torch.zeros_like(step)

@@ -184,7 +184,9 @@ def test_a_run_is_the_same_bits_with_and_without_it(tmp_path: Path, precision: s
 
 def test_codes_that_are_not_finite_give_a_warning_and_no_numbers_and_training_goes_on(tmp_path: Path) -> None:
     callback = CodebookCallback("quantizer:2", SIZE, kind="logits")
-    with pytest.warns(UserWarning, match="epoch [01]: the codes of row 0 are NaN or infinite.* has no numbers of this"):
+    with pytest.warns(
+        UserWarning, match="epoch [01]: the codes of row 0 are NaN or infinite.* has no numbers for this"
+    ):
         runner, _ = fit(tmp_path, [callback], of("nan"), max_epochs=2)
     assert runner.current_epoch == 2
     assert (logged(runner), callback.information) == ({}, None)
@@ -218,7 +220,7 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
     ):
         with pytest.raises(TypeError, match=message):
             fit(tmp_path, [CodebookCallback(latents, SIZE)], of(gives))
-    with pytest.raises(ValueError, match="gave no row; choose another by `dataloader`"):
+    with pytest.raises(ValueError, match="gave no row; choose another with `dataloader`"):
         fit(tmp_path, [CodebookCallback("quantizer:2", SIZE)], VQVAE, DataLoader(Nothing()))
 
 

@@ -86,7 +86,7 @@ def test_a_certified_text_vae_whose_decoder_ignores_the_code_is_named(
 def test_our_own_vae_is_checked_by_its_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check = DecoderCheck("encoder")
     run = trainer(tmp_path, max_epochs=6, callbacks=[check])
-    run.fit(small_vae(), datamodule=DigitsDataModule(batch_size=32))
+    run.fit(small_vae(), datamodule=DigitsDataModule(batch_size=32, eval_batch_size=32))
     losses = check.losses
     assert losses is not None
     assert losses.rows == 128
@@ -257,7 +257,7 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
         fit(tmp_path, [DecoderCheck("encoderr")])
     with pytest.raises(ValueError, match="neither `validation_step` nor `training_step` of Silent returns one"):
         trainer(tmp_path, callbacks=[DecoderCheck("encoder")]).validate(Silent(), plain_loader(), verbose=False)
-    with pytest.warns(UserWarning, match="says nothing: every batch has a single row"):
+    with pytest.warns(UserWarning, match="has no result: every batch has a single row"):
         fit(tmp_path, [DecoderCheck("encoder")], None, plain_loader(6, 1))
     with pytest.warns(UserWarning, match="says nothing: it takes two batches") as caught:
         fit(tmp_path, [DecoderCheck("encoder")], None, plain_loader(6, 6), max_epochs=3)

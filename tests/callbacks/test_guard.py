@@ -152,7 +152,7 @@ def test_a_code_without_a_log_variance_is_refused_with_the_cure(tmp_path: Path) 
         with pytest.raises(ValueError, match="needs the posterior's log-variance.*'encoder:mu,logvar'.*path='mean'"):
             trainer(tmp_path, callbacks=callbacks).fit(UserVAE("mean"), plain_loader(), plain_loader())
     callbacks = [CertificateCallback(digits_teacher(), "encoder", channel_samples=0), CertificateGuard(0.2)]
-    with pytest.raises(ValueError, match=r"leaves out with `channel_samples=0`.*path='mean'"):
+    with pytest.raises(ValueError, match=r"does not measure with `channel_samples=0`.*path='mean'"):
         trainer(tmp_path, callbacks=callbacks).fit(UserVAE(), plain_loader(), plain_loader())
 
 

@@ -93,7 +93,7 @@ def test_their_datamodule_with_named_dataloaders(tmp_path: Path) -> None:
 
 
 def test_our_datamodule_with_their_base_works_under_both_trainers(tmp_path: Path) -> None:
-    callback, data = watch(), Digits(batch_size=64, subset=100)
+    callback, data = watch(), Digits(batch_size=64, eval_batch_size=64, subset=100)
     model, runner = TheirVAE(), their_trainer(tmp_path, callbacks=[callback, StatusLine()], max_epochs=2)
     runner.fit(model, datamodule=data)
     rows = [data.on_after_batch_transfer(batch, 0) for batch in data.loader("val")]

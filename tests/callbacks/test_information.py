@@ -81,7 +81,7 @@ def test_what_cannot_work_says_why(tmp_path: Path) -> None:
             InformationCallback(**arguments)
     with pytest.raises(ValueError, match="`latents='encoderr'` names no submodule"):
         fit(tmp_path, [InformationCallback("encoderr")])
-    with pytest.raises(ValueError, match="gave no row; choose another by `dataloader`"):
+    with pytest.raises(ValueError, match="gave no row; choose another with `dataloader`"):
         fit(tmp_path, [InformationCallback("encoder")], None, DataLoader(Nothing()))
 
 

@@ -106,7 +106,7 @@ def test_a_certificate_takes_groups_side_by_side(tmp_path: Path) -> None:
 
 def test_a_deterministic_code_gives_one_message_and_no_numbers(tmp_path: Path) -> None:
     callback = InformationCallback(Latents("encoder", deterministic=True))
-    with pytest.warns(UserWarning, match="no channel.*not finite.*fitted reader") as caught:
+    with pytest.warns(UserWarning, match="deterministic.*is infinite.*fitted reader") as caught:
         runner, _ = fit(tmp_path, [callback], Autoencoder, max_epochs=3)
     assert len([item for item in caught if "InformationCallback" in str(item.message)]) == 1
     assert logged(runner) == {}

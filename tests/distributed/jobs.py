@@ -24,7 +24,7 @@ from tests.plain_vae import UserVAE, plain_loader
 from tests.runs import SHAPE, digits_teacher, trainer
 
 Result = dict[str, Any]
-OURS = ("counted more than once", "makes batches of them")
+OURS = ("counted twice", "groups them in batches")
 
 
 @cache

@@ -53,7 +53,7 @@ def test_the_page_quotes_the_table_of_known_information() -> None:
     worst = max(line["normal_lower_misses"] / line["repetitions"] for line in BRACKET if line["rows"] == 500)
     assert f"it missed in {percent(share('normal_lower', 1))} of {small:,} repetitions with up to 1 nat" in PAGE
     assert f"at most {percent(worst)} in a cell of 500 rows" in PAGE
-    assert f"The proved side missed in none of {total:,}" in PAGE
+    assert f"The proved bound missed in none of {total:,}" in PAGE
     assert (
         f"it missed in {percent(share('upper'))} of {total:,} repetitions, {percent(share('upper', 1))} of those"
         in PAGE

@@ -69,7 +69,7 @@ class Kill(Callback):
 
     def _reached(self, point: str, trainer: Trainer, batch_idx: int) -> None:
         here = (point, trainer.current_epoch, trainer.global_rank) == (self.point, self.epoch, self.rank)
-        if here and batch_idx == 1:
+        if here and batch_idx == (1 if point == "batch" else 0):  # a validation may have one batch only
             strike(self.name, self.kind)
 
 

@@ -85,7 +85,7 @@ def train(
         devices=devices,
         strategy=strategy or ("ddp_fork" if devices > 1 else "auto"),
         **options,
-    ).fit(module, datamodule=DigitsDataModule(batch_size=64), ckpt_path=resume)
+    ).fit(module, datamodule=DigitsDataModule(batch_size=64, eval_batch_size=64), ckpt_path=resume)
 
 
 def search(resume: str | None = None, callbacks: Sequence[Callback] = (), devices: int = 1) -> None:
@@ -99,7 +99,9 @@ def search(resume: str | None = None, callbacks: Sequence[Callback] = (), device
         devices=devices,
         strategy="ddp_fork" if devices > 1 else "auto",
     ).fit(
-        TeacherSearch(**SEARCH, seed=0, output_dir="."), datamodule=DigitsDataModule(batch_size=100), ckpt_path=resume
+        TeacherSearch(**SEARCH, seed=0, output_dir="."),
+        datamodule=DigitsDataModule(batch_size=100, eval_batch_size=100),
+        ckpt_path=resume,
     )
 
 

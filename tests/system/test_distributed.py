@@ -144,13 +144,13 @@ def test_rows_of_several_processes_without_a_sampler_count_for_each_with_one_war
     results = [result(process, "warned_plain") for process in many]
     assert {item["certificate"]["num_samples"] for item in results} == {101 * len(many)}
     assert [len(item["warnings"]) for item in results] == [1] + [0] * (len(many) - 1)
-    assert "bounds are then too tight" in results[0]["warnings"][0]
+    assert "bounds are too tight" in results[0]["warnings"][0]
 
 
 def test_a_users_batch_sampler_that_gets_padding_is_warned_of_once_and_a_sampler_is_not(many: list[Results]) -> None:
     results = [result(process, "warned_batch_sampler")["warnings"] for process in many]
     assert [len(item) for item in results] == [1] + [0] * (len(many) - 1)
-    assert "a Growing makes batches of them" in results[0][0]
+    assert "a Growing groups them in batches" in results[0][0]
     assert common(many, "warned_sampler")["warnings"] == []
 
 
