@@ -55,10 +55,10 @@ def test_the_page_quotes_the_table_of_known_information() -> None:
     assert f"at most {percent(worst)} in a cell of 500 rows" in PAGE
     assert f"The proved bound missed in none of {total:,}" in PAGE
     assert (
-        f"it missed in {percent(share('upper'))} of {total:,} repetitions, {percent(share('upper', 1))} of those"
+        f"it missed in {percent(share('upper'))} of {total:,} repetitions, in {percent(share('upper', 1))} of those"
         in PAGE
     )
-    assert f"{percent(share('misfit_upper'))} where the prior does not fit" in PAGE
+    assert f"in {percent(share('misfit_upper'))} of those with a prior that does not fit" in PAGE
 
 
 def test_the_page_quotes_the_comparison() -> None:
