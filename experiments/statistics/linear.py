@@ -109,7 +109,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--output_dir", type=Path, default=RESULTS)
     given = parser.parse_args(args)
-    started, rows = time.perf_counter(), data()
+    started, rows, made_at = time.perf_counter(), data(), commit()
     lines = []
     for weight in WEIGHTS:
         lines.append(line(rows, weight, given.epochs))
@@ -117,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     made = origin(
         ["python", "-m", "experiments.statistics.linear"],
         {"epochs": given.epochs if given.epochs != EPOCHS else None},
-        f"trained at commit {commit()}",
+        f"trained at commit {made_at}",
         time.perf_counter() - started,
     )
     Results(lines, COLUMNS, claims(lines), {}).write(given.output_dir, "linear", made)
