@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from certvae.certificate.certificate import Certificate
-from certvae.certificate.diagnosis import NOTHING, Diagnosis
+from certvae.certificate.diagnosis import NOTHING, Diagnosis, grows
 from certvae.certificate.history import append_history
 from certvae.certificate.ledger import LookLedger
 from certvae.certificate.settings import CertificateSettings
-from certvae.certificate.status import Reading, Status
+from certvae.certificate.status import Status
 from certvae.monitoring.batch_reader import BatchReader, choose_loader
 from certvae.monitoring.divergence import OnDivergence, answer_divergence, check_on_divergence
 from certvae.monitoring.evaluation import Evaluation
@@ -36,7 +36,7 @@ from certvae.monitoring.watching import CheckedLatents, find_named
 from certvae.reading.latents import LatentSource
 from certvae.teachers import Teacher
 
-__all__ = ["LOGGED", "CertificateCallback", "grows"]
+__all__ = ["LOGGED", "CertificateCallback"]
 
 FIRST_EPOCH = "train on, this is the first epoch; if it stays so: "
 GROWING = "train on, the code carries more than at the look before; if that ends: "
@@ -453,10 +453,3 @@ class CertificateCallback(CheckedLatents):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.looks = max(self.looks, state_dict["looks"])  # looks already taken still count
         self._run_log.curve.restore(state_dict.get("curve", []))
-
-
-def grows(before: Certificate | None, now: Certificate) -> bool:
-    """Whether a code that has not collapsed carries clearly more than at the look before."""
-    if before is None or before.information is None or now.information is None or now.reading is Reading.COLLAPSED:
-        return False
-    return now.information.upper > 1.05 * before.information.upper

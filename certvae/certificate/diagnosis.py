@@ -9,7 +9,7 @@ from certvae.certificate.status import Reading, Status
 if TYPE_CHECKING:
     from certvae.certificate.certificate import Certificate
 
-__all__ = ["CAUSES", "NOTHING", "Cause", "Diagnosis", "diagnose", "read"]
+__all__ = ["CAUSES", "NOTHING", "Cause", "Diagnosis", "diagnose", "grows", "read"]
 
 NOTHING = "nothing."  # to do
 
@@ -49,6 +49,13 @@ class Cause:
     applies: Callable[["Certificate"], bool]
     finding: Callable[["Certificate"], str]
     cure: Callable[["Certificate"], str]
+
+
+def grows(before: "Certificate | None", now: "Certificate") -> bool:
+    """Whether a code that has not collapsed carries clearly more than at the previous validation."""
+    if before is None or before.information is None or now.information is None or now.reading is Reading.COLLAPSED:
+        return False
+    return now.information.upper > 1.05 * before.information.upper
 
 
 def read(certificate: "Certificate") -> Reading:

@@ -177,18 +177,19 @@ def _with_search(message: str, args: Sequence[str]) -> str:
 
 def main(args: Sequence[str] | None = None) -> int:
     """``certvae fit`` and Lightning's other subcommands; return the exit status."""
+    words = sys.argv[1:] if args is None else args
     try:
         run_lightning(args)
     except Exception as error:  # the parser may have wrapped a file error
         missing = next((link for link in chain(error) if isinstance(link, FileNotFoundError)), None)
         if missing is None or SEARCH not in str(missing):
             raise
-        raise FileNotFoundError(_with_search(str(missing), sys.argv[1:] if args is None else args)) from error
+        raise FileNotFoundError(_with_search(str(missing), words)) from error
     except SIGTERMException:  # Lightning would end with status 0
         print("certvae: stopped by SIGTERM; the same command with `--ckpt_path last` resumes.", file=sys.stderr)
         return 128 + signal.SIGTERM
     except (KeyboardInterrupt, SystemExit) as stop:
-        if not is_interrupt(stop) or "fit" not in (sys.argv[1:] if args is None else args):
+        if not is_interrupt(stop) or "fit" not in words:
             raise
         print(f"certvae: interrupted; {RESUME}", file=sys.stderr)
         return INTERRUPTED

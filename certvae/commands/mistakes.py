@@ -4,10 +4,10 @@ import difflib
 import inspect
 import pydoc
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["missing_file", "nearest", "one_line"]
+__all__ = ["missing_file", "nearest", "one_line", "shortened"]
 
 LONGEST = 80  # characters of a value in a message
 MODULES = ("certvae.callbacks", "certvae.datamodules", "certvae.models", "certvae")  # of classes that YAMLs name
@@ -15,8 +15,19 @@ MODULES = ("certvae.callbacks", "certvae.datamodules", "certvae.models", "certva
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """``" Did you mean 'other'?"`` if a name is similar, else an empty string."""
-    found = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {found[0]!r}?" if found else ""
+    return _did_you_mean(name, {other: other for other in names})
+
+
+def _did_you_mean(name: str, shown: Mapping[str, str]) -> str:
+    """As :func:`nearest`, for names that are shown in another form."""
+    found = difflib.get_close_matches(name, list(shown), n=1)
+    return f" Did you mean {shown[found[0]]!r}?" if found else ""
+
+
+def shortened(value: object, longest: int = LONGEST) -> str:
+    """The text of a value, with ``...`` after its first ``longest`` characters."""
+    text = str(value)
+    return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
 def missing_file(path: str | Path) -> str:
@@ -77,13 +88,11 @@ def _expectation(message: str) -> str:
     value = re.search(r"Given value: (.*)", inner)
     if not key or reason is None or value is None:
         return " ".join(message.split())
-    given = value[1] if len(value[1]) <= LONGEST else f"{value[1][:LONGEST]} ..."
     detail = f" {reason[2]}" if reason[2] and reason[1].startswith("Problem") else ""
-    return f"{key}: {plain[1] if plain else reason[1] + detail}, got {given!r}."
+    return f"{key}: {plain[1] if plain else reason[1] + detail}, got {shortened(value[1])!r}."
 
 
 def _class_path(name: str) -> str:
-    """``" Did you mean 'certvae.datamodules.DigitsDataModule'?"`` if a class of ours has a name that is near."""
+    """``" Did you mean 'certvae.datamodules.DigitsDataModule'?"`` if one of our classes has a similar name."""
     ours = {one: f"{module}.{one}" for module in MODULES for one in dir(pydoc.locate(module))}
-    found = difflib.get_close_matches(name, list(ours), n=1)
-    return f" Did you mean {ours[found[0]]!r}?" if found else " For example: my_module." + name
+    return _did_you_mean(name, ours) or f" For example: my_module.{name}"

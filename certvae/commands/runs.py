@@ -19,6 +19,7 @@ from pytorch_lightning.cli import LightningCLI
 
 from certvae.certificate.certificate import Certificate
 from certvae.commands.lightning import run_lightning
+from certvae.commands.mistakes import shortened
 from certvae.commands.tables import commit
 from certvae.io.files import sha256_file, write_atomic
 from certvae.monitoring.loggers import end_runs
@@ -91,22 +92,18 @@ class Run:
 
 
 def _changes(there: str, values: dict[str, Any]) -> str:
-    """``": trainer.max_epochs is 40 there, not 2"``, of the first three; nothing where no setting itself differs."""
+    """``": trainer.max_epochs is 40 there, not 2"``, for the first three; empty if no setting differs."""
     try:
         before, now = flat({"": yaml.safe_load(there)}), flat({"": values})
     except yaml.YAMLError:
         return ""
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     told = [
-        f"{name.strip('/').replace('/', '.')} is {_short(before.get(name))} there, not {_short(now.get(name))}"
+        f"{name.strip('/').replace('/', '.')} is {shortened(before.get(name), LONGEST)} there, "
+        f"not {shortened(now.get(name), LONGEST)}"
         for name in names[:3]
     ]
     return f": {'; '.join(told)}{' ...' if len(names) > len(told) else ''}" if told else ""
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
 
 
 def execute(run: Run, finish: Callable[[LightningCLI], dict[str, Any]] | None = None) -> dict[str, Any]:

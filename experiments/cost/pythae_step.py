@@ -10,6 +10,8 @@ ratio of the seconds.
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from statistics import median
 
 import torch
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 
 from certvae.datamodules import CIFAR100DataModule
 from experiments.cost.step import BATCH, WARM_UP, Clock, networks, ours
+
+Side = Callable[[CIFAR100DataModule, int], Clock]
 
 
 class Encoder(BaseEncoder):
@@ -92,14 +96,13 @@ def main() -> None:
     given = parser.parse_args()
     data = CIFAR100DataModule(given.data_dir, batch_size=BATCH)
     _ = data.arrays  # read before the clock starts
+    own: Side = partial(ours, precision="32-true")
     ratios = []
     for pair in range(given.pairs):
-        if pair % 2 == 0:
-            theirs, own = pythaes(data, given.steps), ours(data, given.steps, "32-true")
-        else:
-            own, theirs = ours(data, given.steps, "32-true"), pythaes(data, given.steps)
-        ratios.append(theirs.seconds / own.seconds)
-        speeds = [BATCH * given.steps / side.seconds for side in (theirs, own)]
+        sides: list[Side] = [pythaes, own] if pair % 2 == 0 else [own, pythaes]
+        passed = {side: side(data, given.steps) for side in sides}
+        ratios.append(passed[pythaes].seconds / passed[own].seconds)
+        speeds = [BATCH * given.steps / passed[side].seconds for side in (pythaes, own)]
         print(
             f"pair {pair}: pythae {speeds[0]:.0f} images/s, ours {speeds[1]:.0f}, ratio {ratios[-1]:.3f}, "
             f"load {os.getloadavg()[0]:.1f}",

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from certvae import Certificate, CertificateMetric, CertificateSettings, Reading, Status, certify
 from certvae.callbacks import CertificateCallback, Latents
-from certvae.callbacks.certificate import LOGGED, grows
+from certvae.callbacks.certificate import LOGGED
+from certvae.certificate.diagnosis import grows
 from certvae.certificate.history import append_history, read_history
 from certvae.datamodules import DigitsDataModule
 from certvae.reading.latents import read_latents
