@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from certvae.commands.precision import AutoPrecisionTrainer, choose_precision
+from experiments.study import EXPERIMENTS
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "mps"])
@@ -26,3 +28,14 @@ def test_it_is_bfloat16_on_a_gpu_that_multiplies_it(accelerator: str) -> None:
 def test_the_trainer_takes_it_beside_lightnings_own(given: Any, used: str) -> None:
     trainer = AutoPrecisionTrainer(accelerator="cpu", precision=given, logger=False, enable_checkpointing=False)
     assert trainer.precision == used
+
+
+def test_every_run_on_images_uses_it() -> None:
+    paths = (
+        path for name in ("cifar100", "tiny_imagenet", "baselines") for path in (EXPERIMENTS / name).glob("*.yaml")
+    )
+    trainers = {path: yaml.safe_load(path.read_text()).get("trainer", {}) for path in paths}
+    precisions = {path: settings["precision"] for path, settings in trainers.items() if "precision" in settings}
+    assert len(precisions) >= 15
+    others = {path for path, precision in precisions.items() if precision != "auto"}
+    assert others == {EXPERIMENTS / "baselines" / "quick.yaml"}  # the digits: seconds on any processor
