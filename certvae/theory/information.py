@@ -26,12 +26,14 @@ __all__ = [
     "floor_log_probabilities",
     "kl_divergence",
     "margin",
+    "rows_of_a_block",
     "teacher_information",
     "witness_information",
     "x_log_x",
 ]
 
 _HALF = (torch.float16, torch.bfloat16)
+_BLOCK = 2**16  # numbers of an array
 
 
 def as_probabilities(probs: Any, name: str = "teacher_probs", may_be_empty: bool = True) -> Tensor:
@@ -52,16 +54,23 @@ def as_probabilities(probs: Any, name: str = "teacher_probs", may_be_empty: bool
     """
     given = as_tensor(probs, name)
     values = _as_rows(given, name, may_be_empty)
-    sums = values.sum(dim=1, keepdim=True)
     tolerance = 1e-2 if given.dtype in _HALF else 1e-4
-    faulty = ~((values.amin(dim=1) >= 0) & ((sums[:, 0] - 1).abs() <= tolerance))
-    if bool(faulty.any()):
-        row = int(faulty.nonzero()[0, 0])
+    probabilities, sums = torch.empty_like(values), values.new_empty(len(values), 1)
+    sound = torch.empty(len(values), dtype=torch.bool, device=values.device)
+    size = rows_of_a_block(values)
+    for block, into, total, fine in zip(
+        *(each.split(size) for each in (values, probabilities, sums, sound)), strict=True
+    ):
+        torch.sum(block, dim=1, keepdim=True, out=total)
+        torch.div(block, total, out=into)
+        fine[:] = (block.amin(dim=1) >= 0) & ((total[:, 0] - 1).abs() <= tolerance)
+    if not bool(sound.all()):
+        row = int((~sound).nonzero()[0, 0])
         raise ValueError(
             f"`{name}` must hold non-negative rows that sum to 1, got row {row} with minimum "
             f"{values[row].min():.4g} and sum {sums[row, 0]:.4g}. Apply a softmax to logits first."
         )
-    return values / sums
+    return probabilities
 
 
 def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = True) -> Tensor:
@@ -81,8 +90,12 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
             row differ by more than 1e9.
     """
     values = _as_rows(as_tensor(logits, name), name, may_be_empty)
-    log_probs = values.log_softmax(dim=1)
-    faulty = ~(log_probs.amin(dim=1) >= -MAX_NATS)
+    log_probs, least = torch.empty_like(values), values.new_empty(len(values))
+    size = rows_of_a_block(values)
+    for block, into, low in zip(*(each.split(size) for each in (values, log_probs, least)), strict=True):
+        torch.sub(block, block.logsumexp(dim=1, keepdim=True), out=into)
+        torch.amin(into, dim=1, out=low)
+    faulty = ~(least >= -MAX_NATS)
     if bool(faulty.any()):
         row = int(faulty.nonzero()[0, 0])
         raise ValueError(
@@ -90,6 +103,11 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
             f"{MAX_NATS:g}, states certainty, which no finite data supports; clip the logits."
         )
     return log_probs
+
+
+def rows_of_a_block(values: Tensor) -> int:
+    """How many rows to work on at a time, at least 1: as many as fit into a processor's cache; all on a GPU."""
+    return max(1, _BLOCK // values.shape[1] if values.device.type == "cpu" else len(values))
 
 
 def _as_rows(values: Tensor, name: str, may_be_empty: bool) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from certvae.theory.arguments import MAX_MAGNITUDE, MAX_NATS, as_float64, as_fraction, as_tensor
-from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities
+from certvae.theory.information import as_logits, as_probabilities, floor_log_probabilities, rows_of_a_block
 
 __all__ = ["SCORES", "OrderedRows", "ScoredRows", "as_weights"]
 
@@ -68,8 +68,8 @@ class ScoredRows:
         as_fraction(teacher_floor, "teacher_floor")
         teacher = as_probabilities(teacher_probs)
         _check_floor(teacher, teacher_floor)
-        log_witness = floor_log_probabilities(_same_shape(witness_logits, teacher, "witness_logits"), witness_floor)
-        scores = {"mean": (teacher * log_witness).sum(dim=1)}
+        log_witness, score = _scored(witness_logits, teacher, "witness_logits", witness_floor)
+        scores = {"mean": score}
         for name, logits in (("channel", channel_logits), ("calibrated", calibrated_logits)):
             if logits is not None:
                 scores[name] = _draw_average(logits, teacher, f"{name}_logits", witness_floor)
@@ -133,7 +133,7 @@ class OrderedRows:
 
 def _check_floor(teacher: Tensor, floor: float) -> None:
     least = float(floor) / teacher.shape[1]
-    if floor and teacher.numel() and bool((teacher < least * (1 - 1e-5)).any()):
+    if floor and teacher.numel() and float(teacher.min()) < least * (1 - 1e-5):
         raise ValueError(
             f"`teacher_floor={floor}` promises probabilities of at least {least:.3g}, got "
             f"{teacher.min():.3g}. Mix the teacher with the uniform distribution: (1 - floor) * T + floor / K."
@@ -150,12 +150,22 @@ def _same_shape(logits: Any, teacher: Tensor, name: str) -> Tensor:
     return log_probs
 
 
+def _scored(logits: Any, teacher: Tensor, name: str, floor: float) -> tuple[Tensor, Tensor]:
+    """Floored log-probabilities, shape ``(N, K)``, and each row's score, shape ``(N,)``."""
+    log_witness, size = _same_shape(logits, teacher, name), rows_of_a_block(teacher)
+    scores = []
+    for block, target in zip(log_witness.split(size), teacher.split(size), strict=True):
+        if floor:
+            block.copy_(floor_log_probabilities(block, floor))  # no caller has this tensor
+        scores.append((target * block).sum(dim=1))
+    return log_witness, torch.cat(scores)
+
+
 def _draw_average(logits: Any, teacher: Tensor, name: str, floor: float) -> Tensor:
     draws = as_tensor(logits, name)
     if draws.ndim != 3 or draws.shape[0] == 0:
         raise ValueError(f"`{name}` must have shape (draws, N, K), got {tuple(draws.shape)}.")
-    scores = [(teacher * floor_log_probabilities(_same_shape(draw, teacher, name), floor)).sum(dim=1) for draw in draws]
-    return torch.stack(scores).mean(dim=0)
+    return torch.stack([_scored(draw, teacher, name, floor)[1] for draw in draws]).mean(dim=0)
 
 
 def _per_row(values: Any, teacher: Tensor, name: str) -> Tensor:

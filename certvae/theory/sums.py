@@ -23,13 +23,12 @@ import torch
 from torch import Tensor
 
 from certvae.theory.arguments import MAX_MAGNITUDE, as_whole_number
-from certvae.theory.information import entropy, x_log_x
+from certvae.theory.information import entropy, rows_of_a_block, x_log_x
 from certvae.theory.scores import SCORES, ScoredRows
 
 __all__ = ["CertificateSums", "ComponentMargin", "WholeSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
-_BLOCK = 2**16  # numbers of each array that are read at a time
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding error
 
 
@@ -105,8 +104,12 @@ class CertificateSums:
     @classmethod
     def of(cls, rows: ScoredRows) -> "CertificateSums":
         """Sums over checked rows."""
-        features, vectors = _in_blocks(rows)
-        return cls((features * rows.weights[:, None]).T @ features, *vectors)
+        numbers, vectors = _in_blocks(rows)
+        moments, size = torch.zeros(()).to(numbers), rows_of_a_block(rows.teacher)
+        for weights, *parts in zip(*(each.split(size) for each in (rows.weights, rows.teacher, numbers)), strict=True):
+            features = torch.cat([torch.ones_like(weights)[:, None], *parts], dim=1)
+            moments = moments + (features * weights[:, None]).T @ features
+        return cls(moments, *vectors)
 
     @property
     def num_components(self) -> int:
@@ -224,41 +227,47 @@ class WholeSums(CertificateSums):
     This takes O(NK) steps instead of O(NK^2). Such sums cannot be packed or added.
 
     Attributes:
-        features: ``f_i``, shape ``(N, K + 6)``.
+        teacher: ``T_i``, shape ``(N, K)``.
+        numbers: ``(h, a, c, d, r)`` of each row, shape ``(N, 5)``.
         weights: ``w_i``, shape ``(N,)``.
     """
 
-    features: Tensor
+    teacher: Tensor
+    numbers: Tensor
     weights: Tensor
 
     @classmethod
     def of(cls, rows: ScoredRows) -> "WholeSums":
         """See :meth:`CertificateSums.of`."""
-        features, vectors = _in_blocks(rows)
-        return cls((rows.weights @ features)[None], *vectors, features, rows.weights)
+        numbers, vectors = _in_blocks(rows)
+        first = torch.cat([rows.weights.sum()[None], rows.weights @ rows.teacher, rows.weights @ numbers])
+        return cls(first[None], *vectors, rows.teacher, numbers, rows.weights)
 
     def _squares(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-        sizes = self.features.abs() @ coefficients.abs()
-        return self.weights @ (self.features @ coefficients).square(), self.weights @ sizes.square()
+        values = self._linear(self.teacher, self.numbers, coefficients)
+        sizes = self._linear(self.teacher, self.numbers.abs(), coefficients.abs())
+        return self.weights @ values.square(), self.weights @ sizes.square()
+
+    @staticmethod
+    def _linear(teacher: Tensor, numbers: Tensor, coefficients: Tensor) -> Tensor:
+        """A linear function of the features, shape ``(N,)``."""
+        first, of_teacher, of_numbers = coefficients.split([1, teacher.shape[1], numbers.shape[1]])
+        return first + teacher @ of_teacher + numbers @ of_numbers
 
 
 def _in_blocks(rows: ScoredRows) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-    """``f_i``, shape ``(N, K + 6)``, and what :func:`_vectors` adds up; by blocks that fit into a processor's cache."""
-    features, vectors = [], []
-    for block in rows.split(max(1, _BLOCK // rows.teacher.shape[1])):
+    """``(h, a, c, d, r)`` of each row, shape ``(N, 5)``, and what :func:`_vectors` adds up; by
+    blocks that fit into a processor's cache."""
+    entropies, vectors = [], []
+    for block in rows.split(rows_of_a_block(rows.teacher)):
         negative_entropies = x_log_x(block.teacher)
-        features.append(_features(block, negative_entropies))
+        entropies.append(negative_entropies.sum(dim=1))
         vectors.append(_vectors(block, negative_entropies))
     witness, counts, parts = (torch.stack(found).sum(dim=0) for found in zip(*vectors, strict=True))
-    return torch.cat(features), (witness, counts, parts)
-
-
-def _features(rows: ScoredRows, negative_entropies: Tensor) -> Tensor:
-    """``f_i``, shape ``(N, K + 6)``, for ``T_ik log T_ik``, shape ``(N, K)``."""
     scores = rows.scores if rows.rate is None else {**rows.scores, "rate": rows.rate}
     absent = torch.zeros_like(rows.weights)
-    last = [negative_entropies.sum(dim=1), *(scores.get(name, absent) for name in (*SCORES, "rate"))]
-    return torch.cat([torch.ones_like(absent)[:, None], rows.teacher, torch.stack(last, dim=1)], dim=1)
+    numbers = [torch.cat(entropies), *(scores.get(name, absent) for name in (*SCORES, "rate"))]
+    return torch.stack(numbers, dim=1), (witness, counts, parts)
 
 
 def _vectors(rows: ScoredRows, negative_entropies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
