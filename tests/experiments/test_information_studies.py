@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from experiments.statistics import bracket, estimators
+from experiments.drawing import read_table
+from experiments.statistics import bracket, estimators, tasks
 
 METHODS = estimators.METHODS
 ROOT = Path(__file__).parents[2]
@@ -15,9 +16,10 @@ RESULTS = ROOT / "experiments" / "results" / "statistics"
 PAGE = " ".join((ROOT / "docs" / "information.md").read_text().split())
 BRACKET = bracket.read_lines(RESULTS / "bracket.csv")
 ESTIMATORS = estimators.read_lines(RESULTS / "estimators.csv")
+TASKS = read_table(RESULTS / "tasks.csv")
 
 
-@pytest.mark.parametrize(("study", "lines"), [(bracket, BRACKET), (estimators, ESTIMATORS)])
+@pytest.mark.parametrize(("study", "lines"), [(bracket, BRACKET), (estimators, ESTIMATORS), (tasks, TASKS)])
 def test_a_committed_table_says_of_its_claims_what_its_rows_say(study: Any, lines: list[dict[str, Any]]) -> None:
     name = study.__name__.rpartition(".")[2]
     text = (RESULTS / f"{name}.md").read_text()
@@ -69,6 +71,39 @@ def test_the_page_quotes_the_comparison() -> None:
 def test_the_bracket_lies_around_the_truth_where_learned_estimators_do_not() -> None:
     assert all(len(estimators.of_method(ESTIMATORS, *key)) >= 3 for key in itertools.product(METHODS, estimators.NATS))
     assert all(estimators.claims(ESTIMATORS).values())
+
+
+def misses(side: str) -> tuple[int, int]:
+    """Samples of all tasks in which a side is on the wrong side of the truth, and all samples that have it."""
+    having = [line for line in TASKS if line[f"{side}_misses"] is not None]
+    return sum(line[f"{side}_misses"] for line in having), sum(line["seeds"] for line in having)
+
+
+def test_no_lower_side_exceeds_the_truth_on_tasks_that_nobody_here_made() -> None:
+    assert len(TASKS) == 40
+    assert misses("margin_lower") == misses("fitted_lower") == (0, 400)
+    assert misses("bracket_lower") == (0, 90)
+    assert all(tasks.claims(TASKS).values())
+
+
+def test_the_page_quotes_the_tasks() -> None:
+    assert "in any of the 400 samples" in PAGE
+    assert "is below the truth in {} of {}".format(*misses("bracket_upper")) in PAGE
+    quoted = [line for line in TASKS if f"| `{line['task']}` |" in PAGE]
+    assert len(quoted) == 6
+    for line in quoted:
+        numbers = " | ".join(f"{line[name]:.3f}" for name in ("truth", "margin", "margin_lower", "fitted_lower"))
+        known = line["bracket_lower"] is not None
+        sides = f" {line['bracket_lower']:.3f} to {line['bracket_upper']:.3f} |" if known else " |"
+        assert f"| `{line['task']}` | {numbers} |{sides}" in PAGE
+
+
+@pytest.mark.slow
+def test_the_tasks_are_measured_where_bmi_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("bmi")
+    lines = tasks.main(["--seeds", "1", "--rows", "200", "--output_dir", str(tmp_path)])
+    assert len(lines) == len(TASKS)
+    assert (tmp_path / "tasks.md").read_text().startswith("| task |")
 
 
 @pytest.mark.slow
