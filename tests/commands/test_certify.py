@@ -35,7 +35,7 @@ class AlteredDigits(DigitsDataModule):
         row = int(self.altered_row) if hasattr(self, "altered_row") else -1
         images = arrays.images.copy()
         images[row, 0, 0, 0] ^= 1
-        return arrays._replace(images=images)
+        return replace(arrays, images=images)
 
     @property
     def fingerprint(self) -> str:

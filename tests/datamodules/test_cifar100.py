@@ -169,9 +169,31 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 def test_files_that_are_not_the_official_ones_are_never_unpickled(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unpickling runs what a file says."""
     replace(files / "test", pickle.dumps({}))
-    monkeypatch.setattr(pickle, "load", lambda *_, **__: pytest.fail("unpickled"))
+    for name in ("load", "loads"):
+        monkeypatch.setattr(pickle, name, lambda *_, **__: pytest.fail("unpickled"))
     with pytest.raises(DataError, match="does not have the official md5"):
         _ = CIFAR100DataModule(str(files.parent)).arrays
+
+
+def test_a_file_that_changes_between_check_and_reading_is_not_unpickled(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, path = CIFAR100DataModule(str(made_up)), made_up / CIFAR100.base_folder / "test"
+    data.prepare_data()
+    time = path.stat()
+    path.write_bytes(bytes(time.st_size))
+    os.utime(path, ns=(time.st_atime_ns, time.st_mtime_ns))  # size, time and place are those of the official file
+    with pytest.raises(DataError, match=r"test was changed while it was read"):
+        _ = data.arrays
+
+
+def test_data_modules_of_a_process_read_the_files_once_and_again_after_a_change(made_up: Path) -> None:
+    one, other = CIFAR100DataModule(str(made_up)), CIFAR100DataModule(str(made_up), subset=2)
+    assert one.arrays is other.arrays
+    path = made_up / CIFAR100.base_folder / "train"
+    path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match="does not have the official md5"):
+        CIFAR100DataModule(str(made_up)).prepare_data()
 
 
 def test_a_missing_set_says_which_files_to_put_where(tmp_path: Path) -> None:

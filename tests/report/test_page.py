@@ -33,7 +33,7 @@ class HostileNames(DigitsDataModule):
     """Digits whose labels have names that would run, if names ran."""
 
     def load(self) -> ImageArrays:
-        return super().load()._replace(class_names=(HOSTILE,) * 10)
+        return replace(super().load(), class_names=(HOSTILE,) * 10)
 
 
 def made(*folders: Path, options: tuple[str, ...] = ()) -> Elements:

@@ -164,7 +164,7 @@ def test_held_out_rows_are_never_used_to_fit(tmp_path: Path) -> None:
             arrays = super().load()
             images = arrays.images.copy()
             images[arrays.num_train :] = 255 - images[arrays.num_train :]
-            return arrays._replace(images=images)
+            return replace(arrays, images=images)
 
     options: dict[str, Any] = {"components": (4,), "temperatures": (3.0,), "initializations": 1, "em_iterations": 5}
     criteria = SelectionCriteria(max_energy=1e6, max_use=1.0, min_use=0.0, max_drift=1e6)

@@ -1,6 +1,7 @@
 """A teacher search goes on from any checkpoint to the same teacher, bit for bit; a resumed command keeps its files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,7 @@ def test_a_search_does_not_go_on_with_other_data(tmp_path: Path) -> None:
     class Inverted(DigitsDataModule):
         def load(self) -> Any:
             arrays = super().load()
-            return arrays._replace(images=255 - arrays.images)
+            return replace(arrays, images=255 - arrays.images)
 
     with pytest.raises(StoppedError):
         search(tmp_path, stop=Stop(4, "train_batch_end"))
