@@ -2,8 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ class DataError(RuntimeError):
     """Data files are missing, damaged or not the official ones."""
 
 
-class ImageArrays(NamedTuple):
-    """A whole data set in memory.
+@dataclass(frozen=True, eq=False)
+class ImageArrays:
+    """A whole data set in memory. Data modules of one process may share it, so do not change it in place.
 
     Attributes:
         images: uint8, shape ``(N, C, H, W)``; the training rows come first.
@@ -36,6 +38,11 @@ class ImageArrays(NamedTuple):
     labels: np.ndarray
     num_train: int
     class_names: tuple[str, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all images and labels."""
+        return sha256_array(self.images, self.labels)
 
 
 class RowDataset(Dataset[Batch]):
@@ -159,10 +166,10 @@ class ImageDataModule(LightningDataModule):
         """Number of labels."""
         return len(self.class_names)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of all images and labels; the same for every subset and split."""
-        return sha256_array(self.arrays.images, self.arrays.labels)
+        return self.arrays.fingerprint
 
     def setup(self, stage: str) -> None:
         self._tensors = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
