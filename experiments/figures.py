@@ -39,6 +39,11 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "path/path": ("path/path", path.draw),
     "view/view": ("view/view", view.draw),
     "guard/guard": ("guard/guard", guard.draw),
+    "witnesses_cifar100/witnesses_cifar100": ("witnesses_cifar100/witnesses_cifar100", witnesses.draw),
+    "witnesses_tiny_imagenet/witnesses_tiny_imagenet": (
+        "witnesses_tiny_imagenet/witnesses_tiny_imagenet",
+        witnesses.draw,
+    ),
     "witnesses_digits/witnesses_digits": ("witnesses_digits/witnesses_digits", witnesses.draw),
     "prefit_digits/prefit_digits": ("prefit_digits/prefit_digits", prefit.draw),
     "statistics/estimators": ("statistics/estimators", estimators.draw),

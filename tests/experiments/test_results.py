@@ -2,12 +2,14 @@
 
 import csv
 import re
+from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from certvae.commands.summary import PHASES
 from experiments.baselines import study as baselines
 from experiments.guard import study as guard
 from experiments.path import study as path
@@ -23,13 +25,17 @@ STUDIES = {
     "tiny_imagenet": protocol,
     "baselines": baselines,
     "baselines_20000": baselines,
+    "baselines_four": baselines,
     "baselines_collapsed": baselines,
     "stress": stress,
     "path": path,
     "view": view,
+    "witnesses_cifar100": witnesses,
+    "witnesses_tiny_imagenet": witnesses,
     "witnesses_digits": witnesses,
 }
 STUDIES_PAGE, BASELINES_PAGE = ROOT / "docs" / "studies.md", ROOT / "docs" / "baselines.md"
+CLAIMS_PAGE = (ROOT / "docs" / "replication.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
@@ -171,17 +177,30 @@ def test_the_page_of_baselines_compares_the_fitted_reader_with_the_probe() -> No
 
 
 def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
-    lines = committed("baselines_20000")
-    assert len(lines) == 27
+    lines = [*committed("baselines_20000"), *committed("baselines_four")]
+    assert sorted({line["baseline"] for line in lines}) == sorted(baselines.BASELINES)
+    assert len(lines) == 3 * len(baselines.BASELINES)
     assert {line["reading"] for line in lines} == {"INFORMATIVE"}
     assert all(line["proven_status"] == "NOT_CERTIFIED" for line in lines)
 
 
-@pytest.mark.parametrize("line", committed("baselines_collapsed"), ids=lambda line: line["baseline"])
-def test_the_page_of_baselines_quotes_each_reading_at_a_collapsing_kl_weight(line: dict[str, Any]) -> None:
-    numbers = {"proven_margin": "+.3f", "information_lower": ".2f", "information_upper": ".3f", "rate": ".2f"}
-    quoted = " | ".join(format(line[name], text) for name, text in {**numbers, "mean_squared_error": ".4f"}.items())
-    assert f"| {line['reading']} | {quoted} |" in BASELINES_PAGE.read_text()
+def of_bracket(lines: list[dict[str, Any]], baseline: str) -> str:
+    """A row of the tables of readings: each seed's margin, the outermost bounds of the bracket, means of the rest."""
+    chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
+    counts = Counter(line["reading"] for line in chosen)
+    reading = ", ".join(name if len(counts) == 1 else f"{name} {count}" for name, count in counts.items())
+    margins = ", ".join(f"{line['proven_margin']:+.3f}" for line in chosen)
+    least, most = min(line["information_lower"] for line in chosen), max(line["information_upper"] for line in chosen)
+    names = {"fitted_mean": ".2f", "fitted_draw": ".2f", "rate": ".2f", "mean_squared_error": ".4f"}
+    means = " | ".join(format(fmean(line[name] for line in chosen), text) for name, text in names.items())
+    return f"| {reading} | {margins} | {least:.2f} | {most:.3f} | {means} |"
+
+
+@pytest.mark.parametrize("study", ["baselines_collapsed", "baselines_four"])
+def test_the_page_of_baselines_quotes_each_reading_with_its_bracket(study: str) -> None:
+    lines, page = committed(study), BASELINES_PAGE.read_text()
+    assert {line["seed"] for line in lines} == {0, 1, 2}
+    assert not [name for name in {line["baseline"] for line in lines} if of_bracket(lines, name) not in page]
 
 
 def test_no_baseline_at_a_collapsing_kl_weight_is_in_the_wrong_row() -> None:
@@ -194,11 +213,23 @@ def test_no_baseline_at_a_collapsing_kl_weight_is_in_the_wrong_row() -> None:
             assert line["mean_squared_error"] < 0.95 * line["constant_squared_error"]
 
 
-def test_the_page_of_studies_quotes_the_margins_with_each_witness() -> None:
-    text, lines = STUDIES_PAGE.read_text(), committed("witnesses_digits")
-    for witness in dict.fromkeys(line["witness"] for line in lines):
-        chosen = [line for line in lines if line["witness"] == witness]
-        assert " | ".join(f"{line['margin']:+.2f}, {line['channel_margin']:+.2f}" for line in chosen) in text
+def of_witness(lines: list[dict[str, Any]]) -> str:
+    """Rows of the page of studies: each witness and phase, means over seeds and the least proven bound."""
+    names = {"channel_margin": "+.3f", "witness_information": ".3f", "rate": ".2f", "mean_squared_error": ".4f"}
+    rows = []
+    for witness, phase in dict.fromkeys((line["witness"], line["phase"]) for line in lines):
+        chosen = [line for line in lines if (line["witness"], line["phase"]) == (witness, phase)]
+        certified = sum(line["proven_status"] == "CERTIFIED" for line in chosen)
+        margin, lower = fmean(line["proven_margin"] for line in chosen), min(line["proven_lower"] for line in chosen)
+        means = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
+        cells = [witness, phase, f"{certified} of {len(chosen)}", f"{margin:+.3f}", f"{lower:+.3f}", *means]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("study", ["witnesses_cifar100", "witnesses_tiny_imagenet", "witnesses_digits"])
+def test_the_page_of_studies_quotes_each_witness_and_phase(study: str) -> None:
+    assert of_witness(committed(study)) in STUDIES_PAGE.read_text()
 
 
 def test_the_proven_bound_is_nearly_as_narrow_as_the_normal_one_where_it_certifies() -> None:
@@ -256,3 +287,55 @@ def test_the_page_of_baselines_quotes_their_number_and_range() -> None:
     margins = [line["margin"] for line in lines]
     expected = {str(certified), str(len(lines)), str(below), f"{min(margins):.2f}", f"{max(margins):.2f}"}
     assert expected <= numbers_from("experiments/results/baselines/baselines.csv", BASELINES_PAGE)
+
+
+def certified(lines: list[dict[str, Any]], name: str = "proven") -> str:
+    return f"{sum(line[f'{name}_status'] == 'CERTIFIED' for line in lines)} of {len(lines)}"
+
+
+def margins(lines: list[dict[str, Any]], name: str = "proven") -> str:
+    margin, lower = fmean(line["margin"] for line in lines), min(line[f"{name}_lower"] for line in lines)
+    return f"{margin:.3f}, at least {lower:.3f}"
+
+
+def test_the_page_of_claims_quotes_the_protocols() -> None:
+    phases = {phase: [line for line in committed("cifar100") if line["phase"] == phase] for phase in PHASES}
+    information = fmean(line["teacher_information"] for line in phases["full"])
+    margin, bound = margins(phases["full"]).split(", ")
+    assert f"{certified(phases['full'])} seeds; margin {margin} of {information:.3f}, {bound} |" in CLAIMS_PAGE
+    assert f"{certified(phases['rescue'])}; margin {margins(phases['rescue'])} |" in CLAIMS_PAGE
+    alone = phases["no_align"]
+    ends = f"{min(line['margin'] for line in alone):+.4f} to {max(line['margin'] for line in alone):+.4f}"
+    most = f"witness information at most {max(line['witness_information'] for line in alone):.5f}"
+    assert f"{certified(alone)} certified; margins from {ends}; {most} |" in CLAIMS_PAGE
+    tiny = {phase: [line for line in committed("tiny_imagenet") if line["phase"] == phase] for phase in PHASES}
+    counts = ", ".join(certified(tiny[phase], "bernstein") for phase in ("full", "rescue", "no_align"))
+    found = [fmean(line["margin"] for line in tiny[phase]) for phase in ("full", "rescue")]
+    least = min(line["bernstein_lower"] for phase in ("full", "rescue") for line in tiny[phase])
+    assert f"{counts}; margins {found[0]:.3f} and {found[1]:.3f}, at least {least:.3f} |" in CLAIMS_PAGE
+
+
+def test_the_page_of_claims_quotes_the_other_studies() -> None:
+    def of(witness: str, phase: str) -> list[dict[str, Any]]:
+        lines = committed("witnesses_cifar100")
+        return [line for line in lines if (line["witness"], line["phase"]) == (witness, phase)]
+
+    heads = f"linear head {margins(of('head', 'full'))}; perceptron {margins(of('perceptron', 'full'))}"
+    assert f"{heads}; without alignment both collapse" in CLAIMS_PAGE
+    assert {certified(of(name, "guarded")) for name in ("simplex", "head", "perceptron")} == {"3 of 3"}
+    assert f"3 of 3 for each witness; simplex {margins(of('simplex', 'guarded'))} |" in CLAIMS_PAGE
+    margin, bound = margins(of("simplex", "prefit")).split(", ")
+    assert f"{margin} after one epoch of training, {bound};" in CLAIMS_PAGE
+    prefit = [line for line in committed("prefit_digits") if line["aligned"]]
+    quoted = [f"{line['proven_margin']:.3f}" for line in prefit]
+    least = min(line["proven_lower"] for line in prefit)
+    assert f"margins of {quoted[0]}, {quoted[1]} and {quoted[2]}, at least {least:.3f} |" in CLAIMS_PAGE
+    stressed = [line for line in committed("stress") if line["kl_weight"] in (2, 4, 8)]
+    aligned, plain = ([line for line in stressed if line["aligned"] is which] for which in (True, False))
+    ends = f"{min(line['margin'] for line in aligned):.3f} to {max(line['margin'] for line in aligned):.3f}"
+    assert all(line["status"] == "CERTIFIED" for line in aligned)
+    assert not any(line["status"] == "CERTIFIED" for line in plain)
+    shown = f"{len(aligned)} of {len(aligned)} certified, margins from {ends}; without alignment 0 of {len(plain)} |"
+    assert shown in CLAIMS_PAGE
+    below = [line for line in committed("baselines") if line["margin_upper"] < 0]
+    assert f"{len(below)} of {len(committed('baselines'))} margins below 0" in CLAIMS_PAGE
