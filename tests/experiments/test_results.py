@@ -1,6 +1,5 @@
 """The committed tables: each says of its claims what its rows say, and README and docs quote them."""
 
-import csv
 import re
 from collections import Counter
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from certvae.commands.summary import PHASES
 from experiments.baselines import study as baselines
+from experiments.drawing import read_table
 from experiments.guard import study as guard
 from experiments.path import study as path
 from experiments.protocol import study as protocol
@@ -39,18 +39,8 @@ CLAIMS_PAGE = (ROOT / "docs" / "replication.md").read_text()
 README = (ROOT / "README.md").read_text()
 
 
-def value(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return {"True": True, "False": False, "None": None, "": None}.get(text, text)
-
-
 def committed(study: str) -> list[dict[str, Any]]:
-    with open(RESULTS / study / f"{study}.csv") as file:
-        return [{key: value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    return read_table(RESULTS / study / f"{study}.csv")
 
 
 @pytest.mark.parametrize("study", STUDIES)
