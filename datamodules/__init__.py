@@ -3,6 +3,7 @@
 from certvae.datamodules.arrays import DataError, ImageArrays, ImageDataModule
 from certvae.datamodules.cifar100 import CIFAR100DataModule
 from certvae.datamodules.digits import DigitsDataModule
+from certvae.datamodules.mnist import MNISTDataModule
 from certvae.datamodules.tiny_imagenet import TinyImageNetDataModule
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "DigitsDataModule",
     "ImageArrays",
     "ImageDataModule",
+    "MNISTDataModule",
     "TinyImageNetDataModule",
 ]

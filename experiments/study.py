@@ -92,6 +92,7 @@ def numbers(certificate: Certificate, proven: Certificate) -> Line:
         "witness_information": c.witness_information,
         "proven_margin": proven.margin,
         "proven_lower": proven.margin_lower,
+        "channel_lower": proven.channel_margin_lower,
         "information_lower": proven.information_lower,
         "information_upper": proven.information_upper,
         "fitted_mean": None if proven.fitted is None else proven.fitted.mean,
@@ -128,19 +129,25 @@ class Study:
         given: what :func:`study_parser` read.
         seeds: if none are given.
         results: name of table and figure; default: ``name``.
+        dataset: whose YAMLs are the base; with ``--quick``, ``"digits"``.
 
     Attributes:
-        dataset: whose YAMLs are the base, ``"digits"`` or ``"cifar100"``.
+        dataset: whose YAMLs are the base.
         seeds: one teacher search and all runs for each.
         folder: where everything goes.
         seconds: of all runs.
     """
 
     def __init__(
-        self, name: str, given: argparse.Namespace, seeds: Sequence[int] = (0, 1, 2), results: str | None = None
+        self,
+        name: str,
+        given: argparse.Namespace,
+        seeds: Sequence[int] = (0, 1, 2),
+        results: str | None = None,
+        dataset: str = "cifar100",
     ) -> None:
         self.name, self.given, self.results = name, given, results or name
-        self.dataset = "digits" if given.quick else "cifar100"
+        self.dataset = "digits" if given.quick else dataset
         self.seeds: list[int] = given.seeds or ([0] if given.quick else list(seeds))
         self.home = f"{self.results}_quick" if given.quick else self.results
         self.folder: Path = given.output_dir or Path("runs") / self.home

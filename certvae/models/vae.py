@@ -168,7 +168,7 @@ class VAE(LightningModule):
         images, index = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        terms = self._terms(images, posterior, latents, self.squared_error(images, latents), self._progress)
+        terms = self._terms(images, posterior, latents, self.reconstruct(latents), self._progress)
         loss, alignment = self.objective(terms).mean(), None
         if self.alignment_weight > 0:
             if batch_idx == 0 and self.teacher is not None:
@@ -222,17 +222,15 @@ class VAE(LightningModule):
         images, _ = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        error = self.squared_error(images, latents)
-        terms = self._terms(images, posterior, latents, error, math.inf)
+        decoded = self.reconstruct(latents)
+        terms = self._terms(images, posterior, latents, decoded, math.inf)
         loss, rate = self.objective(terms).mean(), terms.kl.sum(dim=1)
-        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), error.mean() / images[0].numel()])
+        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), ((decoded - images) ** 2).mean()])
         self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
         return {"loss": loss, "posterior": posterior, "rate": rate}
 
-    def _terms(
-        self, images: Tensor, posterior: Posterior, latents: Tensor, squared_error: Tensor, progress: float
-    ) -> Terms:
-        distortion = self.distortion(squared_error, images[0].numel())
+    def _terms(self, images: Tensor, posterior: Posterior, latents: Tensor, decoded: Tensor, progress: float) -> Terms:
+        distortion = self.distortion(images, decoded)
         return Terms(distortion, self.prior.kl(posterior, latents), posterior, latents, self.prior, progress)
 
     def on_validation_epoch_start(self) -> None:
@@ -262,18 +260,30 @@ class VAE(LightningModule):
         for name, total in zip(EVALUATED, sums[1:], strict=True):
             self.log(f"{stage}/{name}", total / sums[0])
 
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Mean of the images given latents ``(B, latent_dim)``, in float32 or wider."""
+        return _widen(self.decoder(latents.to(self.dtype)))
+
     def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
         r""":math:`|x - \hat x(z)|^2` of each row, summed over its values, shape ``(B,)``."""
-        difference = _widen(self.decoder(latents.to(self.dtype))) - images
-        return (difference**2).flatten(start_dim=1).sum(dim=1)
+        return _squared_error(images, self.reconstruct(latents))
 
-    def distortion(self, squared_error: Tensor, num_values: int = 1) -> Tensor:
+    def distortion(self, images: Tensor, decoded: Tensor) -> Tensor:
         r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`.
 
-        The optimal standard deviation is not a constant, so then :math:`D \log s` is included, with ``D = num_values``.
+        The optimal standard deviation is not a constant, so then :math:`D \log s` is included. A subclass with another
+        likelihood overrides this method.
+
+        Args:
+            images: shape ``(B, *image_shape)``.
+            decoded: what :meth:`reconstruct` gives for their latents, the same shape.
+
+        Returns:
+            Nats, shape ``(B,)``.
         """
+        squared_error = _squared_error(images, decoded)
         if isinstance(self.observation_std, str):
-            return optimal_distortion(squared_error, num_values)
+            return optimal_distortion(squared_error, images[0].numel())
         return squared_error / (2 * self.observation_std**2)
 
     def alignment(self, images: Tensor, index: Tensor | None, codes: Tensor) -> Tensor:
@@ -286,6 +296,10 @@ class VAE(LightningModule):
 
 def _widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _squared_error(images: Tensor, decoded: Tensor) -> Tensor:
+    return ((decoded - images) ** 2).flatten(start_dim=1).sum(dim=1)
 
 
 def _latent_dim(encoder: nn.Module) -> int:

@@ -26,7 +26,7 @@ from certvae import VAE, load_teacher
 from certvae.callbacks import AlignmentCallback, CertificateCallback, CertificateGuard
 from certvae.commands.precision import choose_precision
 from certvae.datamodules import CIFAR100DataModule
-from certvae.models.networks import ConvDecoder, ConvEncoder
+from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.models.objectives import ELBO
 from certvae.teachers import TargetTable, Teacher
 
@@ -80,7 +80,7 @@ def model_without_alignment(teacher: Teacher) -> VAE:
     """The VAE of experiments/cifar100/guard.yaml."""
     seed_everything(0, verbose=False)
     values = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
-    encoder, decoder = (maker((3, 32, 32), 64, 32) for maker in (ConvEncoder, ConvDecoder))
+    encoder, decoder = (maker((3, 32, 32), 64) for maker in (MLPEncoder, MLPDecoder))
     objective, std = ELBO(**values["objective"]["init_args"]), values["observation_std"]
     return VAE(encoder, decoder, teacher, objective=objective, observation_std=std)
 

@@ -23,7 +23,7 @@ from certvae.callbacks import CertificateCallback
 from certvae.certificate.leaks import check_witness
 from certvae.commands.precision import choose_precision
 from certvae.datamodules import CIFAR100DataModule
-from certvae.models.networks import ConvDecoder, ConvEncoder
+from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.models.objectives import ELBO
 
 CONFIG = Path(__file__).parent.parent / "cifar100" / "full.yaml"
@@ -55,8 +55,8 @@ def run(data: CIFAR100DataModule, teacher: str, callbacks: list[Callback], preci
     seed_everything(0, verbose=False)
     values = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     model = VAE(
-        ConvEncoder((3, 32, 32), 64, 32),
-        ConvDecoder((3, 32, 32), 64, 32),
+        MLPEncoder((3, 32, 32), 64),
+        MLPDecoder((3, 32, 32), 64),
         teacher=load_teacher(teacher),
         objective=ELBO(**values["objective"]["init_args"]),
         alignment_weight=values["alignment_weight"],

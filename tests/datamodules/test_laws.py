@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 import certvae.datamodules
-from certvae.datamodules import CIFAR100DataModule, DigitsDataModule, ImageDataModule, TinyImageNetDataModule
+from certvae.datamodules import (
+    CIFAR100DataModule,
+    DigitsDataModule,
+    ImageDataModule,
+    MNISTDataModule,
+    TinyImageNetDataModule,
+)
+from tests.mnist_files import write_mnist
 
 Make = Callable[..., ImageDataModule]
 
@@ -26,7 +33,20 @@ def without_files(make: Callable[..., ImageDataModule]) -> Any:
     return pytest.param(lambda request, **arguments: make(**arguments), id=make.__name__)
 
 
-DATA_SETS = [without_files(DigitsDataModule), on_files(CIFAR100DataModule), on_files(TinyImageNetDataModule)]
+def on_made_files(request: pytest.FixtureRequest, **arguments: Any) -> ImageDataModule:
+    """MNIST in files of its format."""
+    folder = request.getfixturevalue("tmp_path")
+    if not (folder / "MNIST").exists():
+        write_mnist(folder, 90, 40)
+    return MNISTDataModule(str(folder), **arguments)
+
+
+DATA_SETS = [
+    without_files(DigitsDataModule),
+    pytest.param(on_made_files, id="MNISTDataModule"),
+    on_files(CIFAR100DataModule),
+    on_files(TinyImageNetDataModule),
+]
 every_data_set = pytest.mark.parametrize("make", DATA_SETS)
 
 

@@ -114,8 +114,8 @@ class OwnVAE(VAE):
 
     diverges = False
 
-    def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
-        return super().squared_error(images, self(images).mean)
+    def distortion(self, images: Tensor, decoded: Tensor) -> Tensor:
+        return super().distortion(images, self.reconstruct(self(images).mean))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         last = self.global_rank == self.trainer.world_size - 1

@@ -131,6 +131,6 @@ class NoisyVAE(VAE):
         outputs["loss"] = outputs["loss"] * (1 + 0.1 * random.random() + 0.1 * np.random.random())  # noqa: NPY002
         return outputs
 
-    def distortion(self, squared_error: Tensor, num_values: int = 1) -> Tensor:
+    def distortion(self, images: Tensor, decoded: Tensor) -> Tensor:
         broken = self.training and self.current_epoch == self.nan_epoch and once("run")
-        return super().distortion(squared_error, num_values) * (float("nan") if broken else 1.0)
+        return super().distortion(images, decoded) * (float("nan") if broken else 1.0)

@@ -67,9 +67,9 @@ def test_a_cosine_schedule_needs_to_know_where_the_run_ends(tmp_path: Path) -> N
 
 
 def test_a_larger_observation_std_weighs_the_error_less() -> None:
-    error = torch.tensor([4.0])
-    assert float(small_vae(observation_std=1.0).distortion(error)) == 2.0
-    assert float(small_vae(observation_std=2.0).distortion(error)) == 0.5
+    images, decoded = torch.zeros(1, 4), torch.ones(1, 4)
+    assert float(small_vae(observation_std=1.0).distortion(images, decoded)) == 2.0
+    assert float(small_vae(observation_std=2.0).distortion(images, decoded)) == 0.5
 
 
 def test_a_constant_teacher_is_refused_for_alignment_and_watched_without(tmp_path: Path) -> None:

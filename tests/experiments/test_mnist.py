@@ -1,0 +1,81 @@
+"""The studies of MNIST: likelihoods against closed forms, and both commands from start to end on files made here."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Normal
+
+from certvae import VAE
+from certvae.models.networks import MLPDecoder, MLPEncoder
+from certvae.theory.posterior import Posterior
+from experiments.mnist import likelihood, study
+from experiments.mnist.bernoulli import BernoulliVAE, log_likelihood
+from tests.mnist_files import write_mnist
+
+
+class ExactEncoder(nn.Module):
+    """The posterior of z given x = z + noise, both standard normal."""
+
+    latent_dim = 1
+
+    def forward(self, images: Tensor) -> Posterior:
+        return Posterior(images / 2, torch.full_like(images, math.log(0.5)))
+
+
+def test_with_the_exact_posterior_one_draw_gives_the_likelihood() -> None:
+    model, images = VAE(ExactEncoder(), nn.Identity()), torch.linspace(-3, 3, 9)[:, None]
+    found = log_likelihood(model, images, samples=1) - 0.5 * math.log(2 * math.pi)
+    expected = Normal(0.0, math.sqrt(2)).log_prob(images)[:, 0]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_many_draws_of_another_posterior_tend_to_the_likelihood_from_below() -> None:
+    class WideEncoder(ExactEncoder):
+        def forward(self, images: Tensor) -> Posterior:
+            return Posterior(torch.zeros_like(images), torch.zeros_like(images))
+
+    torch.manual_seed(0)
+    model, images = VAE(WideEncoder(), nn.Identity()), torch.full((2000, 1), 1.0)
+    expected = float(Normal(0.0, math.sqrt(2)).log_prob(torch.tensor(1.0))) + 0.5 * math.log(2 * math.pi)
+    few, many = (float(log_likelihood(model, images, samples).mean()) for samples in (1, 300))
+    assert few < many - 0.05
+    assert many == pytest.approx(expected, abs=0.01)
+
+
+def test_the_distortion_is_the_negative_log_likelihood_of_binary_pixels() -> None:
+    torch.manual_seed(0)
+    model = BernoulliVAE(MLPEncoder((1, 4, 4), 3, 8), MLPDecoder((1, 4, 4), 3, 8))
+    images, codes = torch.randint(0, 2, (5, 1, 4, 4)).float(), torch.randn(5, 3)
+    expected = -Bernoulli(logits=model.decoder(codes)).log_prob(images).flatten(1).sum(1)
+    assert torch.allclose(model.distortion(images, model.reconstruct(codes)), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_likelihood_is_measured_and_a_second_call_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mnist(tmp_path, 500, 100)
+    monkeypatch.setattr(likelihood, "VALIDATION", 100)
+    places = [f"--folder={tmp_path / 'runs'}", f"--output_dir={tmp_path / 'out'}", f"--data_dir={tmp_path}"]
+    (line,) = likelihood.main([*places, "--epochs", "3", "--samples", "5"])
+    assert 0 < line["nll"] < 784 * math.log(2)  # better than a fair coin for each pixel
+    (again,) = likelihood.main([*places, "--epochs", "3", "--samples", "5"])
+    assert again["nll"] == line["nll"]
+    assert (
+        "**does not hold**: the negative log-likelihood is within 1 nat"
+        in (tmp_path / "out" / "likelihood.md").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_the_study_runs_its_phases(tmp_path: Path) -> None:
+    write_mnist(tmp_path, 1797, 1797)  # the same rows twice, so that the search finds a teacher that generalizes
+    given = ["--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "runs"), "--max_epochs", "2", "--seeds", "0"]
+    lines = study.main(given)
+    assert [line["phase"] for line in lines] == list(study.PHASES)
+    plain, aligned, prefit = (line["margin"] for line in lines)
+    assert plain < min(aligned, prefit)
+    assert (tmp_path / "runs" / "mnist.png").is_file()
