@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
 from certvae.io.checkpoints import load_weights
 from certvae.models.likelihood import optimal_distortion
@@ -225,7 +226,7 @@ class VAE(LightningModule):
         decoded = self.reconstruct(latents)
         terms = self._terms(images, posterior, latents, decoded, math.inf)
         loss, rate = self.objective(terms).mean(), terms.kl.sum(dim=1)
-        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), ((decoded - images) ** 2).mean()])
+        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), mse_loss(decoded, images)])
         self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
         return {"loss": loss, "posterior": posterior, "rate": rate}
 
@@ -299,7 +300,7 @@ def _widen(values: Tensor) -> Tensor:
 
 
 def _squared_error(images: Tensor, decoded: Tensor) -> Tensor:
-    return ((decoded - images) ** 2).flatten(start_dim=1).sum(dim=1)
+    return mse_loss(decoded, images, reduction="none").flatten(start_dim=1).sum(dim=1)
 
 
 def _latent_dim(encoder: nn.Module) -> int:
