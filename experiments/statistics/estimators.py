@@ -1,22 +1,28 @@
-"""Compares the information bracket with learned estimators: InfoNCE, SMILE and CLUB of torch-mist.
+"""Compares the information bracket with estimators of torch-mist (InfoNCE, SMILE, CLUB) and mutinfo (KSG, WKL).
 
     python -m experiments.statistics.estimators
     python -m experiments.statistics.estimators --quick      # half a minute, to see that it runs
 
-The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so the true value is known. The learned
-estimators see only pairs of input and drawn code, as designed. They train on four fifths of the rows, with a tenth of
-these for early stopping, and are evaluated on the last fifth in one batch. The bracket reads mean and log-variance of
-all rows. All settings are torch-mist's defaults, except two hidden layers of 128, the iterations and the patience
-below. All amounts of information use the same draws of a seed. The study resumes where it stopped.
+The codes are those of ``experiments/statistics/bracket.py``: linear Gaussian, so the true value is known. The other
+estimators see only pairs of input and drawn code, as designed. The learned ones train on four fifths of the rows, with
+a tenth of these for early stopping, and are evaluated on the last fifth in one batch. Those by nearest neighbors use
+all rows. The bracket reads mean and log-variance of all rows. All settings are the defaults of torch-mist and mutinfo,
+except two hidden layers of 128, the iterations and the patience below. All amounts of information use the same draws of
+a seed. The study resumes where it stopped.
 
 torch-mist 0.2.17 requires numpy below 2 but runs with newer versions, so install it without its requirements::
 
     pip install --no-deps torch-mist==0.2.17 pyro-ppl pyro-api opt-einsum hydra-core omegaconf \\
         antlr4-python3-runtime==4.9.3 scikit-learn joblib threadpoolctl pandas python-dateutil tqdm
 
+mutinfo is not on the package index::
+
+    pip install --no-deps git+https://github.com/VanessB/mutinfo@0a346635c60151b7573a1b9d3ed6edae4e81f646
+
 Sources: van den Oord et al., 2018, https://arxiv.org/abs/1807.03748 (InfoNCE); Song and Ermon, 2020,
 https://arxiv.org/abs/1910.06222 (SMILE); Cheng et al., 2020, https://arxiv.org/abs/2006.12013 (CLUB); Federici et al.,
-https://pypi.org/project/torch-mist.
+https://pypi.org/project/torch-mist; Kraskov et al., 2004, https://arxiv.org/abs/cond-mat/0305641 (KSG); Berrett et al.,
+2019, https://arxiv.org/abs/1606.00304 (WKL); Butakov, https://github.com/VanessB/mutinfo.
 """
 
 import argparse
@@ -41,8 +47,17 @@ from experiments.drawing import FIRST, SECOND, THIRD, Look, legend_below, new_fi
 RESULTS = Path(__file__).parents[1] / "results" / "statistics"
 NATS, SEEDS, BRACKET_SEEDS, DIM, ROWS = (0.05, 1.0, 5.0, 20.0), range(3), range(20), 16, 4000
 LEARNED = {"infonce": "InfoNCE", "smile": "SMILE", "club": "CLUB"}
-METHODS = ("bracket", *LEARNED)
-LOOKS = {"bracket": FIRST, "infonce": SECOND, "smile": THIRD, "club": Look("0.35", "D", "-.")}
+NEIGHBORS = {"ksg": "KSG", "wkl": "WKL"}
+OTHERS = LEARNED | NEIGHBORS
+METHODS = ("bracket", *OTHERS)
+LOOKS = {
+    "bracket": FIRST,
+    "infonce": SECOND,
+    "smile": THIRD,
+    "club": Look("0.35", "D", "-."),
+    "ksg": Look("0.35", "^", "--"),
+    "wkl": Look("0.35", "v", ":"),
+}
 CAP = math.log(1000)  # 4,000 rows in blocks of at most 1,024
 TRAINING: dict[str, Any] = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
 COLUMNS = {
@@ -50,7 +65,7 @@ COLUMNS = {
     "bracket [lower, upper]": "{bracket}",
     "holds": "{held}",
     "its L_B": "{lower_estimate}",
-    **{name: f"{{{method}}}" for method, name in LEARNED.items()},
+    **{name: f"{{{method}}}" for method, name in OTHERS.items()},
 }
 
 
@@ -87,10 +102,24 @@ def learned(method: str, nats: float, rows: int, seed: int, iterations: int) -> 
     return {"value": float(found), "lower": None, "upper": None}
 
 
+def by_neighbors(method: str, nats: float, rows: int, seed: int) -> Line:
+    """Value in nats of an estimator of mutinfo by nearest neighbors, on all rows."""
+    from mutinfo.estimators import knn
+
+    x, _, _, z = (part.numpy() for part in code(nats, rows, seed))
+    found = getattr(knn, method.upper())()(x, z)
+    return {"value": float(found), "lower": None, "upper": None}
+
+
 def measure(method: str, nats: float, rows: int, seed: int, iterations: int) -> Line:
     """A line of the table, with its processor time."""
     start = time.process_time()
-    found = bracket(nats, rows, seed) if method == "bracket" else learned(method, nats, rows, seed, iterations)
+    if method == "bracket":
+        found = bracket(nats, rows, seed)
+    elif method in NEIGHBORS:
+        found = by_neighbors(method, nats, rows, seed)
+    else:
+        found = learned(method, nats, rows, seed, iterations)
     seconds = time.process_time() - start
     rounded = {name: None if value is None else round(value, 5) for name, value in found.items()}
     return {"nats": nats, "seed": seed, "method": method} | rounded | {"seconds": round(seconds, 3)}
@@ -132,11 +161,11 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
             <= binom.ppf(1 - 0.05 / len(NATS), len(of_method(lines, "bracket", nats)), 0.05)
             for nats in {line["nats"] for line in brackets}
         ),
-        "where the truth is below the cap of a block, L_B is nearer to it than each learned estimate": all(
-            error(lines, "bracket", nats) < error(lines, name, nats) for nats in below for name in LEARNED
+        "where the truth is below the cap of a block, L_B is nearer to it than each other estimate": all(
+            error(lines, "bracket", nats) < error(lines, name, nats) for nats in below for name in OTHERS
         ),
-        "every run of the bracket takes less processor time than any of a learned one": all(
-            max(seconds["bracket"]) < min(seconds[name]) for name in LEARNED
+        "every run of the bracket takes less processor time than any of the others": all(
+            max(seconds["bracket"]) < min(seconds[name]) for name in OTHERS
         ),
     }
 
@@ -160,14 +189,14 @@ def summary(lines: Sequence[Line]) -> Iterator[Line]:
 @styled
 def draw(lines: Sequence[Line]) -> Figure:
     """Every run's value over the truth; the bracket as an interval."""
-    title = "The bracket encloses the truth; learned estimators fall on either side of it"
+    title = "The bracket encloses the truth; other estimators fall on either side of it"
     figure, (axes,) = new_figure(title, 9, 5)
     amounts = sorted({line["nats"] for line in lines})
     for place, nats in enumerate(amounts):
         axes.plot([place - 0.42, place + 0.42], [nats] * 2, color="black", linewidth=1)
         for number, (method, look) in enumerate(LOOKS.items()):
             chosen = [line for line in of_method(lines, method, nats) if line["seed"] in SEEDS]
-            x = [place - 0.3 + 0.2 * number + 0.04 * line["seed"] for line in chosen]
+            x = [place - 0.35 + 0.13 * number + 0.03 * line["seed"] for line in chosen]
             if method == "bracket":
                 axes.vlines(x, [line["lower"] for line in chosen], [line["upper"] for line in chosen], color=look.color)
             axes.plot(x, [line["value"] for line in chosen], **look.style() | {"linestyle": ""})
@@ -175,7 +204,7 @@ def draw(lines: Sequence[Line]) -> Figure:
     axes.set_xticks(range(len(amounts)), [f"{nats:g} nats" for nats in amounts])
     axes.set_ylabel("estimate, nats")
     axes.yaxis.set_major_formatter("{x:g}")
-    words = {"bracket": "bracket: lower side, L_B, upper side", **LEARNED}
+    words = {"bracket": "bracket: lower side, L_B, upper side", **OTHERS}
     looks = [(words[method], look.style() | {"linestyle": ""}) for method, look in LOOKS.items()]
     legend_below(figure, (*looks, ("truth", {"color": "black", "linewidth": 1})), 3)
     return figure
@@ -187,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Line]:
     torch.set_num_threads(1)
     folder: Path = given.output_dir or (Path("runs/estimators_quick") if given.quick else RESULTS)
     rows, iterations = (500, 50) if given.quick else (ROWS, TRAINING["max_iterations"])
-    seeds = {method: range(2) if given.quick else SEEDS for method in LEARNED}
+    seeds = {method: range(2) if given.quick else SEEDS for method in OTHERS}
     seeds["bracket"] = range(2) if given.quick else BRACKET_SEEDS
     lines = read_lines(folder / "estimators.csv")
     done = {(line["method"], line["nats"], line["seed"]) for line in lines}
