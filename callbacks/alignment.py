@@ -107,14 +107,21 @@ class AlignmentCallback(Callback):
         """Load teacher and witness.
 
         Raises:
-            ValueError: if there is no teacher, the submodule does not exist, or the teacher does not fit the data.
+            ValueError: if there is no teacher, several certificate callbacks could give theirs, the submodule does not
+                exist, or the teacher does not fit the data.
         """
         if stage != "fit" or self.reader is None:
             return
         self._shared = None
         if self._alone and getattr(pl_module, "teacher", None) is None:
-            others = trainer.callbacks  # type: ignore[attr-defined]
-            self._shared = next((item.reader for item in others if isinstance(item, CertificateCallback)), None)
+            others = [item for item in trainer.callbacks if isinstance(item, CertificateCallback)]  # type: ignore[attr-defined]
+            if len(others) > 1:
+                names = ", ".join(repr(item.name) for item in others)
+                raise ValueError(
+                    f"AlignmentCallback has no `teacher`, and the run has several CertificateCallbacks, {names}: give "
+                    "it the `teacher` and `latents` of the one to align."
+                )
+            self._shared = others[0].reader if others else None
         if self._shared is None:
             self.reader.setup(trainer, pl_module)
 

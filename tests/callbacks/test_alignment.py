@@ -353,3 +353,9 @@ def test_the_weight_alone_takes_the_rest_from_the_runs_certificate(tmp_path: Pat
 def test_the_weight_alone_without_a_certificate_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="the module has no `teacher`"):
         fit(tmp_path, foreign(), AlignmentCallback(weight=3.0))
+
+
+def test_of_several_certificate_callbacks_none_is_chosen(tmp_path: Path) -> None:
+    watches = [CertificateCallback(TEACHER, "encoder", name=name) for name in ("one", "other")]
+    with pytest.raises(ValueError, match="several CertificateCallbacks, 'one', 'other': give it the `teacher`"):
+        fit(tmp_path, foreign(), *watches, AlignmentCallback(weight=3.0))
