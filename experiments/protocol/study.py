@@ -129,9 +129,8 @@ def measure(protocol: Protocol, seed: int, phase: str) -> Line:
 def draw(lines: Sequence[Line], dataset: str) -> Figure:
     """Each seed's margin down to its proven bound by phase, and the phases near 0 enlarged a thousand times."""
     phases = list(dict.fromkeys(line["phase"] for line in lines))
-    bound = "proven" if "proven_status" in lines[0] else "bernstein"  # tables of version 0.1 lack betting
     certified = {
-        phase: sum(line["phase"] == phase and line[f"{bound}_status"] == "CERTIFIED" for line in lines)
+        phase: sum(line["phase"] == phase and line["proven_status"] == "CERTIFIED" for line in lines)
         for phase in phases
     }
     near = [phase for phase in phases if certified[phase] == 0]
@@ -139,7 +138,7 @@ def draw(lines: Sequence[Line], dataset: str) -> Figure:
     counts = ", ".join(f"{phase} {count}" for phase, count in certified.items())
     title = f"{dataset}, certified of {seeds} seeds: {counts}"
     figure, panels = new_figure(title, 9.5, 4.8, 1, 1 + bool(near), width_ratios=[1.6, 1][: 1 + bool(near)])
-    _draw_phases(panels[0], phases, [(line, line[f"{bound}_lower"], None) for line in lines], bound)
+    _draw_phases(panels[0], phases, [(line, line["proven_lower"], None) for line in lines])
     panels[0].set(title="margin down to its lower bound, nats")
     panels[0].axhline(lines[0].get("safety_margin", SAFETY_MARGIN), color="0.35", linestyle=":")
     for place, phase in enumerate(phases):
@@ -148,7 +147,7 @@ def draw(lines: Sequence[Line], dataset: str) -> Figure:
     panels[0].set_ylim(bottom=-0.12)
     if near:
         ends = [(line, line["margin_lower"], line["margin_upper"]) for line in lines if line["phase"] in near]
-        _draw_phases(panels[1], near, ends, bound, scale=1000)
+        _draw_phases(panels[1], near, ends, scale=1000)
         panels[1].set(title="enlarged: thousandths of a nat")
     marks = {"linestyle": ""}
     legend_below(
@@ -165,13 +164,13 @@ def draw(lines: Sequence[Line], dataset: str) -> Figure:
 
 
 def _draw_phases(
-    axes: Axes, phases: Sequence[str], ends: Sequence[tuple[Line, float, float | None]], bound: str, scale: float = 1
+    axes: Axes, phases: Sequence[str], ends: Sequence[tuple[Line, float, float | None]], scale: float = 1
 ) -> None:
     """A mark for each seed on its interval; without an upper end it reaches from the lower one to the margin."""
     seeds = sorted({line["seed"] for line, _, _ in ends})
     for line, low, high in ends:
         x = phases.index(line["phase"]) + 0.6 * ((seeds.index(line["seed"]) + 0.5) / len(seeds) - 0.5)
-        certified = line[f"{bound}_status"] == "CERTIFIED"
+        certified = line["proven_status"] == "CERTIFIED"
         look, margin = FIRST if certified else SECOND, scale * line["margin"]
         axes.plot([x, x], [scale * low, margin if high is None else scale * high], color=look.color)
         axes.plot(x, margin, **look.style(certified))
@@ -182,26 +181,22 @@ def _draw_phases(
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
     """The claims of the study, and whether they hold."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
-    bounds = {"normal": "status", "betting": "proven_status", "bernstein": "bernstein_status"}
-    there = {name: key for name, key in bounds.items() if key in lines[0]}  # tables of version 0.1 lack betting
-    *first, last = there
+    statuses = ("status", "proven_status", "bernstein_status")
     shown = {
-        f"{name} is certified in every seed, by {', '.join(first)} and {last}": all(
-            line[key] == "CERTIFIED" for line in phases[name] for key in there.values()
+        f"{name} is certified in every seed, by {', '.join(METHODS[:2])} and {METHODS[2]}": all(
+            line[key] == "CERTIFIED" for line in phases[name] for key in statuses
         )
         for name in ("full", "rescue")
     }
-    if "channel_lower" in lines[0]:
-        shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(
-            line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]
-        )
+    shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(
+        line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]
+    )
     shown[f"no_align is not certified and has less than {COLLAPSED} nats of witness information in every seed"] = all(
         line["status"] == "NOT_CERTIFIED" and line["witness_information"] < COLLAPSED for line in phases["no_align"]
     )
-    if "reading" in lines[0]:
-        shown["no_align is read as COLLAPSED in every seed"] = all(
-            line["reading"] == "COLLAPSED" for line in phases["no_align"]
-        )
+    shown["no_align is read as COLLAPSED in every seed"] = all(
+        line["reading"] == "COLLAPSED" for line in phases["no_align"]
+    )
     if "ablate" in phases:
         shown["ablate, the certified model without alignment from there on, loses its certificate in every seed"] = all(
             line["status"] == "NOT_CERTIFIED" for line in phases["ablate"]
