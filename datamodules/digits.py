@@ -1,7 +1,6 @@
 """The handwritten digits of scikit-learn: 1,797 images of 8 x 8 pixels, without a download."""
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from certvae.datamodules.arrays import ImageArrays, ImageDataModule
 
@@ -18,6 +17,8 @@ class DigitsDataModule(ImageDataModule):
     held_out = 600
 
     def load(self) -> ImageArrays:
+        from sklearn.datasets import load_digits
+
         digits = load_digits()
         order = np.random.default_rng(0).permutation(len(digits.target))
         images = np.round(digits.images[order, None] * (255 / 16)).astype(np.uint8)

@@ -12,6 +12,7 @@ from certvae.commands.summary import PHASES
 from experiments.baselines import study as baselines
 from experiments.drawing import read_table
 from experiments.guard import study as guard
+from experiments.mnist import study as mnist
 from experiments.path import study as path
 from experiments.protocol import study as protocol
 from experiments.stress import study as stress
@@ -30,6 +31,7 @@ STUDIES = {
     "stress": stress,
     "path": path,
     "view": view,
+    "mnist": mnist,
     "witnesses_cifar100": witnesses,
     "witnesses_tiny_imagenet": witnesses,
     "witnesses_digits": witnesses,
@@ -235,6 +237,20 @@ def test_the_proven_bound_is_nearly_as_narrow_as_the_normal_one_where_it_certifi
             normal, betting = line["margin"] - line["margin_lower"], line["proven_margin"] - line["proven_lower"]
             assert betting < 1.2 * normal
             assert betting < 0.4 * (line["bernstein_margin"] - line["bernstein_lower"])
+
+
+@pytest.mark.parametrize("phase", mnist.PHASES)
+def test_the_page_of_studies_quotes_mnist_beside_the_published_numbers(phase: str) -> None:
+    chosen = [line for line in committed("mnist") if line["phase"] == phase]
+    certified = sum(line["proven_status"] == "CERTIFIED" for line in chosen)
+    margin, rate = (fmean(line[name] for line in chosen) for name in ("margin", "rate"))
+    least = [f"{min(line[name] for line in chosen):+.3f}" for name in ("proven_lower", "channel_lower")]
+    published = [
+        "" if value is None else f"{value:{text}}"
+        for value, text in zip(mnist.PUBLISHED[phase], ("+.3f", ".1f"), strict=True)
+    ]
+    cells = [phase, f"{certified} of {len(chosen)}", f"{margin:+.3f}", *least, f"{rate:.1f}", *published]
+    assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in STUDIES_PAGE.read_text()
 
 
 def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:

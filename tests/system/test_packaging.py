@@ -99,6 +99,12 @@ result = certvae.certify(teacher, np.log(teacher)).status.name
     assert loaded["names"] & set(HEAVY) == set()
 
 
+@pytest.mark.slow
+def test_a_fit_without_a_search_needs_no_scikit_learn(tmp_path: Path) -> None:
+    code = "import certvae.commands.lightning, certvae.callbacks, certvae.datamodules, certvae.models; result = None"
+    assert loaded_by(code, tmp_path)["names"] & {"pandas", "sklearn"} == set()
+
+
 @pytest.mark.parametrize(("arguments", "status"), [("--help", 0), ("--version", 0), ("protocl", 2)])
 def test_what_needs_no_torch_is_answered_without_it(arguments: str, status: int, tmp_path: Path) -> None:
     loaded = loaded_by(f"from certvae.cli import main; result = main([{arguments!r}])", tmp_path)

@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from certvae.teachers.mixture import gaussian_log_joint
@@ -70,6 +69,8 @@ class MixtureEM:
         if sample.shape[0] < num_components:
             raise ValueError(f"a mixture of {num_components} components needs as many rows, got {sample.shape[0]}.")
         rows = sample.cpu()
+        from sklearn.cluster import KMeans
+
         labels = torch.from_numpy(KMeans(num_components, n_init=1, random_state=seed).fit(rows.numpy()).labels_)
         mixture = cls(*_uniform_start(rows, num_components), covariance, variance_floor)
         mixture._maximize(torch.nn.functional.one_hot(labels.long(), num_components).double(), rows)
