@@ -56,7 +56,7 @@ class AlignmentCallback(Callback):
     Args:
         teacher: a teacher, the path of its file, or the name of a shipped teacher, such as ``"cifar100"``; default: the
             module's attribute ``teacher``. If there is none and ``latents`` is not given either, teacher, ``latents``,
-            ``images`` and witness are those of the run's :class:`certvae.callbacks.CertificateCallback`.
+            ``images`` and witness are those of the run's only :class:`certvae.callbacks.CertificateCallback`.
         latents: where the code is in ``training_step``; see :class:`certvae.callbacks.CertificateCallback`. Without it
             the step must return a dict with ``"posterior"``.
         images: where the teacher's input is in the batch.

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from torchvision.utils import make_grid
 
 from certvae.io.files import write_atomic
+from certvae.models.vae import VAE
 from certvae.monitoring.divergence import find_fault
 from certvae.monitoring.loggers import log_image, plot_against_epoch, takes_images
 from certvae.reading.inputs import InputSource, as_floats, select_inputs
@@ -143,6 +144,8 @@ class ReconstructionImages(Callback):
             decoded = self.decoder(pl_module, codes)
         else:
             decoded = pl_module.get_submodule(self.decoder)(codes.to(pl_module.dtype))
+            if isinstance(pl_module, VAE):
+                decoded = pl_module.expectation(decoded)
         return decoded.mean if isinstance(decoded, Distribution) else decoded
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

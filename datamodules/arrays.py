@@ -66,7 +66,7 @@ class RowDataset(Dataset[Batch]):
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
         rows = self.rows[torch.as_tensor(positions)]
-        return self.images.index_select(0, rows), self.labels[rows], rows  # two times as fast as images[rows]
+        return self.images.index_select(0, rows), self.labels[rows], rows  # twice as fast as images[rows]
 
 
 def _as_is(batch: Any) -> Any:

@@ -22,7 +22,7 @@ from certvae.commands import runs
 from certvae.commands.certify import CertifyOptions, EncodedCheckpoint
 from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.tables import Line, Results, commit, origin
-from certvae.datamodules import CIFAR100DataModule, DigitsDataModule
+from certvae.datamodules import CIFAR100DataModule, DigitsDataModule, ImageDataModule, MNISTDataModule
 from certvae.io.files import csv_text, write_atomic
 from certvae.teachers import Teacher, load_teacher
 from certvae.terminal import quiet
@@ -110,11 +110,11 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits instead of CIFAR-100, one seed")
+    parser.add_argument("--quick", action="store_true", help="scikit-learn's digits, one seed")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: those of the study, or 0 with --quick")
     parser.add_argument("--max_epochs", type=int, help="of each run, instead of the YAML's")
     parser.add_argument("--subset", type=int, help="at most this many rows of each split")
-    parser.add_argument("--data_dir", default="data", help="where CIFAR-100 is")
+    parser.add_argument("--data_dir", default="data", help="where the data set is")
     parser.add_argument("--output_dir", type=Path, help="default: in runs; an interrupted study in it is resumed")
     parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
@@ -211,7 +211,11 @@ class Study:
     def batches(self, split: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Images in [0, 1] and their indices, the rows of a split in order."""
         rows = {"batch_size": 500, "subset": self.given.subset}
-        data = DigitsDataModule(**rows) if self.dataset == "digits" else CIFAR100DataModule(self.given.data_dir, **rows)
+        data: ImageDataModule
+        if self.dataset == "digits":
+            data = DigitsDataModule(**rows)
+        else:
+            data = {"cifar100": CIFAR100DataModule, "mnist": MNISTDataModule}[self.dataset](self.given.data_dir, **rows)
         for batch in data.loader(split):
             images, _, index = data.on_after_batch_transfer(batch, 0)
             yield images, index

@@ -169,7 +169,7 @@ class VAE(LightningModule):
         images, index = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        terms = self._terms(images, posterior, latents, self.reconstruct(latents), self._progress)
+        terms = self._terms(images, posterior, latents, self.decode(latents), self._progress)
         loss, alignment = self.objective(terms).mean(), None
         if self.alignment_weight > 0:
             if batch_idx == 0 and self.teacher is not None:
@@ -223,10 +223,10 @@ class VAE(LightningModule):
         images, _ = inputs_and_index(batch)
         posterior = self(images)
         latents = posterior.sample()
-        decoded = self.reconstruct(latents)
+        decoded = self.decode(latents)
         terms = self._terms(images, posterior, latents, decoded, math.inf)
         loss, rate = self.objective(terms).mean(), terms.kl.sum(dim=1)
-        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), mse_loss(decoded, images)])
+        means = torch.stack([torch.ones_like(loss), loss, rate.mean(), mse_loss(self.expectation(decoded), images)])
         self._sums = self._sums + images.shape[0] * means.detach().to(self._sums)
         return {"loss": loss, "posterior": posterior, "rate": rate}
 
@@ -261,9 +261,17 @@ class VAE(LightningModule):
         for name, total in zip(EVALUATED, sums[1:], strict=True):
             self.log(f"{stage}/{name}", total / sums[0])
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """Mean of the images given latents ``(B, latent_dim)``, in float32 or wider."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """What the decoder gives for latents ``(B, latent_dim)``, in float32 or wider."""
         return _widen(self.decoder(latents.to(self.dtype)))
+
+    def expectation(self, decoded: Tensor) -> Tensor:
+        """Mean of the images, given what :meth:`decode` gives: here the same. A subclass may decode logits."""
+        return decoded
+
+    def reconstruct(self, latents: Tensor) -> Tensor:
+        """Mean of the images given latents ``(B, latent_dim)``, shape ``(B, *image_shape)``."""
+        return self.expectation(self.decode(latents))
 
     def squared_error(self, images: Tensor, latents: Tensor) -> Tensor:
         r""":math:`|x - \hat x(z)|^2` of each row, summed over its values, shape ``(B,)``."""
@@ -273,11 +281,11 @@ class VAE(LightningModule):
         r"""Negative log-likelihood of each row in nats, up to the constant :math:`\tfrac D2 \log 2 \pi s^2`.
 
         The optimal standard deviation is not a constant, so then :math:`D \log s` is included. A subclass with another
-        likelihood overrides this method.
+        likelihood overrides this method, and :meth:`expectation` if it decodes other parameters than means.
 
         Args:
             images: shape ``(B, *image_shape)``.
-            decoded: what :meth:`reconstruct` gives for their latents, the same shape.
+            decoded: what :meth:`decode` gives for their latents, the same shape.
 
         Returns:
             Nats, shape ``(B,)``.

@@ -283,7 +283,7 @@ def _uri(path: Path) -> str:
 
 
 def _decode(model: VAE, codes: Tensor) -> Tensor:
-    return model.decoder(codes.to(model.dtype)).float()
+    return model.reconstruct(codes).float()
 
 
 def _traversals(model: VAE, code: Tensor, coordinates: Tensor) -> Tensor:

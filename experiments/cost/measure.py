@@ -60,6 +60,7 @@ def run(data: CIFAR100DataModule, teacher: str, callbacks: list[Callback], preci
         teacher=load_teacher(teacher),
         objective=ELBO(**values["objective"]["init_args"]),
         alignment_weight=values["alignment_weight"],
+        alignment_path=values["alignment_path"],
         observation_std=values["observation_std"],
     )
     trainer = Trainer(

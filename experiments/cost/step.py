@@ -97,7 +97,7 @@ def plain(data: CIFAR100DataModule, steps: int, precision: str) -> Clock:
     def batches() -> Iterator[Tensor]:
         while True:
             for rows in torch.randperm(data.arrays.num_train).split(BATCH):
-                yield images[rows].to(device).float() / 255
+                yield images.index_select(0, rows).to(device).float() / 255
 
     def step(batch: Tensor) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):

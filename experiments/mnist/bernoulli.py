@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from certvae import VAE
 
@@ -14,14 +14,14 @@ __all__ = ["BernoulliVAE", "log_likelihood"]
 class BernoulliVAE(VAE):
     """A VAE whose decoder gives the logits of the pixels; ``observation_std`` is not used."""
 
-    def reconstruct(self, latents: Tensor) -> Tensor:
-        """The probability of each pixel, shape ``(B, *image_shape)``."""
-        return super().reconstruct(latents).sigmoid()
+    def expectation(self, decoded: Tensor) -> Tensor:
+        """The probability of each pixel."""
+        return decoded.sigmoid()
 
     def distortion(self, images: Tensor, decoded: Tensor) -> Tensor:
         """Cross-entropy of the pixels in nats, shape ``(B,)``."""
-        with torch.autocast(decoded.device.type, enabled=False):
-            return binary_cross_entropy(decoded, images, reduction="none").flatten(start_dim=1).sum(dim=1)
+        entropy = binary_cross_entropy_with_logits(decoded, images, reduction="none")
+        return entropy.flatten(start_dim=1).sum(dim=1)
 
 
 @torch.no_grad()
@@ -45,5 +45,5 @@ def log_likelihood(model: VAE, images: Tensor, samples: int) -> Tensor:
     for _ in range(samples):
         codes = posterior.sample()
         prior = -0.5 * (codes**2 + math.log(2 * math.pi)).sum(dim=1)
-        weights.append(prior - posterior.log_density(codes) - model.distortion(images, model.reconstruct(codes)))
+        weights.append(prior - posterior.log_density(codes) - model.distortion(images, model.decode(codes)))
     return torch.stack(weights).logsumexp(dim=0) - math.log(samples)

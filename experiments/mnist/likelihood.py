@@ -62,8 +62,12 @@ class BinaryMNIST(MNISTDataModule):
     def splits(self) -> dict[str, Tensor]:
         """Training, validation and test rows, in their order."""
         last = self.arrays.num_train
-        ends = {"train": (0, last - VALIDATION), "val": (last - VALIDATION, last), "test": (last, last + VALIDATION)}
-        return {name: torch.arange(*end) for name, end in ends.items()}
+        ends = {
+            "train": (0, last - VALIDATION),
+            "val": (last - VALIDATION, last),
+            "test": (last, len(self.arrays.images)),
+        }
+        return {name: torch.arange(*rows) for name, rows in ends.items()}
 
 
 def trained(data: BinaryMNIST, seed: int, epochs: int, folder: Path) -> tuple[BernoulliVAE, int]:
@@ -78,6 +82,7 @@ def trained(data: BinaryMNIST, seed: int, epochs: int, folder: Path) -> tuple[Be
     best = ModelCheckpoint(folder, "best-{epoch}", monitor="val/loss", auto_insert_metric_name=False)
     trainer = Trainer(
         max_epochs=epochs,
+        devices=1,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -92,7 +97,7 @@ def trained(data: BinaryMNIST, seed: int, epochs: int, folder: Path) -> tuple[Be
 def measure(data: BinaryMNIST, seed: int, given: argparse.Namespace) -> Line:
     """Train and measure one seed, and return its line of the table."""
     started = time.perf_counter()
-    model, epoch = trained(data, seed, given.epochs, given.folder / f"seed{seed}")
+    model, epoch = trained(data, seed, given.epochs, given.folder / f"epochs{given.epochs}" / f"seed{seed}")
     seed_everything(seed, verbose=False)
     found, rates = [], []
     for batch in data.test_dataloader():

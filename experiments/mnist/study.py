@@ -60,7 +60,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 def draw(lines: Sequence[Line]) -> Figure:
     """Margin and rate of each seed by phase, beside the published values."""
     figure, panels = new_figure(
-        "MNIST at KL weight 1: alignment turns the margin's sign at the same rate", 9, 4.8, 1, 2
+        "MNIST at KL weight 1: margin and rate by phase, beside those of the follow-up", 9, 4.8, 1, 2
     )
     for axes, name, place in zip(panels, ("margin", "rate"), range(2), strict=True):
         for x, phase in enumerate(PHASES):

@@ -1,7 +1,7 @@
 """The paper's protocol on real data, with certificates as for publication, by several bounds.
 
     python -m experiments.protocol.study --data_dir data                           # CIFAR-100
-    python -m experiments.protocol.study --dataset tiny_imagenet --data_dir data
+    python -m experiments.protocol.study --dataset tiny_imagenet --max_epochs 2 --data_dir data
     python -m experiments.protocol.study --quick                                   # scikit-learn's digits
 
 Runs ``certvae protocol`` on ``experiments/<dataset>.yaml``; then each phase's last checkpoint is certified as by
@@ -98,7 +98,7 @@ def draw_samples(protocol: Protocol, seed: int) -> Figure:
         model, _ = fitted(protocol.seed_dir(seed) / phase, protocol.teacher_path(seed))
         torch.manual_seed(0)
         draws = model.prior.draws_like(torch.empty(SAMPLES, model.encoder.latent_dim))
-        axes.imshow(as_grid(model.decoder(draws), SAMPLES))
+        axes.imshow(as_grid(model.reconstruct(draws), SAMPLES))
         axes.set_ylabel(phase, rotation=0, ha="right", va="center")
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
@@ -140,7 +140,7 @@ def draw(lines: Sequence[Line], dataset: str) -> Figure:
     figure, panels = new_figure(title, 9.5, 4.8, 1, 1 + bool(near), width_ratios=[1.6, 1][: 1 + bool(near)])
     _draw_phases(panels[0], phases, [(line, line["proven_lower"], None) for line in lines])
     panels[0].set(title="margin down to its lower bound, nats")
-    panels[0].axhline(lines[0].get("safety_margin", SAFETY_MARGIN), color="0.35", linestyle=":")
+    panels[0].axhline(SAFETY_MARGIN, color="0.35", linestyle=":")
     for place, phase in enumerate(phases):
         most = max(line["teacher_information"] for line in lines if line["phase"] == phase)
         panels[0].plot([place - 0.35, place + 0.35], [most, most], color="0.35", linestyle="-.")

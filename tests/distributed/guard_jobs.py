@@ -115,7 +115,7 @@ class OwnVAE(VAE):
     diverges = False
 
     def distortion(self, images: Tensor, decoded: Tensor) -> Tensor:
-        return super().distortion(images, self.reconstruct(self(images).mean))
+        return super().distortion(images, self.decode(self(images).mean))
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
         last = self.global_rank == self.trainer.world_size - 1

@@ -68,7 +68,7 @@ def test_the_page_quotes_the_comparison() -> None:
         assert " | ".join(text.format(**line) for text in estimators.COLUMNS.values()) in PAGE
 
 
-def test_the_bracket_lies_around_the_truth_where_learned_estimators_do_not() -> None:
+def test_the_bracket_lies_around_the_truth_where_other_estimators_do_not() -> None:
     assert all(len(estimators.of_method(ESTIMATORS, *key)) >= 3 for key in itertools.product(METHODS, estimators.NATS))
     assert all(estimators.claims(ESTIMATORS).values())
 

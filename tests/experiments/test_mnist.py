@@ -50,7 +50,17 @@ def test_the_distortion_is_the_negative_log_likelihood_of_binary_pixels() -> Non
     model = BernoulliVAE(MLPEncoder((1, 4, 4), 3, 8), MLPDecoder((1, 4, 4), 3, 8))
     images, codes = torch.randint(0, 2, (5, 1, 4, 4)).float(), torch.randn(5, 3)
     expected = -Bernoulli(logits=model.decoder(codes)).log_prob(images).flatten(1).sum(1)
-    assert torch.allclose(model.distortion(images, model.reconstruct(codes)), expected, atol=1e-5)
+    assert torch.allclose(model.distortion(images, model.decode(codes)), expected, atol=1e-5)
+    assert torch.equal(model.reconstruct(codes), model.decoder(codes).sigmoid())
+
+
+def test_a_pixel_that_is_surely_wrong_still_has_a_gradient() -> None:
+    model = BernoulliVAE(MLPEncoder((1, 1, 1), 1, 8), MLPDecoder((1, 1, 1), 1, 8))
+    logit = torch.full((1, 1, 1, 1), 30.0, requires_grad=True)
+    found = model.distortion(torch.zeros(1, 1, 1, 1), logit)
+    found.sum().backward()
+    assert float(found) == pytest.approx(30.0)
+    assert float(logit.grad) == pytest.approx(1.0)
 
 
 @pytest.mark.slow
@@ -62,8 +72,10 @@ def test_the_likelihood_is_measured_and_a_second_call_trains_nothing(
     places = [f"--folder={tmp_path / 'runs'}", f"--output_dir={tmp_path / 'out'}", f"--data_dir={tmp_path}"]
     (line,) = likelihood.main([*places, "--epochs", "3", "--samples", "5"])
     assert 0 < line["nll"] < 784 * math.log(2)  # better than a fair coin for each pixel
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.ckpt")}
     (again,) = likelihood.main([*places, "--epochs", "3", "--samples", "5"])
     assert again["nll"] == line["nll"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.ckpt")} == written
     assert (
         "**does not hold**: the negative log-likelihood is within 1 nat"
         in (tmp_path / "out" / "likelihood.md").read_text()

@@ -66,11 +66,11 @@ class MixtureEM:
             seed: of the k-means.
             variance_floor: added to every variance.
         """
+        from sklearn.cluster import KMeans
+
         if sample.shape[0] < num_components:
             raise ValueError(f"a mixture of {num_components} components needs as many rows, got {sample.shape[0]}.")
         rows = sample.cpu()
-        from sklearn.cluster import KMeans
-
         labels = torch.from_numpy(KMeans(num_components, n_init=1, random_state=seed).fit(rows.numpy()).labels_)
         mixture = cls(*_uniform_start(rows, num_components), covariance, variance_floor)
         mixture._maximize(torch.nn.functional.one_hot(labels.long(), num_components).double(), rows)
