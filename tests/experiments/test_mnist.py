@@ -60,6 +60,7 @@ def test_a_pixel_that_is_surely_wrong_still_has_a_gradient() -> None:
     found = model.distortion(torch.zeros(1, 1, 1, 1), logit)
     found.sum().backward()
     assert float(found) == pytest.approx(30.0)
+    assert logit.grad is not None
     assert float(logit.grad) == pytest.approx(1.0)
 
 
