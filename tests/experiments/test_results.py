@@ -254,14 +254,20 @@ def test_the_page_of_studies_quotes_mnist_beside_the_published_numbers(phase: st
 
 
 def of_stress(lines: list[dict[str, Any]], kl_weight: float) -> str:
-    """A row of the page of studies: aligned and plain at a KL weight, means over seeds."""
+    """A row of the page of studies: aligned and plain at a KL weight, means over seeds and the outermost bounds."""
     cells = []
     for aligned in (True, False):
         chosen = [line for line in lines if line["aligned"] is aligned and line["kl_weight"] == kl_weight]
-        certified = sum(line["status"] == "CERTIFIED" for line in chosen)
-        names = {"margin": "+.3f", "rate": ".2f", "witness_information": ".3f", "mean_squared_error": ".4f"}
-        means = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
-        cells += [f"{certified} of {len(chosen)}", *means]
+        rate, margin, error = (
+            fmean(line[name] for line in chosen) for name in ("rate", "margin", "mean_squared_error")
+        )
+        cells += [certified(chosen), f"{margin:+.3f}"]
+        if aligned:
+            cells += [f"{min(line[name] for line in chosen):+.3f}" for name in ("proven_lower", "channel_lower")]
+        else:
+            (reading,) = {line["reading"] for line in chosen}
+            cells += [reading, f"{max(line['information_upper'] for line in chosen):.3f}"]
+        cells += [f"{rate:.2f}", f"{error:.4f}"]
     return f"| {kl_weight:g} | {' | '.join(cells)} |"
 
 
@@ -281,15 +287,15 @@ def numbers_from(table: str, page: Path) -> set[str]:
 
 def test_the_page_of_studies_quotes_the_stress_study() -> None:
     lines = committed("stress")
-    aligned = [line for line in lines if line["aligned"]]
-    plain = [line for line in lines if not line["aligned"]]
-    margins = [line["margin"] for line in aligned]
-    assert all(line["status"] == "CERTIFIED" for line in aligned)
-    assert not any(line["status"] == "CERTIFIED" for line in plain)
-    collapsed = [line for line in plain if line["kl_weight"] == 32]
-    assert max(line["margin_upper"] for line in collapsed) < 0
-    least_seen = f"{max(line['witness_information'] for line in collapsed):.5f}"
-    expected = {str(len(aligned)), f"{min(margins):.3f}", f"{max(margins):.3f}", least_seen}
+    aligned, plain = ([line for line in lines if line["aligned"] is which] for which in (True, False))
+    assert all(line["proven_status"] == "CERTIFIED" for line in aligned)
+    assert not any(line["proven_status"] == "CERTIFIED" for line in plain)
+    ends = [f"{end(line['margin'] for line in aligned):.3f}" for end in (min, max)]
+    collapsed = [line["margin"] for line in plain if line["kl_weight"] == 32]
+    near = [f"{end(collapsed):+.4f}".removeprefix("+") for end in (min, max)]
+    above = [line["margin"] for line in plain if line["margin"] > 0]
+    expected = {str(len(aligned)), *ends, *near, f"{max(above):.4f}"}
+    assert len(above) == 4
     assert expected <= numbers_from("experiments/results/stress/stress.csv", STUDIES_PAGE)
 
 
