@@ -17,6 +17,7 @@ from experiments.cost import certify as cost
 from experiments.drawing import read_table
 from experiments.escape import study as escape
 from experiments.guard import study as guard
+from experiments.mnist import study as mnist
 from experiments.path import study as path
 from experiments.prefit import study as prefit
 from experiments.protocol import study as protocol
@@ -38,6 +39,7 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "stress/stress": ("stress/stress", stress.draw),
     "path/path": ("path/path", path.draw),
     "view/view": ("view/view", view.draw),
+    "mnist/mnist": ("mnist/mnist", mnist.draw),
     "guard/guard": ("guard/guard", guard.draw),
     "witnesses_cifar100/witnesses_cifar100": ("witnesses_cifar100/witnesses_cifar100", witnesses.draw),
     "witnesses_tiny_imagenet/witnesses_tiny_imagenet": (

@@ -90,16 +90,15 @@ def test_the_page_of_studies_quotes_the_protocols_results(study: str, phase: str
     assert of_seeds(committed(study), phase) in STUDIES_PAGE.read_text()
 
 
-def test_alignment_on_draws_certifies_draws_and_costs_no_reconstruction() -> None:
-    """Beside the earlier protocol, which aligned means."""
+def test_only_codes_aligned_on_draws_are_certified_on_draws() -> None:
+    """Beside the earlier protocol, which aligned means and had other networks."""
     means, draws = (
         [line for line in committed(study) if line["phase"] in ("full", "rescue")]
         for study in ("cifar100_mean", "cifar100")
     )
+    assert all(line["proven_status"] == "CERTIFIED" for line in [*means, *draws])
     assert all(line["channel_margin"] < 0 for line in means)
     assert all(line["channel_lower"] > protocol.SAFETY_MARGIN for line in draws)
-    errors = [fmean(line["mean_squared_error"] for line in lines) for lines in (means, draws)]
-    assert errors[1] <= errors[0]
 
 
 NAMES = {"cifar100": "CIFAR-100", "tiny_imagenet": "Tiny-ImageNet"}
