@@ -53,7 +53,7 @@ LOOKS = {
     "infonce": SECOND,
     "smile": THIRD,
     "club": Look("0.35", "D", "-."),
-    "ksg": Look("0.35", "^", "--"),
+    "ksg": Look("0.35", "v", "--"),
 }
 CAP = math.log(1000)  # 4,000 rows in blocks of at most 1,024
 TRAINING: dict[str, Any] = {"hidden_dims": [128, 128], "max_iterations": 1000, "patience": 3, "batch_size": 128}
