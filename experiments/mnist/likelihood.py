@@ -16,6 +16,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ class BinaryMNIST(MNISTDataModule):
         gray = super().load()
         uniform = np.random.default_rng(0).random(gray.images.shape, dtype=np.float32)
         images = np.where(uniform * 255 < gray.images, np.uint8(255), np.uint8(0))
-        return ImageArrays(images, gray.labels, gray.num_train, gray.class_names)
+        return replace(gray, images=images)
 
     @cached_property
     def splits(self) -> dict[str, Tensor]:

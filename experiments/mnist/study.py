@@ -8,7 +8,6 @@ teacher and networks are not known. So signs and sizes can be compared, not digi
 """
 
 from collections.abc import Sequence
-from statistics import fmean
 
 from matplotlib.figure import Figure
 
@@ -85,9 +84,6 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         parser.error("this study is about MNIST; leave out --quick, and use --max_epochs and --subset.")
     study = Study("mnist", given, dataset="mnist")
     lines = [measure(study, seed, phase) for seed in study.seeds for phase in PHASES]
-    for phase in PHASES:
-        margins = [line["margin"] for line in lines if line["phase"] == phase]
-        print(f"{phase}: margin {fmean(margins):+.3f} nats, mean over {len(margins)} seeds")
     study.report(Results(lines, COLUMNS, claims(lines), {"mnist": draw(lines)}))
     return lines
 

@@ -3,17 +3,22 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 
 from certvae import VAE
+from certvae.callbacks import ReconstructionImages
+from certvae.datamodules import DigitsDataModule
 from certvae.models.networks import MLPDecoder, MLPEncoder
 from certvae.theory.posterior import Posterior
 from experiments.mnist import likelihood, study
 from experiments.mnist.bernoulli import BernoulliVAE, log_likelihood
 from tests.mnist_files import write_mnist
+from tests.runs import trainer
 
 
 class ExactEncoder(nn.Module):
@@ -92,3 +97,14 @@ def test_the_study_runs_its_phases(tmp_path: Path) -> None:
     plain, aligned, prefit = (line["margin"] for line in lines)
     assert plain < min(aligned, prefit)
     assert (tmp_path / "runs" / "mnist.png").is_file()
+
+
+def test_pictures_show_probabilities_not_logits(tmp_path: Path) -> None:
+    model = BernoulliVAE(MLPEncoder((1, 8, 8), 3, 8), MLPDecoder((1, 8, 8), 3, 8), learning_rate=1e-12)
+    for parameter in model.decoder.parameters():
+        nn.init.zeros_(parameter)  # logits 0: every pixel is as likely on as off
+    pictures = ReconstructionImages(save_dir=str(tmp_path))
+    trainer(tmp_path, callbacks=[pictures], max_epochs=1).fit(model, datamodule=DigitsDataModule(subset=64))
+    (path,) = tmp_path.glob("*samples*.png")
+    middle = np.median(np.asarray(Image.open(path).convert("L")))
+    assert middle == pytest.approx(127.5, abs=1)
