@@ -29,6 +29,7 @@ from certvae.theory.scores import SCORES, ScoredRows
 __all__ = ["CertificateSums", "ComponentMargin", "WholeSums"]
 
 _OPTIONAL = ("channel", "calibrated", "rate")
+_PRODUCT = 256  # rows of a product at least, so that it takes longer than to read and write a large result
 _ROUNDING = 1e-13  # relative size below which a variance from float64 sums is rounding error
 
 
@@ -105,10 +106,11 @@ class CertificateSums:
     def of(cls, rows: ScoredRows) -> "CertificateSums":
         """Sums over checked rows."""
         numbers, vectors = _in_blocks(rows)
-        moments, size = torch.zeros(()).to(numbers), rows_of_a_block(rows.teacher)
+        width, size = rows.teacher.shape[1] + 6, max(_PRODUCT, rows_of_a_block(rows.teacher))
+        moments = numbers.new_zeros(width, width)
         for weights, *parts in zip(*(each.split(size) for each in (rows.weights, rows.teacher, numbers)), strict=True):
             features = torch.cat([torch.ones_like(weights)[:, None], *parts], dim=1)
-            moments = moments + (features * weights[:, None]).T @ features
+            moments.addmm_((features * weights[:, None]).T, features)
         return cls(moments, *vectors)
 
     @property
