@@ -130,15 +130,17 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 
 def _draw_energy(axes: Axes, lines: Sequence[Line]) -> None:
-    """Draw a mark for each model, and above it a dash for the largest margin of any code with its energy."""
+    """Draw a mark for each model, above it a dash for the largest margin of any code with its energy, and scales."""
     for line in lines:
         x, most = line["scaled_energy"], line["margin"] + line["headroom"]
         axes.plot([x, x], [line["margin"], most], color="0.35", linewidth=0.8, zorder=1)
         axes.plot(x, most, "_", color="0.35", markersize=10)
         axes.plot(x, line["margin"], **LOOKS[line["alignment_path"]].style())
-        right = line["alignment_path"] == "sample"
-        offset: dict[str, Any] = {"xytext": (8 if right else -8, -4), "ha": "left" if right else "right"}
-        axes.annotate(f"{line['scale']:g}", (x, line["margin"]), textcoords="offset points", fontsize=10, **offset)
+    for aligned_on, scale in dict.fromkeys((line["alignment_path"], line["scale"]) for line in lines):
+        group = [line for line in lines if (line["alignment_path"], line["scale"]) == (aligned_on, scale)]
+        end, aside, align = (max, 8, "left") if aligned_on == "sample" else (min, -8, "right")
+        place = (end(line["scaled_energy"] for line in group), fmean(line["margin"] for line in group))
+        axes.annotate(f"{scale:g}", place, (aside, -4), textcoords="offset points", fontsize=10, ha=align)
     axes.axhline(0, color="black", linewidth=1)
     axes.set(xscale="log", xlim=(1, 120), ylim=(-0.05, None))
     axes.xaxis.set_major_formatter("{x:g}")
