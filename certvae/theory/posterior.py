@@ -62,7 +62,8 @@ class Posterior(NamedTuple):
             The broadcast shape without the last axis: ``(B,)`` or ``(N, B)``.
         """
         squares = (latents - self.mean) ** 2 * (-self.log_variance).exp()
-        return -0.5 * (squares + self.log_variance + math.log(2 * math.pi)).sum(dim=-1)
+        constant = (self.log_variance + math.log(2 * math.pi)).sum(dim=-1)
+        return -0.5 * (squares.sum(dim=-1) + constant)
 
     def kl_to_standard_normal(self) -> Tensor:
         r""":math:`KL(q \| N(0, 1))` of each coordinate in nats, shape ``(B, latent_dim)``.

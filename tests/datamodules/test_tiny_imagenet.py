@@ -44,14 +44,14 @@ def root(tmp_path: Path) -> Path:
     return made_up_set(tmp_path / "data" / NAME)
 
 
-def made_up_set(folder: Path) -> Path:
+def made_up_set(folder: Path, train_each: int = TRAIN_EACH, held_out_each: int = HELD_OUT_EACH) -> Path:
     """The unpacked folder of a made-up set of three classes; one training image is grayscale."""
     rng, annotations = np.random.default_rng(0), []
     for label, wnid in enumerate(WNIDS):
-        for number in range(TRAIN_EACH):
+        for number in range(train_each):
             write(folder, f"train/{wnid}/images/{wnid}_{number}.JPEG", jpeg(rng))
         write(folder, f"train/{wnid}/{wnid}_boxes.txt", f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
-        for number in range(HELD_OUT_EACH):
+        for number in range(held_out_each):
             file = f"val_{number * len(WNIDS) + label}.JPEG"
             write(folder, f"val/images/{file}", jpeg(rng))
             annotations.append(f"{file}\t{wnid}\t0\t32\t44\t62\n")
