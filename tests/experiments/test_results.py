@@ -25,8 +25,6 @@ STUDIES = {
     "cifar100": protocol,
     "tiny_imagenet": protocol,
     "baselines": baselines,
-    "baselines_20000": baselines,
-    "baselines_four": baselines,
     "baselines_collapsed": baselines,
     "stress": stress,
     "path": path,
@@ -118,88 +116,46 @@ def test_the_readme_quotes_the_protocols_results(study: str, phase: str) -> None
 
 
 def of_baseline(lines: list[dict[str, Any]], baseline: str) -> str:
-    """A row of the page of baselines: each seed's raw margin, how many intervals are below 0, means of the rest."""
-    chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
-    margins = ", ".join(f"{line['margin']:+.2f}" for line in chosen)
-    below = sum(line["margin_upper"] < 0 for line in chosen)
-    names = {
-        "channel_margin": "+.2f",
-        "rate": ".1f",
-        "active_units": ".0f",
-        "mutual_information": ".2f",
-        "mean_squared_error": ".4f",
-        "component_accuracy": ".2f",
-        "label_accuracy": ".3f",
-    }
-    cells = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
-    return f"| {margins} | {below} of {len(chosen)} | {' | '.join(cells)} |"
-
-
-@pytest.mark.parametrize("baseline", baselines.BASELINES)
-def test_the_page_of_baselines_quotes_each(baseline: str) -> None:
-    assert of_baseline(committed("baselines"), baseline) in BASELINES_PAGE.read_text()
-
-
-def of_reading(lines: list[dict[str, Any]], baseline: str) -> str:
-    """A row of the table of readings: each seed's margin, the outermost bounds, means of the rest."""
-    chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
-    (reading,) = {line["reading"] for line in chosen}
-    margins = ", ".join(f"{line['proven_margin']:+.2f}" for line in chosen)
-    lower, upper = (max(line[key] for line in chosen) for key in ("proven_lower", "information_upper"))
-    least = min(line["information_lower"] for line in chosen)
-    names = {
-        "fitted_mean": ".2f",
-        "fitted_draw": ".2f",
-        "probe_margin": ".2f",
-        "rate": ".1f",
-        "mean_squared_error": ".4f",
-    }
-    means = " | ".join(format(fmean(line[name] for line in chosen), text) for name, text in names.items())
-    return f"| {reading} | {margins} | {lower:+.2f} | {least:.2f} | {upper:.1f} | {means} |"
-
-
-@pytest.mark.parametrize("baseline", sorted({line["baseline"] for line in committed("baselines_20000")}))
-def test_the_page_of_baselines_quotes_each_reading(baseline: str) -> None:
-    assert of_reading(committed("baselines_20000"), baseline) in BASELINES_PAGE.read_text()
-
-
-def test_the_page_of_baselines_compares_the_fitted_reader_with_the_probe() -> None:
-    lines = committed("baselines_20000")
-    columns = {
-        name: [line[name] for line in lines] for name in ("fitted_mean", "fitted_draw", "probe_margin", "proven_margin")
-    }
-    ranges = {f"{end(values):.2f}" for values in columns.values() for end in (min, max)}
-    better = sum(line["probe_margin"] > line["fitted_mean"] for line in lines)
-    bracket = {f"{end(line['information_lower'] for line in lines):.2f}" for end in (min, max)}
-    expected = {*ranges, *bracket, str(better), str(len(lines))}
-    assert expected <= numbers_from("experiments/results/baselines_20000/baselines_20000.csv", BASELINES_PAGE)
-
-
-def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
-    lines = [*committed("baselines_20000"), *committed("baselines_four")]
-    assert sorted({line["baseline"] for line in lines}) == sorted(baselines.BASELINES)
-    assert len(lines) == 3 * len(baselines.BASELINES)
-    assert {line["reading"] for line in lines} == {"INFORMATIVE"}
-    assert all(line["proven_status"] == "NOT_CERTIFIED" for line in lines)
-
-
-def of_bracket(lines: list[dict[str, Any]], baseline: str) -> str:
-    """A row of the tables of readings: each seed's margin, the outermost bounds of the bracket, means of the rest."""
+    """A row of the page of baselines: each seed's margin, the outermost bounds over seeds, means of the rest."""
     chosen = sorted((line for line in lines if line["baseline"] == baseline), key=lambda line: line["seed"])
     counts = Counter(line["reading"] for line in chosen)
     reading = ", ".join(name if len(counts) == 1 else f"{name} {count}" for name, count in counts.items())
     margins = ", ".join(f"{line['proven_margin']:+.3f}" for line in chosen)
-    least, most = min(line["information_lower"] for line in chosen), max(line["information_upper"] for line in chosen)
-    names = {"fitted_mean": ".2f", "fitted_draw": ".2f", "rate": ".2f", "mean_squared_error": ".4f"}
-    means = " | ".join(format(fmean(line[name] for line in chosen), text) for name, text in names.items())
-    return f"| {reading} | {margins} | {least:.2f} | {most:.3f} | {means} |"
+    bounds = {"proven_lower": (max, "+.3f"), "information_lower": (min, ".2f"), "information_upper": (max, ".2f")}
+    ends = [format(end(line[name] for line in chosen), text) for name, (end, text) in bounds.items()]
+    names = {
+        "fitted_mean": ".2f",
+        "fitted_draw": ".2f",
+        "probe_margin": ".2f",
+        "rate": ".2f",
+        "mean_squared_error": ".4f",
+    }
+    means = [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
+    return f"| {' | '.join([reading, margins, *ends, *means])} |"
 
 
-@pytest.mark.parametrize("study", ["baselines_collapsed", "baselines_four"])
-def test_the_page_of_baselines_quotes_each_reading_with_its_bracket(study: str) -> None:
+@pytest.mark.parametrize("study", ["baselines", "baselines_collapsed"])
+def test_the_page_of_baselines_quotes_each(study: str) -> None:
     lines, page = committed(study), BASELINES_PAGE.read_text()
-    assert {line["seed"] for line in lines} == {0, 1, 2}
-    assert not [name for name in {line["baseline"] for line in lines} if of_bracket(lines, name) not in page]
+    assert Counter(line["baseline"] for line in lines) == dict.fromkeys(baselines.BASELINES, 3)
+    assert not [name for name in baselines.BASELINES if of_baseline(lines, name) not in page]
+
+
+def test_the_page_of_baselines_compares_the_fitted_reader_with_the_probe() -> None:
+    lines = committed("baselines")
+    columns = [[line[name] for line in lines] for name in ("fitted_mean", "fitted_draw", "probe_margin")]
+    bracket = [line["information_lower"] for line in lines]
+    ranges = {f"{end(values):.2f}" for values in (*columns, bracket) for end in (min, max)}
+    better = sum(line["probe_margin"] > line["fitted_mean"] for line in lines)
+    assert {*ranges, str(better), str(len(lines))} <= numbers_from(
+        "experiments/results/baselines/baselines.csv", BASELINES_PAGE
+    )
+
+
+def test_every_baseline_that_reconstructs_is_read_as_informative() -> None:
+    lines = committed("baselines")
+    assert {line["reading"] for line in lines} == {"INFORMATIVE"}
+    assert all(line["proven_status"] == "NOT_CERTIFIED" for line in lines)
 
 
 def test_no_baseline_at_a_collapsing_kl_weight_is_in_the_wrong_row() -> None:
@@ -283,6 +239,63 @@ def numbers_from(table: str, page: Path) -> set[str]:
     paragraphs = re.findall(rf"{marker}\n(.*?)(?:\n\n|\Z)", page.read_text(), flags=re.DOTALL)
     assert paragraphs, f"no paragraph of {page.name} is from {table}"
     return set(re.findall(r"-?\d+(?:[.,]\d+)*", " ".join(paragraphs)))
+
+
+def of_path(lines: list[dict[str, Any]], scale: float) -> str:
+    """A row of the page of studies: aligned on the mean and on draws at a scale, with prior, means over seeds."""
+    names = {
+        "margin": "+.3f",
+        "channel_margin": "+.3f",
+        "calibrated_channel_margin": "+.3f",
+        "rate": ".2f",
+        "mean_squared_error": ".4f",
+    }
+    cells = []
+    for aligned_on in ("mean", "sample"):
+        chosen = [line for line in lines if (line["alignment_path"], line["scale"]) == (aligned_on, scale)]
+        cells += [format(fmean(line[name] for line in chosen), text) for name, text in names.items()]
+    return f"| {scale:g} | {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("scale", path.SCALES)
+def test_the_page_of_studies_quotes_each_scale(scale: float) -> None:
+    lines = [line for line in committed("path") if line["prior"] == "with"]
+    assert of_path(lines, scale) in STUDIES_PAGE.read_text()
+
+
+def test_alignment_on_draws_brings_more_into_the_draws_and_reconstructs_better_at_every_scale() -> None:
+    lines = committed("path")
+    pairs: dict[Any, dict[str, dict[str, Any]]] = {}
+    for line in lines:
+        pairs.setdefault((line["seed"], line["scale"], line["prior"]), {})[line["alignment_path"]] = line
+    assert len(pairs) == len(lines) / 2 == 24
+    assert all(line["proven_status"] == "CERTIFIED" for line in lines)
+    for pair in pairs.values():
+        assert pair["sample"]["calibrated_channel_margin"] > pair["mean"]["calibrated_channel_margin"]
+        assert pair["sample"]["mean_squared_error"] < pair["mean"]["mean_squared_error"]
+    ends = {f"{end(line['headroom'] for line in lines):.3f}" for end in (min, max)}
+    assert {str(len(lines)), *ends} <= numbers_from("experiments/results/path/path.csv", STUDIES_PAGE)
+
+
+def of_view(lines: list[dict[str, Any]], name: str, strength: float) -> str:
+    """A row of the page of studies: a view, means over seeds."""
+    chosen = [line for line in lines if (line["view"], line["strength"]) == (name, strength)]
+    signed, sizes = ("margin", "cost", "own_margin", "calibrated_margin"), ("teacher_gap", "gap_at_most")
+    names = dict.fromkeys(signed, "+.3f") | dict.fromkeys(sizes, ".3f")
+    cells = [format(fmean(line[each] for line in chosen), text) for each, text in names.items()]
+    return f"| {name if name == 'clean' else f'{name} {strength:g}'} | {' | '.join(cells)} |"
+
+
+def test_the_page_of_studies_quotes_each_view() -> None:
+    lines, text = committed("view"), STUDIES_PAGE.read_text()
+    views = dict.fromkeys((line["view"], line["strength"]) for line in lines)
+    assert len(lines) == 3 * len(views)
+    assert not [view for view in views if of_view(lines, *view) not in text]
+    assert all(line["proven_status"] == "CERTIFIED" for line in lines)
+    best = -min(line["cost"] for line in lines)
+    information = fmean(line["teacher_information"] for line in lines)
+    assert {str(len(lines)), f"{best:.3f}"} <= numbers_from("experiments/results/view/view.csv", STUDIES_PAGE)
+    assert f"teacher information is {information:.3f}:" in text
 
 
 def test_the_page_of_studies_quotes_the_stress_study() -> None:
