@@ -33,8 +33,7 @@ class MNISTDataModule(ImageDataModule):
         Raises:
             DataError: if a file is missing, or the download fails.
         """
-        self._split(train=True)
-        self._split(train=False)
+        _ = self.arrays
 
     def load(self) -> ImageArrays:
         parts = [self._split(train) for train in (True, False)]

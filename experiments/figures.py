@@ -34,7 +34,6 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "cifar100/cifar100": ("cifar100/cifar100", partial(protocol.draw, dataset="CIFAR-100")),
     "tiny_imagenet/tiny_imagenet": ("tiny_imagenet/tiny_imagenet", partial(protocol.draw, dataset="Tiny-ImageNet")),
     "baselines/baselines": ("baselines/baselines", baselines.draw),
-    "baselines_20000/baselines_20000": ("baselines_20000/baselines_20000", baselines.draw),
     "baselines_collapsed/baselines_collapsed": ("baselines_collapsed/baselines_collapsed", baselines.draw),
     "stress/stress": ("stress/stress", stress.draw),
     "path/path": ("path/path", path.draw),

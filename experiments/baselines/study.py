@@ -223,7 +223,7 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
         f"without alignment at most one run in ten is certified, by chance ({len(certified)} of {len(lines)})": (
             10 * len(certified) <= len(lines)
         ),
-        **(readings(lines) if "reading" in lines[0] else {}),  # not in tables of version 0.1
+        **readings(lines),
         "no channel margin is positive": all(line["channel_margin"] <= 0 for line in lines),
         "some raw margins are below 0 although the code holds over 1 nat, and a probe is twice as good as the most "
         f"frequent class ({len(probed)} runs)": len(probed) > 0,
