@@ -273,8 +273,10 @@ def test_alignment_on_draws_brings_more_into_the_draws_and_reconstructs_better_a
     for pair in pairs.values():
         assert pair["sample"]["calibrated_channel_margin"] > pair["mean"]["calibrated_channel_margin"]
         assert pair["sample"]["mean_squared_error"] < pair["mean"]["mean_squared_error"]
+        assert pair["sample"]["rate"] > pair["mean"]["rate"]
     ends = {f"{end(line['headroom'] for line in lines):.3f}" for end in (min, max)}
     assert {str(len(lines)), *ends} <= numbers_from("experiments/results/path/path.csv", STUDIES_PAGE)
+    assert f"{len(pairs)} of {len(pairs)} [pairs of runs](studies.md#path)" in CLAIMS_PAGE
 
 
 def of_view(lines: list[dict[str, Any]], name: str, strength: float) -> str:
