@@ -17,6 +17,9 @@ class InfoVAE(Objective):
         the weight of the discrepancy is ``alpha + lambda - 1``, which some settings make negative; here you give ``w``
         itself.
 
+    With ``alpha=1`` nothing limits the log-variance, because the kernel is flat far away. A weak distortion then may not
+    hold it either, and training can diverge; ``alpha=0.99`` holds it.
+
     Args:
         alpha: at most 1; the rate's weight is ``1 - alpha``.
         mmd_weight: ``w``, positive.
