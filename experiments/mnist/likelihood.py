@@ -7,8 +7,9 @@ layer of 400 units with ReLU on each side, 40 latents, 500 epochs with batches o
 ``10^(-1/5)`` after 200 and 350 epochs, the epoch with the best validation loss, 200 importance samples. pythae reports
 89.78 (0.01) nats, and 89.9 as the value of Rezende and Mohamed (2015, https://arxiv.org/abs/1505.05770).
 
-One thing differs. pythae reads a binarization of MNIST that was published as a file; here each pixel is drawn once,
-with a fixed seed and its brightness as probability. After a stop the same command resumes.
+pythae reads a binarization of MNIST that was published as a file; here each pixel is drawn once, with a fixed seed and
+its brightness as probability. pythae's script has a second hidden layer that is commented out; whether the published
+number is with it is not known. After a stop the same command resumes.
 """
 
 import argparse
