@@ -46,6 +46,8 @@ COLUMNS = {
     "aligned on": "{alignment_path}",
     "status": "{status}",
     "margin [90 % interval]": "{margin:+.3f} [{margin_lower:+.3f}, {margin_upper:+.3f}]",
+    "at least, betting": "{proven_lower:+.3f}",
+    "code carries": "{information_lower:.2f} to {information_upper:.2f}",
     "channel margin": "{channel_margin:+.3f}",
     "calibrated": "{calibrated_channel_margin:+.3f}",
     "rate": "{rate:.3f}",

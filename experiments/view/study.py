@@ -42,6 +42,8 @@ COLUMNS = {
     "strength": "{strength:g}",
     "status": "{status}",
     "margin [90 % interval]": "{margin:+.3f} [{margin_lower:+.3f}, {margin_upper:+.3f}]",
+    "at least, betting": "{proven_lower:+.3f}",
+    "code carries": "{information_lower:.2f} to {information_upper:.2f}",
     "cost": "{cost:+.3f}",
     "E KL(T(x), T(view))": "{teacher_gap:.3f}",
     "attainable: teacher on views": "{own_margin:+.3f} (at least {own_lower:+.3f})",
