@@ -17,8 +17,8 @@ class InfoVAE(Objective):
         the weight of the discrepancy is ``alpha + lambda - 1``, which some settings make negative; here you give ``w``
         itself.
 
-    With ``alpha=1`` nothing limits the log-variance, because the kernel is flat far away. Where the distortion is weak,
-    training can then diverge; ``alpha=0.99`` prevents it.
+    With ``alpha`` near 1 hardly anything limits the log-variance, because the kernel is flat far away. Where the
+    distortion is weak, training can then diverge.
 
     Args:
         alpha: at most 1; the rate's weight is ``1 - alpha``.
