@@ -106,7 +106,7 @@ class CertificateSums:
     def of(cls, rows: ScoredRows) -> "CertificateSums":
         """Sums over checked rows."""
         numbers, vectors = _in_blocks(rows)
-        width, size = rows.teacher.shape[1] + 6, max(_PRODUCT, rows_of_a_block(rows.teacher))
+        width, size = 1 + rows.teacher.shape[1] + numbers.shape[1], max(_PRODUCT, rows_of_a_block(rows.teacher))
         moments = numbers.new_zeros(width, width)
         for weights, *parts in zip(*(each.split(size) for each in (rows.weights, rows.teacher, numbers)), strict=True):
             features = torch.cat([torch.ones_like(weights)[:, None], *parts], dim=1)

@@ -147,7 +147,6 @@ def _draw_kind(axes: Axes, kind: str, lines: Sequence[Line]) -> None:
 def claims(lines: Sequence[Line]) -> dict[str, bool]:
     """The claims of the study, and whether they hold."""
     kinds = {line["view"] for line in lines} - {"clean"}
-    views = {(line["view"], line["strength"]) for line in lines}
     return {
         "no margin's lower bound exceeds what data processing allows": all(
             line["margin_lower"] <= line["at_most"] for line in lines
@@ -155,8 +154,8 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
         "of each kind of view, the strongest costs the most of weakest and strongest": all(
             _grows([line for line in lines if line["view"] == kind]) for kind in kinds
         ),
-        "no view's trained encoders are above the clean ones by more than 0.02 nats, averaged over seeds": all(
-            fmean(line["cost"] for line in lines if (line["view"], line["strength"]) == view) > -0.02 for view in views
+        "no trained encoder of views is above the clean one by more than 0.02 nats": all(
+            line["cost"] > -0.02 for line in lines
         ),
     }
 

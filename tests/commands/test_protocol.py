@@ -2,7 +2,12 @@
 
 import csv
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,6 +135,23 @@ def test_a_folder_with_other_settings_is_refused(demo: Path) -> None:
     protocol = Protocol.read(DIGITS, output_dir=str(demo), max_epochs=3)
     with pytest.raises(RunError, match="holds a run with other settings"):
         run_protocol(protocol)
+
+
+def test_a_killed_protocol_goes_on_and_loses_no_epoch(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a phase; the second run resumes that phase from its last checkpoint."""
+    arguments = ["protocol", DIGITS, "--output_dir", str(tmp_path), "--max_epochs", "30"]
+    process = subprocess.Popen([sys.executable, "-m", "certvae.cli", *arguments], stdout=subprocess.DEVNULL)
+    history = tmp_path / "seed0" / "full" / "certificates_val.jsonl"
+    deadline = time.monotonic() + 600  # a busy machine takes long to get there
+    while not (history.is_file() and history.read_text().count("schema") >= 5) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    seen = history.read_text().count("schema")
+    assert 5 <= seen < 30
+    assert main(arguments) == 0
+    assert history.read_text().count("schema") <= 30 + 1, "at most the epoch that was cut short is run twice"
+    assert [item.provenance["epoch"] for item in read_history(history)] == list(range(30))
 
 
 def test_another_teacher_for_a_finished_run_is_refused(demo: Path, tmp_path: Path) -> None:
