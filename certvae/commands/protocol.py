@@ -27,14 +27,15 @@ from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
 from certvae.teachers import TargetTable, load_teacher, teacher_file
 
-__all__ = ["PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
+__all__ = ["ALIGNMENT_PATHS", "PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
 
 WITNESSES: dict[str, dict[str, Any] | None] = {  # as in a YAML; None: as in the phase's YAML
     "simplex": None,
     "head": {"class_path": "certvae.RawHead"},
     "perceptron": {"class_path": "certvae.RawHead", "init_args": {"hidden": 64}},
 }
-OPTIONS = ("seeds", "teachers", "max_epochs")  # options in a summary; the others are paths
+ALIGNMENT_PATHS = ("mean", "sample")
+OPTIONS = ("seeds", "teachers", "max_epochs", "alignment_path")  # options in a summary; the others are paths
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Protocol:
             ``"perceptron"`` (64 hidden units).
         teachers: teacher files, one per seed, instead of a search.
         max_epochs: epochs of each phase, instead of the YAMLs' values.
+        alignment_path: what all phases align, ``"mean"`` or ``"sample"``, instead of the YAMLs' values.
         data_dir: data folder, instead of the YAMLs' values.
         wandb: Weights & Biases project in which each phase is logged as a run, grouped by ``dataset``.
         download: whether to download a data set that is missing.
@@ -68,6 +70,7 @@ class Protocol:
     witness: str = "simplex"
     teachers: tuple[Path, ...] = ()
     max_epochs: int | None = None
+    alignment_path: str | None = None
     data_dir: str | None = None
     wandb: str | None = None
     download: bool | None = None
@@ -83,6 +86,8 @@ class Protocol:
             raise ValueError(f"`targets` must be 'mixture' or 'table', got {self.targets!r}.")
         if self.witness not in WITNESSES:
             raise ValueError(f"`witness` must be one of {', '.join(WITNESSES)}, got {self.witness!r}.")
+        if self.alignment_path not in (None, *ALIGNMENT_PATHS):
+            raise ValueError(f"`alignment_path` must be 'mean' or 'sample', got {self.alignment_path!r}.")
         if not self.seeds:
             raise ValueError("`seeds` must hold at least one seed.")
         if self.teachers and len(self.teachers) != len(self.seeds):
@@ -142,6 +147,8 @@ class Protocol:
             changes["model.witness"] = WITNESSES[self.witness]
         if self.max_epochs is not None:
             changes["trainer.max_epochs"] = self.max_epochs
+        if self.alignment_path is not None:
+            changes["model.alignment_path"] = self.alignment_path
         return {**changes, "model.teacher": str(self.teacher_path(seed))}
 
     def _wandb_logger(self, phase: str, seed: int) -> dict[str, Any]:
@@ -251,6 +258,7 @@ def main(args: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--witness", choices=WITNESSES, help="instead of the file's witness")
     parser.add_argument("--max_epochs", type=int, help="epochs of each phase, instead of the YAMLs'")
+    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
     parser.add_argument("--data_dir", help="data folder")
     parser.add_argument("--download", action="store_true", default=None, help="download the data set if it is missing")
     parser.add_argument("--output_dir", help="folder of the results; an interrupted run in it is resumed")

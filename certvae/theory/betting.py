@@ -73,9 +73,9 @@ def betting(
     for cell, end in enumerate(schedule.cell_ends.tolist()):
         bets = schedule.row_bets(cell)
         if end >= wealth.margin or (quick[cell] < goal and wealth.at(end, bets) < goal):
-            return _bisect(wealth, bets, goal, excluded, min(end, wealth.margin))
+            return _search(wealth, bets, goal, excluded, min(end, wealth.margin))
         excluded = end
-    return _bisect(wealth, bets, goal, excluded, wealth.margin)
+    return _search(wealth, bets, goal, excluded, wealth.margin)
 
 
 def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, witness_floor: float) -> float:
@@ -97,18 +97,25 @@ def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, 
     return lowest
 
 
-def _bisect(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float) -> float:
-    """The largest excluded margin between ``excluded`` and ``limit``, to a thousandth of the width.
+def _search(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float) -> float:
+    """The largest excluded margin between ``excluded`` and ``limit``, to a thousandth of the width, or ``excluded``.
 
-    Both ends lie in one cell, and within a cell the wealth falls as the margin grows.
+    Both ends lie in one cell, and within a cell the wealth falls as the margin grows. So the place where it crosses the
+    goal is found by false position, in the Illinois variant (Dowell and Jarratt, 1971, *A modified regula falsi method
+    for computing the root of an equation*, BIT 11).
     """
     low, high = excluded, limit
-    while high - low > 1e-3 * (wealth.margin - low) + 1e-9:
-        middle = (low + high) / 2
-        if wealth.at(middle, bets) >= goal:
-            low = middle
+    above, below = wealth.at(low, bets) - goal, wealth.at(high, bets) - goal
+    if below >= 0:
+        return high
+    while above >= 0 and high - low > (most := 1e-3 * (wealth.margin - low) + 1e-9):
+        crossing = low + (high - low) * above / (above - below)
+        middle = max(crossing - most / 2, low + most / 2)
+        gain = wealth.at(middle, bets) - goal
+        if gain >= 0:
+            low, above, below = middle, gain, below / 2
         else:
-            high = middle
+            high, above, below = middle, above / 2, gain
     return low
 
 
@@ -160,11 +167,12 @@ def bet_schedule(
     early, late = _blocks(rows)
     sizes = torch.tensor([block.stop - block.start for block in (*early, *late)], device=teacher.device)
     goal = -math.log(alpha)
-    opening = _opening_bets(teacher, scores, early, goal)
+    earlier = _sums_before(teacher, sizes)
+    opening = _opening_bets(teacher, scores, early, earlier, goal)
     if not late:
         return BetSchedule(sizes, scores.new_tensor([math.inf]), opening[:, None])
     first = late[0].start
-    past = _Past.of(teacher[:first], scores[:first])
+    past = _Past.of(teacher[:first], scores[:first], earlier[len(early)])
     typical = min(math.sqrt(2 * goal / rows) / past.deviation, CAP / max(past.margin - lowest, 1e-12))
     ends = _lay_cells(teacher[:first], past, rows, typical, goal, lowest)
     if margin is not None:
@@ -174,9 +182,9 @@ def bet_schedule(
         pilot.add(teacher[block], scores[block], past.mean, bet)
     goal += 0.03 + 0.3 * typical + 0.3 * typical**2 * components  # approximates the pilot's error
     bets = []
-    for block in late:
+    for block, total in zip(late, earlier[len(early) :], strict=True):
         if block.start > 1.05 * past.rows:  # an estimate reads all rows so far, so it is not made at every block
-            past = _Past.of(teacher[: block.start], scores[: block.start])
+            past = _Past.of(teacher[: block.start], scores[: block.start], total)
         bets.append(_browne_bet(pilot.log_wealth(), goal, past.deviation, rows - block.start))
         pilot.add(teacher[block], scores[block], past.mean, bets[-1])
     opening = opening[:, None].expand(-1, len(pilot.cell_ends))
@@ -195,9 +203,18 @@ def _blocks(rows: int) -> tuple[list[slice], list[slice]]:
     return [slice(*ends) for ends in pairwise(sorted(early))], [slice(*ends) for ends in pairwise(sorted(late))]
 
 
-def _opening_bets(teacher: Tensor, scores: Tensor, blocks: list[slice], goal: float) -> Tensor:
+def _sums_before(teacher: Tensor, sizes: Tensor) -> Tensor:
+    """For each block the sum of all rows before it, shape ``(B, K)``."""
+    sums = torch.stack([block.sum(dim=0) for block in teacher.split(sizes.tolist())])
+    return torch.cat([torch.zeros_like(sums[:1]), sums.cumsum(dim=0)[:-1]])
+
+
+def _opening_bets(teacher: Tensor, scores: Tensor, blocks: list[slice], earlier: Tensor, goal: float) -> Tensor:
     """Bets that do not depend on the margin, as if each block were the first, shape ``(blocks,)``."""
-    pasts = (_Past.of(teacher[: block.start], scores[: block.start]) for block in blocks)
+    pasts = [
+        _Past.of(teacher[: block.start], scores[: block.start], total)
+        for block, total in zip(blocks, earlier, strict=False)
+    ]
     return torch.cat([_browne_bet(scores.new_zeros(1), goal, past.deviation, len(scores)) for past in pasts])
 
 
@@ -222,11 +239,12 @@ class _Past:
     deviation: float
 
     @classmethod
-    def of(cls, teacher: Tensor, scores: Tensor) -> "_Past":
+    def of(cls, teacher: Tensor, scores: Tensor, total: Tensor) -> "_Past":
+        """Of the rows in ``teacher`` and ``scores``; ``total`` is the sum of ``teacher``, shape ``(K,)``."""
         rows, components = teacher.shape
         if rows == 0:
             return cls(0, teacher.new_full((components,), 1 / components), 0.0, 1.0)
-        mean = teacher.mean(dim=0)
+        mean = total / rows
         plugin = scores - teacher @ mean.log()
         deviation = math.sqrt((1 + rows * float(plugin.var(correction=0))) / (rows + 1))
         return cls(rows, mean, float(plugin.mean()), deviation)

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from certvae.callbacks.images import as_grid
 from certvae.certificate.certificate import Certificate
 from certvae.commands.certify import EncodedCheckpoint, build
-from certvae.commands.protocol import Protocol, run_protocol
+from certvae.commands.protocol import ALIGNMENT_PATHS, Protocol, run_protocol
 from certvae.commands.tables import Line, Results
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, write_atomic
@@ -208,11 +208,13 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = study_parser("protocol", __doc__)
     parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
+    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
     given = parser.parse_args(args)
     if given.quick and given.dataset:
         parser.error("--quick runs on the digits; leave out --dataset.")
     dataset = "digits" if given.quick else given.dataset or "cifar100"
-    study = Study("protocol", given, range(5) if dataset == "cifar100" else range(3), results=dataset)
+    results = "_".join(filter(None, (dataset, given.alignment_path)))
+    study = Study("protocol", given, range(5) if dataset == "cifar100" else range(3), results=results)
     if given.subset is not None:
         parser.error("a protocol runs on all rows; --subset does not apply.")
     protocol = Protocol.read(
@@ -220,12 +222,13 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         seeds=tuple(study.seeds),
         output_dir=str(study.folder),
         max_epochs=given.max_epochs,
+        alignment_path=given.alignment_path,
         data_dir=None if given.quick else given.data_dir,
     )
     run_protocol(protocol)
     lines = [measure(protocol, seed, phase) for seed in study.seeds for phase in protocol.names]
     figures = {
-        dataset: draw(lines, dataset),
+        study.results: draw(lines, dataset),
         "samples": draw_samples(protocol, study.seeds[0]),
     }
     study.count(protocol.run(phase, seed) for seed in study.seeds for phase in ("search", *protocol.names))

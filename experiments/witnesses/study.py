@@ -14,7 +14,7 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from certvae.commands.protocol import WITNESSES, Protocol, run_protocol
+from certvae.commands.protocol import ALIGNMENT_PATHS, WITNESSES, Protocol, run_protocol
 from certvae.commands.summary import CERTIFIED, OPTIONAL_PHASES, PHASES
 from certvae.commands.tables import Line, Results
 from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
@@ -56,6 +56,7 @@ def protocols(study: Study, dataset: str, chosen: Sequence[str]) -> dict[str, Pr
             witness=witness,
             teachers=teachers,
             max_epochs=study.given.max_epochs,
+            alignment_path=study.given.alignment_path,
             data_dir=None if study.given.quick else study.given.data_dir,
         )
     return made
@@ -108,6 +109,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
     parser = study_parser("witnesses", __doc__)
     parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
     parser.add_argument("--witnesses", nargs="+", choices=list(WITNESSES), default=list(WITNESSES))
+    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
     given = parser.parse_args(args)
     if given.quick and given.dataset:
         parser.error("--quick runs on the digits; leave out --dataset.")
@@ -115,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         parser.error("a protocol runs on all rows; --subset does not apply.")
     dataset = "digits" if given.quick else given.dataset or "cifar100"
     seeds = range(1) if dataset == "tiny_imagenet" else range(3)
-    study = Study("witnesses", given, seeds, results=f"witnesses_{dataset}")
+    study = Study("witnesses", given, seeds, results="_".join(filter(None, ("witnesses", dataset, given.alignment_path))))
     made = protocols(study, dataset, given.witnesses)
     for protocol in made.values():
         run_protocol(protocol)

@@ -211,6 +211,13 @@ def test_a_trained_head_in_every_phase_by_one_line(tmp_path: Path) -> None:
     assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0)
 
 
+def test_all_phases_align_what_is_asked_for() -> None:
+    for path in (None, "mean", "sample"):
+        protocol = Protocol.read(EXPERIMENTS / "cifar100.yaml", alignment_path=path)
+        aligned = {protocol.run(name, 0).values["model"]["init_args"]["alignment_path"] for name in protocol.names}
+        assert aligned == {path or "sample"}
+
+
 def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("dataset: x\n")
@@ -230,5 +237,7 @@ def test_faulty_protocols_are_refused(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(ValueError, match="`teachers` must be one for each of 2 seeds, got 1"):
         Protocol.read(path, seeds=(0, 1), teachers=(Path("a"),))
+    with pytest.raises(ValueError, match="`alignment_path` must be 'mean' or 'sample', got 'both'"):
+        Protocol.read(path, alignment_path="both")
     with pytest.raises(SystemExit):
         main(["protocol", DIGITS, "--max_epochs", "0"])
