@@ -117,7 +117,8 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         parser.error("a protocol runs on all rows; --subset does not apply.")
     dataset = "digits" if given.quick else given.dataset or "cifar100"
     seeds = range(1) if dataset == "tiny_imagenet" else range(3)
-    study = Study("witnesses", given, seeds, results="_".join(filter(None, ("witnesses", dataset, given.alignment_path))))
+    results = "_".join(filter(None, ("witnesses", dataset, given.alignment_path)))
+    study = Study("witnesses", given, seeds, results=results)
     made = protocols(study, dataset, given.witnesses)
     for protocol in made.values():
         run_protocol(protocol)
