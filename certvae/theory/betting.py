@@ -73,7 +73,7 @@ def betting(
     for cell, end in enumerate(schedule.cell_ends.tolist()):
         bets = schedule.row_bets(cell)
         if end >= wealth.margin or (quick[cell] < goal and wealth.at(end, bets) < goal):
-            return _search(wealth, bets, goal, excluded, min(end, wealth.margin))
+            return _search(wealth, bets, goal, excluded, min(end, wealth.margin), halve=cell == 0)
         excluded = end
     return _search(wealth, bets, goal, excluded, wealth.margin)
 
@@ -97,25 +97,31 @@ def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, 
     return lowest
 
 
-def _search(wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float) -> float:
-    """The largest excluded margin between ``excluded`` and ``limit``, to a thousandth of the width, or ``excluded``.
+def _search(
+    wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float, halve: bool = False
+) -> float:
+    """The largest margin between ``excluded`` and ``limit`` that is found to be excluded, else ``excluded``.
 
-    Both ends lie in one cell, and within a cell the wealth falls as the margin grows. So the place where it crosses the
-    goal is found by false position, in the Illinois variant (Dowell and Jarratt, 1971, *A modified regula falsi method
-    for computing the root of an equation*, BIT 11).
+    Both ends lie in one cell, where the wealth falls as the margin grows. The place where it crosses the goal is found
+    to a thousandth of the width, by false position in the Illinois variant (Dowell and Jarratt, 1971, *A modified
+    regula falsi method for computing the root of an equation*, BIT 11), or with ``halve`` by bisection. Bisection is
+    for the first cell: near the lowest score the cap is loose, and there the floor of the wealth need not fall.
     """
     low, high = excluded, limit
     above, below = wealth.at(low, bets) - goal, wealth.at(high, bets) - goal
     if below >= 0:
         return high
-    while above >= 0 and high - low > (most := 1e-3 * (wealth.margin - low) + 1e-9):
-        crossing = low + (high - low) * above / (above - below)
-        middle = max(crossing - most / 2, low + most / 2)
+    if above < 0 and not halve:
+        return low
+    moved = 0  # 1: the last step raised `low`; -1: it lowered `high`
+    while high - low > (most := 1e-3 * (wealth.margin - low) + 1e-9):
+        crossing = low + (high - low) * above / max(above - below, 1e-300)
+        middle = (low + high) / 2 if halve else max(crossing - most / 2, low + most / 2)
         gain = wealth.at(middle, bets) - goal
         if gain >= 0:
-            low, above, below = middle, gain, below / 2
+            low, above, below, moved = middle, gain, below / 2 if moved > 0 else below, 1
         else:
-            high, above, below = middle, above / 2, gain
+            high, below, above, moved = middle, gain, above / 2 if moved < 0 else above, -1
     return low
 
 

@@ -206,6 +206,23 @@ def test_every_margin_below_the_bound_is_excluded_by_brute_force_and_the_next_is
     assert log_wealths(rows, bets, above, averages, population.lowest).min() < math.log(20) + 0.2
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_no_margin_of_a_scan_is_excluded_above_the_bound_of_few_rows(seed: int) -> None:
+    """With fewer than 200 rows all margins have the same bets, and the floor of the wealth need not fall everywhere."""
+    generator = np.random.default_rng(seed)
+    rows, floors = 30, {"teacher_floor": 1e-3, "witness_floor": 0.1}
+    logits = 5 * generator.standard_normal((rows, 3))
+    teacher, witness = (
+        (1 - floor) * torch.tensor(values).softmax(dim=1) + floor / 3
+        for floor, values in zip(floors.values(), (logits, logits + generator.standard_normal((rows, 3))), strict=True)
+    )
+    scores, lowest = (teacher * witness.log()).sum(dim=1), math.log(0.1 / 3) - 1e-9
+    found = betting(teacher, scores, 0.05, **floors)
+    wealth, bets = WealthFloor(teacher, scores, 1e-3, lowest), bet_schedule(teacher, scores, 0.05, lowest).row_bets(0)
+    for margin in np.linspace(found + 2e-3 * (wealth.margin - found), wealth.margin, 60):
+        assert wealth.at(float(margin), bets) < math.log(20)
+
+
 def every_sample(population: Population, rows: int) -> list[tuple[float, Types]]:
     """All samples of a number of rows, with their probabilities."""
     types = itertools.product(range(len(population.shares)), repeat=rows)
