@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.trainer.states import TrainerStatus
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -65,7 +66,7 @@ class RowDataset(Dataset[Batch]):
         return self.images[row], self.labels[row], row
 
     def __getitems__(self, positions: Sequence[int]) -> Batch:
-        rows = self.rows[torch.as_tensor(positions)]
+        rows = self.rows[torch.as_tensor(positions, device=self.rows.device)]
         return self.images.index_select(0, rows), self.labels[rows], rows  # twice as fast as images[rows]
 
 
@@ -93,6 +94,8 @@ class ImageDataModule(LightningDataModule):
         subset: largest number of rows per split, at least 1, drawn with ``split_seed``; for quick runs.
         split_seed: seed of the division into ``val`` and ``test``, at least 0.
         num_workers: worker processes, at least 0; 0 is fastest for arrays in memory.
+        rows_on_device: whether all rows lie on the trainer's device during a run, so that no batch is copied to it.
+            The order of the rows stays the same. It takes their uint8 size there, and needs ``num_workers=0``.
     """
 
     def __init__(
@@ -103,6 +106,7 @@ class ImageDataModule(LightningDataModule):
         split_seed: int = 0,
         num_workers: int = 0,
         eval_batch_size: int = 512,
+        rows_on_device: bool = False,
     ) -> None:
         super().__init__()
         for name, size in {"batch_size": batch_size, "eval_batch_size": eval_batch_size}.items():
@@ -116,6 +120,11 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(f"`split_seed` must be at least 0, got {split_seed}.")
         if num_workers < 0:
             raise ValueError(f"`num_workers` must be at least 0, got {num_workers}.")
+        if rows_on_device and num_workers:
+            raise ValueError(
+                f"`rows_on_device` needs `num_workers=0`, got {num_workers}: worker processes cannot read a device."
+            )
+        self.rows_on_device = rows_on_device
         self.batch_size, self.eval_batch_size, self.test_fraction = batch_size, eval_batch_size, test_fraction
         self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
 
@@ -172,7 +181,15 @@ class ImageDataModule(LightningDataModule):
         return self.arrays.fingerprint
 
     def setup(self, stage: str) -> None:
-        self._tensors = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
+        images, labels = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
+        device = images.device
+        if self.rows_on_device and self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
+            device = self.trainer.strategy.root_device
+        self._tensors = images.to(device), labels.to(device)
+
+    def teardown(self, stage: str) -> None:
+        """Free the rows on the device; after a run the loaders give rows in memory again."""
+        vars(self).pop("_tensors", None)
 
     def dataset(self, split: str) -> RowDataset:
         """The rows of ``"train"``, ``"val"`` or ``"test"``.
@@ -188,7 +205,8 @@ class ImageDataModule(LightningDataModule):
                 f"the split {split!r} is empty with test_fraction={self.test_fraction}; change `test_fraction` so "
                 "that some held-out rows go to it."
             )
-        return RowDataset(*self._tensors, rows)
+        images, labels = self._tensors
+        return RowDataset(images, labels, rows.to(images.device))
 
     def loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:
         """A dataloader of uint8 batches; the DataModule makes them floats on the device."""

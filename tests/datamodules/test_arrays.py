@@ -188,8 +188,9 @@ def test_transfer_turns_every_byte_into_its_share_of_255_and_leaves_the_rest() -
     assert torch.equal(same_index, index)
 
 
-def test_trainer_gives_the_model_floats_of_the_rows_named_by_index() -> None:
-    data, model = MadeUpDataModule(batch_size=8), Recorder()
+@pytest.mark.parametrize("rows_on_device", [False, True])
+def test_trainer_gives_the_model_floats_of_the_rows_named_by_index(rows_on_device: bool) -> None:
+    data, model = MadeUpDataModule(batch_size=8, rows_on_device=rows_on_device), Recorder()
     trainer = Trainer(
         accelerator="cpu", fast_dev_run=True, logger=False, enable_progress_bar=False, enable_model_summary=False
     )
@@ -201,6 +202,11 @@ def test_trainer_gives_the_model_floats_of_the_rows_named_by_index() -> None:
         assert images.dtype == torch.float32
         assert np.array_equal((images * 255).round().numpy(), data.arrays.images[index.numpy()])
         assert np.array_equal(labels.numpy(), data.arrays.labels[index.numpy()])
+
+
+def test_rows_on_the_device_need_one_process() -> None:
+    with pytest.raises(ValueError, match="`rows_on_device` needs `num_workers=0`, got 2"):
+        MadeUpDataModule(rows_on_device=True, num_workers=2)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning import Callback, LightningModule
 
 from certvae import Certificate, Status, certify
 from certvae.callbacks import CertificateCallback, CertificateGuard, ProbeCallback
@@ -47,6 +48,24 @@ def test_certify_on_the_gpu_gives_the_numbers_of_the_cpu() -> None:
         )
         assert here.margin_lower == pytest.approx(there.margin_lower, abs=1e-11)
         assert here.margin == pytest.approx(there.margin, abs=1e-12)
+
+
+def test_rows_that_lie_on_the_gpu_train_the_same_weights_and_come_back(tmp_path: Path) -> None:
+    data = DigitsDataModule(batch_size=64, rows_on_device=True)
+    devices: set[str] = set()
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
+            devices.add(trainer.train_dataloader.dataset.images.device.type)
+
+    weights = []
+    for module in (DigitsDataModule(batch_size=64), data):
+        model = small_vae(digits_teacher(), alignment_weight=100.0)
+        trainer(tmp_path, accelerator="gpu", devices=1, callbacks=[CertificateCallback(), Watch()]).fit(model, module)
+        weights.append(torch.nn.utils.parameters_to_vector(model.parameters()).cpu())
+    assert devices == {"cpu", "cuda"}
+    assert torch.equal(*weights)
+    assert next(iter(data.loader("val")))[0].device.type == "cpu"
 
 
 @pytest.mark.parametrize("options", [{}, {"strategy": "ddp"}], ids=["one process", "nccl"])
