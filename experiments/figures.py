@@ -40,12 +40,10 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "view/view": ("view/view", view.draw),
     "mnist/mnist": ("mnist/mnist", mnist.draw),
     "guard/guard": ("guard/guard", guard.draw),
-    "witnesses_cifar100/witnesses_cifar100": ("witnesses_cifar100/witnesses_cifar100", witnesses.draw),
-    "witnesses_tiny_imagenet/witnesses_tiny_imagenet": (
-        "witnesses_tiny_imagenet/witnesses_tiny_imagenet",
-        witnesses.draw,
-    ),
-    "witnesses_digits/witnesses_digits": ("witnesses_digits/witnesses_digits", witnesses.draw),
+    **{
+        f"{name}/{name}": (f"{name}/{name}", witnesses.draw)
+        for name in ("witnesses_cifar100_mean", "witnesses_tiny_imagenet_mean", "witnesses_digits")
+    },
     "prefit_digits/prefit_digits": ("prefit_digits/prefit_digits", prefit.draw),
     "statistics/estimators": ("statistics/estimators", estimators.draw),
     "cost/certify": ("cost/certify", cost.draw),

@@ -32,8 +32,9 @@ STUDIES = {
     "view": view,
     "mnist": mnist,
     "witnesses_cifar100": witnesses,
-    "witnesses_cifar100_draws": witnesses,
+    "witnesses_cifar100_mean": witnesses,
     "witnesses_tiny_imagenet": witnesses,
+    "witnesses_tiny_imagenet_mean": witnesses,
     "witnesses_digits": witnesses,
 }
 STUDIES_PAGE, BASELINES_PAGE = ROOT / "docs" / "studies.md", ROOT / "docs" / "baselines.md"
@@ -213,13 +214,13 @@ def of_witness(lines: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("study", ["witnesses_cifar100", "witnesses_tiny_imagenet", "witnesses_digits"])
+@pytest.mark.parametrize("study", ["witnesses_cifar100_mean", "witnesses_tiny_imagenet_mean", "witnesses_digits"])
 def test_the_page_of_studies_quotes_each_witness_and_phase(study: str) -> None:
     assert of_witness(committed(study)) in STUDIES_PAGE.read_text()
 
 
 def test_aligned_on_draws_a_head_is_not_certified_after_one_epoch_but_by_the_guard() -> None:
-    lines = committed("witnesses_cifar100_draws")
+    lines = committed("witnesses_cifar100")
     aligned = [line for line in lines if line["phase"] in ("full", "rescue", "guarded", "prefit")]
     for line in aligned:
         certified = line["witness"] == "simplex" or line["phase"] == "guarded"
@@ -233,7 +234,7 @@ def test_aligned_on_draws_a_head_is_not_certified_after_one_epoch_but_by_the_gua
     rates = [f"{end(mean(*each, 'rate') for each in heads):.2f}" for end in (min, max)]
     least = min(line["proven_lower"] for line in lines if (line["witness"], line["phase"]) == ("simplex", "full"))
     guarded = [f"{mean(witness, 'guarded'):.3f}" for witness in ("head", "perceptron")]
-    table = "experiments/results/witnesses_cifar100_draws/witnesses_cifar100_draws.csv"
+    table = "experiments/results/witnesses_cifar100/witnesses_cifar100.csv"
     expected = {f"{mean('simplex', 'full'):.3f}", f"{least:.3f}", *guarded, *ends, *rates}
     assert expected <= numbers_from(table, STUDIES_PAGE)
 
@@ -416,7 +417,7 @@ def test_the_page_of_claims_quotes_the_protocols() -> None:
 
 def test_the_page_of_claims_quotes_the_other_studies() -> None:
     def of(witness: str, phase: str) -> list[dict[str, Any]]:
-        lines = committed("witnesses_cifar100")
+        lines = committed("witnesses_cifar100_mean")
         return [line for line in lines if (line["witness"], line["phase"]) == (witness, phase)]
 
     heads = f"linear head {margins(of('head', 'full'))}; perceptron {margins(of('perceptron', 'full'))}"
