@@ -188,8 +188,11 @@ class ImageDataModule(LightningDataModule):
         self._tensors = images.to(device), labels.to(device)
 
     def teardown(self, stage: str) -> None:
-        """Free the rows on the device; after a run the loaders give rows in memory again."""
+        """Let go of the rows on the device; new loaders give rows in memory. The trainer's own keep theirs."""
         vars(self).pop("_tensors", None)
+
+    def on_exception(self, exception: BaseException) -> None:
+        self.teardown("fit")
 
     def dataset(self, split: str) -> RowDataset:
         """The rows of ``"train"``, ``"val"`` or ``"test"``.
@@ -197,15 +200,15 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: if the split is empty.
         """
-        if not hasattr(self, "_tensors"):
-            self.setup("fit")
+        images, labels = vars(self).get(
+            "_tensors", (torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels))
+        )
         rows = self.splits[split]
         if len(rows) == 0:
             raise DataError(
                 f"the split {split!r} is empty with test_fraction={self.test_fraction}; change `test_fraction` so "
                 "that some held-out rows go to it."
             )
-        images, labels = self._tensors
         return RowDataset(images, labels, rows.to(images.device))
 
     def loader(self, split: str, shuffle: bool = False) -> DataLoader[Any]:

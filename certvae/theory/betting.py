@@ -108,10 +108,11 @@ def _search(
     for the first cell: near the lowest score the cap is loose, and there the floor of the wealth need not fall.
     """
     low, high = excluded, limit
-    above, below = wealth.at(low, bets) - goal, wealth.at(high, bets) - goal
+    below = wealth.at(high, bets) - goal
     if below >= 0:
         return high
-    if above < 0 and not halve:
+    above = 0.0 if halve else wealth.at(low, bets) - goal
+    if above < 0:
         return low
     moved = 0  # 1: the last step raised `low`; -1: it lowered `high`
     while high - low > (most := 1e-3 * (wealth.margin - low) + 1e-9):

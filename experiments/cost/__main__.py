@@ -4,8 +4,8 @@
     python -m experiments.cost --data_dir data --accelerator gpu
 
 First the pairs: a training step and a plain loop, a training step and pythae, EM and scikit-learn, an epoch with and
-without the certificate, `certify` against rows and components. Then whole commands, with their seconds. What needs a
-package or data that is missing says so.
+without the certificate, `certify` against rows and components. Then whole commands, with their seconds. Without
+pythae its comparison is left out; any other failure ends the run with its message.
 """
 
 import argparse
