@@ -125,6 +125,7 @@ class ImageDataModule(LightningDataModule):
                 f"`rows_on_device` needs `num_workers=0`, got {num_workers}: worker processes cannot read a device."
             )
         self.rows_on_device = rows_on_device
+        self._on_device: tuple[Tensor, Tensor] | None = None
         self.batch_size, self.eval_batch_size, self.test_fraction = batch_size, eval_batch_size, test_fraction
         self.subset, self.split_seed, self.num_workers = subset, split_seed, num_workers
 
@@ -181,15 +182,18 @@ class ImageDataModule(LightningDataModule):
         return self.arrays.fingerprint
 
     def setup(self, stage: str) -> None:
-        images, labels = torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
-        device = images.device
+        images, labels = self._in_memory()
         if self.rows_on_device and self.trainer is not None and self.trainer.state.status == TrainerStatus.RUNNING:
             device = self.trainer.strategy.root_device
-        self._tensors = images.to(device), labels.to(device)
+            self._on_device = images.to(device), labels.to(device)
+
+    def _in_memory(self) -> tuple[Tensor, Tensor]:
+        """Images and labels without a copy."""
+        return torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels)
 
     def teardown(self, stage: str) -> None:
         """Let go of the rows on the device; new loaders give rows in memory. The trainer's own keep theirs."""
-        vars(self).pop("_tensors", None)
+        self._on_device = None
 
     def on_exception(self, exception: BaseException) -> None:
         self.teardown("fit")
@@ -200,9 +204,7 @@ class ImageDataModule(LightningDataModule):
         Raises:
             DataError: if the split is empty.
         """
-        images, labels = vars(self).get(
-            "_tensors", (torch.from_numpy(self.arrays.images), torch.from_numpy(self.arrays.labels))
-        )
+        images, labels = self._on_device or self._in_memory()
         rows = self.splits[split]
         if len(rows) == 0:
             raise DataError(

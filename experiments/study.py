@@ -20,6 +20,7 @@ from torch import Tensor
 from certvae.certificate.certificate import Certificate
 from certvae.commands import runs
 from certvae.commands.certify import CertifyOptions, EncodedCheckpoint
+from certvae.commands.protocol import ALIGNMENT_PATHS
 from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.tables import Line, Results, commit, origin
 from certvae.datamodules import CIFAR100DataModule, DigitsDataModule, ImageDataModule, MNISTDataModule
@@ -27,7 +28,15 @@ from certvae.io.files import csv_text, write_atomic
 from certvae.teachers import Teacher, load_teacher
 from certvae.terminal import quiet
 
-__all__ = ["Run", "Study", "errors_on_kept_rows", "numbers", "study_parser"]
+__all__ = [
+    "Run",
+    "Study",
+    "errors_on_kept_rows",
+    "numbers",
+    "protocol_dataset",
+    "protocol_parser",
+    "study_parser",
+]
 
 EXPERIMENTS = Path(__file__).parent
 RESULTS = EXPERIMENTS / "results"
@@ -119,6 +128,24 @@ def study_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--results", action="store_true", help="copy table and figures to experiments/results")
     parser.add_argument("--strict", action="store_true", help="end with status 1 if a claim of the study does not hold")
     return parser
+
+
+def protocol_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The options common to the studies of a whole protocol; :func:`protocol_dataset` reads them."""
+    parser = study_parser(name, description)
+    parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
+    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
+    return parser
+
+
+def protocol_dataset(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[str, str]:
+    """The data set of a protocol, and the same with the path that all phases align, for names of results."""
+    if given.quick and given.dataset:
+        parser.error("--quick runs on the digits; leave out --dataset.")
+    if given.subset is not None:
+        parser.error("a protocol runs on all rows; --subset does not apply.")
+    dataset = "digits" if given.quick else given.dataset or "cifar100"
+    return dataset, "_".join(filter(None, (dataset, given.alignment_path)))
 
 
 class Study:

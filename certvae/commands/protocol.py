@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from rich.console import Console
@@ -25,6 +25,7 @@ from certvae.commands.runs import Run, certify_held_out_rows, execute, interrupt
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
 from certvae.commands.tables import origin
 from certvae.io.files import sha256_file, write_atomic
+from certvae.models.vae import AlignmentPath
 from certvae.teachers import TargetTable, load_teacher, teacher_file
 
 __all__ = ["ALIGNMENT_PATHS", "PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "run_protocol"]
@@ -34,7 +35,7 @@ WITNESSES: dict[str, dict[str, Any] | None] = {  # as in a YAML; None: as in the
     "head": {"class_path": "certvae.RawHead"},
     "perceptron": {"class_path": "certvae.RawHead", "init_args": {"hidden": 64}},
 }
-ALIGNMENT_PATHS = ("mean", "sample")
+ALIGNMENT_PATHS = get_args(AlignmentPath)
 OPTIONS = ("seeds", "teachers", "max_epochs", "alignment_path")  # options in a summary; the others are paths
 
 

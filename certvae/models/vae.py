@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pytorch_lightning import LightningModule
@@ -21,8 +21,9 @@ from certvae.theory.information import kl_divergence
 from certvae.theory.posterior import Posterior
 from certvae.theory.raw_head import RawHead
 
-__all__ = ["VAE", "TrainingDivergedError", "VacuousTeacherError"]
+__all__ = ["VAE", "AlignmentPath", "TrainingDivergedError", "VacuousTeacherError"]
 
+AlignmentPath = Literal["mean", "sample"]
 EVALUATED = ("loss", "rate", "mean_squared_error")
 
 
@@ -79,7 +80,7 @@ class VAE(LightningModule):
         objective: Objective | None = None,
         prior: Prior | None = None,
         alignment_weight: float = 0.0,
-        alignment_path: Literal["mean", "sample"] = "mean",
+        alignment_path: AlignmentPath = "mean",
         observation_std: float | Literal["optimal"] = 1.0,
         learning_rate: float = 1e-3,
         learning_rate_schedule: Literal["constant", "cosine"] = "constant",
@@ -325,7 +326,7 @@ def _latent_dim(encoder: nn.Module) -> int:
 def _check_arguments(weight: float, path: str, observation_std: float | str, schedule: str, teacher: object) -> None:
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"`alignment_weight` must be at least 0, got {weight}.")
-    if path not in ("mean", "sample"):
+    if path not in get_args(AlignmentPath):
         raise ValueError(f"`alignment_path` must be 'mean' or 'sample', got {path!r}.")
     if schedule not in ("constant", "cosine"):
         raise ValueError(f"`learning_rate_schedule` must be 'constant' or 'cosine', got {schedule!r}.")

@@ -70,12 +70,21 @@ def betting(
     quick = wealth.at_cells(schedule.sizes, schedule.cell_ends, schedule.bets).tolist()
     goal = -math.log(alpha)
     excluded = min(lowest, wealth.margin)
-    for cell, end in enumerate(schedule.cell_ends.tolist()):
-        bets = schedule.row_bets(cell)
-        if end >= wealth.margin or (quick[cell] < goal and wealth.at(end, bets) < goal):
-            return _search(wealth, bets, goal, excluded, min(end, wealth.margin), halve=cell == 0)
-        excluded = end
-    return _search(wealth, bets, goal, excluded, wealth.margin)
+    ends = schedule.cell_ends.tolist()
+    for cell, end in enumerate([*ends, math.inf]):  # the last cell has no upper end
+        if end < wealth.margin and quick[cell] >= goal:
+            excluded = end
+            continue
+        bets, limit = schedule.row_bets(min(cell, len(ends) - 1)), min(end, wealth.margin)
+        over = wealth.at(limit, bets) - goal
+        if over < 0 and cell == 0:
+            return _bisect(wealth, bets, goal, excluded, limit)
+        if over < 0:
+            return _false_position(wealth, bets, goal, excluded, limit, over)
+        excluded = limit
+        if end >= wealth.margin:
+            break
+    return excluded
 
 
 def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, witness_floor: float) -> float:
@@ -97,32 +106,43 @@ def _check(teacher: Tensor, scores: Tensor, alpha: float, teacher_floor: float, 
     return lowest
 
 
-def _search(
-    wealth: "WealthFloor", bets: Tensor, goal: float, excluded: float, limit: float, halve: bool = False
-) -> float:
-    """The largest margin between ``excluded`` and ``limit`` that is found to be excluded, else ``excluded``.
+def _closest(wealth: WealthFloor, low: float) -> float:
+    """How close a search for the bound comes: a thousandth of the width, nats."""
+    return 1e-3 * (wealth.margin - low) + 1e-9
 
-    Both ends lie in one cell, where the wealth falls as the margin grows. The place where it crosses the goal is found
-    to a thousandth of the width, by false position in the Illinois variant (Dowell and Jarratt, 1971, *A modified
-    regula falsi method for computing the root of an equation*, BIT 11), or with ``halve`` by bisection. Bisection is
-    for the first cell: near the lowest score the cap is loose, and there the floor of the wealth need not fall.
+
+def _bisect(wealth: WealthFloor, bets: Tensor, goal: float, low: float, high: float) -> float:
+    """The largest margin that is found to be excluded in the first cell, else ``low``; ``high`` is not excluded.
+
+    Near the lowest score the cap is loose, and there the floor of the wealth need not fall as the margin grows.
     """
-    low, high = excluded, limit
-    below = wealth.at(high, bets) - goal
-    if below >= 0:
-        return high
-    above = 0.0 if halve else wealth.at(low, bets) - goal
+    while high - low > _closest(wealth, low):
+        middle = (low + high) / 2
+        if wealth.at(middle, bets) >= goal:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _false_position(wealth: WealthFloor, bets: Tensor, goal: float, low: float, high: float, below: float) -> float:
+    """The largest margin that is found to be excluded in a later cell, where the wealth falls as the margin grows.
+
+    By false position in the Illinois variant (Dowell and Jarratt, 1971, *A modified regula falsi method for computing
+    the root of an equation*, BIT 11). The wealth at ``high`` is ``below`` nats over the goal: negative.
+    """
+    above = wealth.at(low, bets) - goal
     if above < 0:
         return low
     moved = 0  # 1: the last step raised `low`; -1: it lowered `high`
-    while high - low > (most := 1e-3 * (wealth.margin - low) + 1e-9):
+    while high - low > (most := _closest(wealth, low)):
         crossing = low + (high - low) * above / max(above - below, 1e-300)
-        middle = (low + high) / 2 if halve else max(crossing - most / 2, low + most / 2)
-        gain = wealth.at(middle, bets) - goal
-        if gain >= 0:
-            low, above, below, moved = middle, gain, below / 2 if moved > 0 else below, 1
+        middle = max(crossing - most / 2, low + most / 2)
+        over = wealth.at(middle, bets) - goal
+        if over >= 0:
+            low, above, below, moved = middle, over, below / 2 if moved > 0 else below, 1
         else:
-            high, below, above, moved = middle, gain, above / 2 if moved < 0 else above, -1
+            high, below, above, moved = middle, over, above / 2 if moved < 0 else above, -1
     return low
 
 
@@ -175,7 +195,7 @@ def bet_schedule(
     sizes = torch.tensor([block.stop - block.start for block in (*early, *late)], device=teacher.device)
     goal = -math.log(alpha)
     earlier = _sums_before(teacher, sizes)
-    opening = _opening_bets(teacher, scores, early, earlier, goal)
+    opening = _opening_bets(teacher, scores, early, earlier[: len(early)], goal)
     if not late:
         return BetSchedule(sizes, scores.new_tensor([math.inf]), opening[:, None])
     first = late[0].start
@@ -220,7 +240,7 @@ def _opening_bets(teacher: Tensor, scores: Tensor, blocks: list[slice], earlier:
     """Bets that do not depend on the margin, as if each block were the first, shape ``(blocks,)``."""
     pasts = [
         _Past.of(teacher[: block.start], scores[: block.start], total)
-        for block, total in zip(blocks, earlier, strict=False)
+        for block, total in zip(blocks, earlier, strict=True)
     ]
     return torch.cat([_browne_bet(scores.new_zeros(1), goal, past.deviation, len(scores)) for past in pasts])
 

@@ -35,7 +35,7 @@ def pairs(data_dir: str, accelerator: str) -> Iterator[list[str]]:
     else:
         yield ["pythae_step", *data, *device, *compiled, "--steps", "200"]
     yield ["search"]
-    yield ["measure", *data, "--rounds", "1"]
+    yield ["measure", *data, *device, "--rounds", "1"]
     yield ["certify"]
 
 

@@ -50,14 +50,14 @@ class TimedCallback(CertificateCallback):
         self.seconds += time.perf_counter() - started
 
 
-def run(data: CIFAR100DataModule, teacher: str, callbacks: list[Callback], precision: str) -> tuple[float, float, Any]:
+def run(data: CIFAR100DataModule, callbacks: list[Callback], given: argparse.Namespace) -> tuple[float, float, Any]:
     """Train for one epoch with validation; return seconds, processor seconds and weights."""
     seed_everything(0, verbose=False)
     values = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     model = VAE(
         MLPEncoder((3, 32, 32), 64),
         MLPDecoder((3, 32, 32), 64),
-        teacher=load_teacher(teacher),
+        teacher=load_teacher(given.teacher),
         objective=ELBO(**values["objective"]["init_args"]),
         alignment_weight=values["alignment_weight"],
         alignment_path=values["alignment_path"],
@@ -65,7 +65,8 @@ def run(data: CIFAR100DataModule, teacher: str, callbacks: list[Callback], preci
     )
     trainer = Trainer(
         max_epochs=1,
-        precision=precision,  # type: ignore[arg-type]
+        accelerator=given.accelerator,
+        precision=given.precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -97,6 +98,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--subset", type=int, default=None)
     parser.add_argument("--precision", default=choose_precision())
+    parser.add_argument("--accelerator", choices=("auto", "cpu", "gpu"), default="auto")
     given = parser.parse_args()
     data = CIFAR100DataModule(given.data_dir, batch_size=128, subset=given.subset)
     _ = data.fingerprint  # computed before the clock starts
@@ -105,7 +107,7 @@ def main() -> None:
     for round_ in range(given.rounds):
         watched = {name: TimedCallback(information_rows=rows) for name, rows in ROWS.items()}
         order = [None, *watched] if round_ % 2 == 0 else [*watched, None]
-        runs = {name: run(data, given.teacher, [watched[name]] if name else [], given.precision) for name in order}
+        runs = {name: run(data, [watched[name]] if name else [], given) for name in order}
         plain, used, weights = runs[None]
         for name, timed in watched.items():
             seconds, processor, found = runs[name]

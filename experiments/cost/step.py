@@ -142,11 +142,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", default="data")
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=100, help="at most 380: all in one epoch")
+    parser.add_argument("--steps", type=int, default=100, help="at most 380, all in one epoch")
     parser.add_argument("--precision", default=choose_precision())
     parser.add_argument("--accelerator", choices=DEVICES, default="gpu" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", metavar="MODE", help="of torch.compile, such as default or reduce-overhead")
     given = parser.parse_args()
+    if not 1 <= given.steps <= 380:
+        parser.error(f"--steps must be from 1 to 380, all in one epoch, got {given.steps}")
     setting = Setting(given.steps, given.precision, given.accelerator, given.compile)
     data = CIFAR100DataModule(given.data_dir, batch_size=BATCH, rows_on_device=True)
     _ = data.arrays  # loaded before the clock starts

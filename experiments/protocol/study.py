@@ -21,12 +21,20 @@ from matplotlib.figure import Figure
 from certvae.callbacks.images import as_grid
 from certvae.certificate.certificate import Certificate
 from certvae.commands.certify import EncodedCheckpoint, build
-from certvae.commands.protocol import ALIGNMENT_PATHS, Protocol, run_protocol
+from certvae.commands.protocol import Protocol, run_protocol
 from certvae.commands.tables import Line, Results
 from certvae.io.checkpoints import load_weights
 from certvae.io.files import sha256_file, write_atomic
 from experiments.drawing import FIRST, SECOND, legend_below, new_figure, styled
-from experiments.study import EXPERIMENTS, OPTIONS, Study, errors_on_kept_rows, numbers, study_parser
+from experiments.study import (
+    EXPERIMENTS,
+    OPTIONS,
+    Study,
+    errors_on_kept_rows,
+    numbers,
+    protocol_dataset,
+    protocol_parser,
+)
 
 __all__ = ["main"]
 
@@ -206,17 +214,10 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run the remaining runs, write table and figure, and return the table's lines."""
-    parser = study_parser("protocol", __doc__)
-    parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
-    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
+    parser = protocol_parser("protocol", __doc__)
     given = parser.parse_args(args)
-    if given.quick and given.dataset:
-        parser.error("--quick runs on the digits; leave out --dataset.")
-    dataset = "digits" if given.quick else given.dataset or "cifar100"
-    results = "_".join(filter(None, (dataset, given.alignment_path)))
+    dataset, results = protocol_dataset(parser, given)
     study = Study("protocol", given, range(5) if dataset == "cifar100" else range(3), results=results)
-    if given.subset is not None:
-        parser.error("a protocol runs on all rows; --subset does not apply.")
     protocol = Protocol.read(
         EXPERIMENTS / f"{dataset}.yaml",
         seeds=tuple(study.seeds),

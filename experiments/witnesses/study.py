@@ -14,12 +14,12 @@ from statistics import fmean
 
 from matplotlib.figure import Figure
 
-from certvae.commands.protocol import ALIGNMENT_PATHS, WITNESSES, Protocol, run_protocol
+from certvae.commands.protocol import WITNESSES, Protocol, run_protocol
 from certvae.commands.summary import CERTIFIED, OPTIONAL_PHASES, PHASES
 from certvae.commands.tables import Line, Results
 from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.protocol.study import certified, measure
-from experiments.study import EXPERIMENTS, Study, study_parser
+from experiments.study import EXPERIMENTS, Study, protocol_dataset, protocol_parser
 
 __all__ = ["claims", "main"]
 
@@ -106,19 +106,12 @@ def draw(lines: Sequence[Line]) -> Figure:
 
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run the remaining runs, write table and figure, and return the table's lines."""
-    parser = study_parser("witnesses", __doc__)
-    parser.add_argument("--dataset", choices=("cifar100", "tiny_imagenet"), help="default: cifar100")
+    parser = protocol_parser("witnesses", __doc__)
     parser.add_argument("--witnesses", nargs="+", choices=list(WITNESSES), default=list(WITNESSES))
-    parser.add_argument("--alignment_path", choices=ALIGNMENT_PATHS, help="align means or draws, instead of the YAMLs'")
     given = parser.parse_args(args)
-    if given.quick and given.dataset:
-        parser.error("--quick runs on the digits; leave out --dataset.")
-    if given.subset is not None:
-        parser.error("a protocol runs on all rows; --subset does not apply.")
-    dataset = "digits" if given.quick else given.dataset or "cifar100"
+    dataset, results = protocol_dataset(parser, given)
     seeds = range(1) if dataset == "tiny_imagenet" else range(3)
-    results = "_".join(filter(None, ("witnesses", dataset, given.alignment_path)))
-    study = Study("witnesses", given, seeds, results=results)
+    study = Study("witnesses", given, seeds, results=f"witnesses_{results}")
     made = protocols(study, dataset, given.witnesses)
     for protocol in made.values():
         run_protocol(protocol)

@@ -265,6 +265,11 @@ def test_the_pages_quote_the_likelihood_of_mnist_beside_the_published_one() -> N
     """Within one nat of it with two hidden layers, but not with one."""
     lines = read_table(RESULTS / "mnist" / "likelihood.csv")
     assert list(likelihood.claims(lines).values()) == [False, True]
+    text = (RESULTS / "mnist" / "likelihood.md").read_text()
+    assert all(
+        f"{'holds' if holds else '**does not hold**'}: {claim}" in text
+        for claim, holds in likelihood.claims(lines).items()
+    )
     deep = lines[1]
     quoted = {f"{value:.2f}" for value in (lines[0]["nll"], deep["nll"], deep["nll_error"], likelihood.PUBLISHED)}
     assert quoted <= numbers_from("experiments/results/mnist/likelihood.csv", STUDIES_PAGE)
