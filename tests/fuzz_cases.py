@@ -46,7 +46,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def near(value: float, low: float, high: float) -> bool:
     """Within bounds up to the rounding of sums of this size; NaN is not."""
     slack = SLACK * (1 + abs(value))
-    return low - slack <= value <= high + slack
+    return float(low) - slack <= value <= float(high) + slack
 
 
 def between(low: float, high: float) -> Check:
@@ -246,7 +246,7 @@ def constant_student_case(draw: DrawFn) -> Case:
 
 
 def floor_case(draw: DrawFn) -> Case:
-    values, floor = logits(draw, probabilities(draw, *draw(shapes()))), number(draw, 0.1, 0.0, 0.999, chance=2)
+    values, floor = logits(draw, probabilities(draw, *draw(shapes()))), number(draw, 0.1, 0.0, 0.999, 5e-324, chance=2)
     return lambda: information.floor_log_probabilities(values.log_softmax(dim=1), floor), log_distributions
 
 

@@ -8,6 +8,7 @@ Everything is in nats. Axes: N rows (data points), K components. ``T`` is the te
 *A Testable Certificate for Constant Collapse in Teacher-Guided VAEs*, https://arxiv.org/abs/2605.05813.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def as_logits(logits: Any, name: str = "witness_logits", may_be_empty: bool = Tr
     log_probs, least = torch.empty_like(values), values.new_empty(len(values))
     size = rows_of_a_block(values)
     for block, into, low in zip(*(each.split(size) for each in (values, log_probs, least)), strict=True):
-        torch.sub(block, block.logsumexp(dim=1, keepdim=True), out=into)
+        torch.log_softmax(block, dim=1, out=into)
         torch.amin(into, dim=1, out=low)
     faulty = ~(least >= -MAX_NATS)
     if bool(faulty.any()):
@@ -137,9 +138,13 @@ def floor_log_probabilities(log_probs: Tensor, floor: float) -> Tensor:
     Raises:
         ValueError: if ``floor`` is not in [0, 1).
     """
-    if as_fraction(floor, "floor") == 0:
+    share, components = as_fraction(floor, "floor"), log_probs.shape[-1]
+    if share == 0:
         return log_probs
-    return ((1 - floor) * log_probs.exp() + floor / log_probs.shape[-1]).log()
+    if share < components * torch.finfo(log_probs.dtype).tiny:  # the sum of probabilities would underflow
+        least = log_probs.new_tensor(math.log(share) - math.log(components))
+        return torch.logaddexp(log_probs + math.log1p(-share), least)
+    return ((1 - share) * log_probs.exp() + share / components).log()
 
 
 def entropy(probs: Tensor) -> Tensor:

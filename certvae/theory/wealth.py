@@ -52,7 +52,7 @@ class WealthFloor:
         self._scores = scores - teacher @ self._mean.log()
         self.margin = float(self._scores.mean())
         smallest = float(self._mean.min().log()) - 1e-6
-        largest = float(self._mean.max().log()) + math.log(teacher.shape[1] / teacher_floor) + 1e-6
+        largest = float(self._mean.max().log()) + math.log(teacher.shape[1]) - math.log(teacher_floor) + 1e-6
         self._points = _points(smallest, largest, 2.5 / math.sqrt(len(scores))).to(teacher)
 
     def at(self, margin: float, bets: Tensor) -> float:

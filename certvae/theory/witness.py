@@ -180,8 +180,9 @@ class SimplexWitness(nn.Module):
             TypeError: if an argument does not hold real numbers.
             ValueError: if shapes do not match, or ``probs`` are not probabilities.
         """
+        answers = self(latents)
         teacher = teacher_rows(probs, latents, self.num_components)
-        difference = self(latents).softmax(dim=-1).to(teacher) - teacher
+        difference = answers.softmax(dim=-1).to(teacher) - teacher
         gradient = self.scale * difference @ self._constants(difference)[0]
         return nn.functional.pad(gradient, (0, self.latent_dim - self.num_components + 1))
 

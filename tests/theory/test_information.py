@@ -130,6 +130,19 @@ def test_the_floored_witness_is_a_mixture_with_the_uniform_distribution() -> Non
     assert torch.allclose(floored, 0.9 * probs + 0.1 / 4, atol=1e-15)
 
 
+def test_a_constant_added_to_logits_changes_nothing() -> None:
+    logits = torch.randint(-20, 20, (9, 7), generator=torch.Generator().manual_seed(0)).double()
+    assert torch.equal(information.as_logits(logits + 2.0**29), information.as_logits(logits))
+
+
+@pytest.mark.parametrize("floor", [1e-300, 1e-308, 5e-324])
+def test_the_smallest_floor_holds_too(floor: float) -> None:
+    log_probs = torch.tensor([[0.0, -1e5, -1e9]], dtype=torch.float64)
+    floored = information.floor_log_probabilities(log_probs, floor)
+    least = math.log(floor) - math.log(3)
+    assert torch.allclose(floored, torch.tensor([[0.0, least, least]], dtype=torch.float64), rtol=1e-14)
+
+
 @pytest.mark.parametrize(
     ("probs", "message"),
     [

@@ -3,7 +3,7 @@
 import math
 
 from certvae.theory.betting import betting
-from certvae.theory.bounds.base import PROVEN, Bound, Claim, Evidence, register
+from certvae.theory.bounds.base import PROVEN, Bound, Claim, Evidence, log_range, register
 
 __all__ = ["Betting"]
 
@@ -32,4 +32,4 @@ class Betting(Bound):
 
 
 def _lowest(evidence: Evidence) -> float:
-    return math.log(evidence.witness_floor / evidence.num_components)
+    return -log_range(evidence.num_components, evidence.witness_floor, "witness_floor")
