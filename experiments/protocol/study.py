@@ -186,8 +186,8 @@ def _draw_phases(
     axes.set_xticks(range(len(phases)), phases)
 
 
-def claims(lines: Sequence[Line]) -> dict[str, bool]:
-    """The claims of the study, and whether they hold."""
+def claims(lines: Sequence[Line], alignment_path: str | None = None) -> dict[str, bool]:
+    """The claims of the study, and whether they hold. Aligned on the mean, a code is not certified on draws."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
     statuses = ("status", "proven_status", "bernstein_status")
     shown = {
@@ -196,9 +196,11 @@ def claims(lines: Sequence[Line]) -> dict[str, bool]:
         )
         for name in ("full", "rescue")
     }
-    shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(
-        line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]
-    )
+    on_draws = [line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]]
+    if alignment_path == "mean":
+        shown["full and rescue are certified on draws of the code in no seed, by betting"] = not any(on_draws)
+    else:
+        shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(on_draws)
     shown[f"no_align is not certified and has less than {COLLAPSED} nats of witness information in every seed"] = all(
         line["status"] == "NOT_CERTIFIED" and line["witness_information"] < COLLAPSED for line in phases["no_align"]
     )
@@ -233,7 +235,7 @@ def main(args: Sequence[str] | None = None) -> list[Line]:
         "samples": draw_samples(protocol, study.seeds[0]),
     }
     study.count(protocol.run(phase, seed) for seed in study.seeds for phase in ("search", *protocol.names))
-    study.report(Results(lines, COLUMNS, claims(lines), figures))
+    study.report(Results(lines, COLUMNS, claims(lines, given.alignment_path), figures))
     return lines
 
 
