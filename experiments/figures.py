@@ -42,7 +42,7 @@ FIGURES: dict[str, tuple[str, Callable[[Sequence[Line]], Figure]]] = {
     "guard/guard": ("guard/guard", guard.draw),
     **{
         f"{name}/{name}": (f"{name}/{name}", witnesses.draw)
-        for name in ("witnesses_cifar100_mean", "witnesses_tiny_imagenet_mean", "witnesses_digits")
+        for name in ("witnesses_cifar100", "witnesses_tiny_imagenet", "witnesses_digits")
     },
     "prefit_digits/prefit_digits": ("prefit_digits/prefit_digits", prefit.draw),
     "statistics/estimators": ("statistics/estimators", estimators.draw),

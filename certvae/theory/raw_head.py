@@ -30,9 +30,9 @@ class RawHead(nn.Module):
         num_components: K, at least 2; None: set by :meth:`bind`, which a VAE calls with its teacher's K.
         latent_dim: size of the latent, at least 1; None: set by :meth:`bind`.
         hidden: units of the one hidden layer (ReLU); 0 makes the head linear.
-        temperature: :math:`\tau`, from 1e-6 to 1e6. A step of Adam moves each weight by about the learning rate, so it
-            moves the logits by :math:`1/\tau` times as much. At :math:`\tau = 1` a head that is aligned on draws
-            learns too slowly to rescue a code.
+        temperature: :math:`\tau`, from 1e-6 to 1e6. A step of Adam moves the logits by :math:`1/\tau` times as much as
+            the weights. A head that is aligned on draws needs about 0.1, or it learns too slowly to fill a code. On
+            the mean keep 1: there a low temperature raises the margin of the mean, and empties the draws.
         prior: positive probabilities that the head answers at initialization, shape ``(K,)``; None: those given to
             :meth:`bind`, or uniform.
 
@@ -47,7 +47,7 @@ class RawHead(nn.Module):
         num_components: int | None = None,
         latent_dim: int | None = None,
         hidden: int = 0,
-        temperature: float = 0.1,
+        temperature: float = 1.0,
         prior: Tensor | list[float] | None = None,
     ) -> None:
         super().__init__()

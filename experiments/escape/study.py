@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from certvae.certificate.history import read_history
-from certvae.commands.protocol import WITNESSES
+from certvae.commands.protocol import raw_head
 from certvae.commands.tables import Line, Results
 from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
@@ -56,16 +56,21 @@ def settings(study: Study, seed: int) -> dict[str, tuple[Mapping[str, Any], Mapp
     rescue = study.values("rescue")
     return {
         "simplex_collapsed": (rescue, {**looks, **start["simplex"]}),
-        "head_collapsed": (rescue, {**looks, **start["head"], "model.witness": WITNESSES["head"]}),
+        "head_collapsed": (rescue, {**looks, **start["head"], "model.witness": head(study)}),
         "simplex_low": (low, looks),
     }
+
+
+def head(study: Study) -> dict[str, Any]:
+    """The linear head, for what the data set's YAMLs align."""
+    return raw_head("head", study.values("rescue")["model"]["init_args"]["alignment_path"])
 
 
 def collapse(study: Study, seed: int) -> None:
     """Train without alignment, with each witness: a checkpoint's weights must fit."""
     base = study.values("no_align")
     study.run(seed, "no_align", {}, base=base)
-    study.run(seed, "no_align_head", {"model.witness": WITNESSES["head"]}, base=base)
+    study.run(seed, "no_align_head", {"model.witness": head(study)}, base=base)
 
 
 def measure(study: Study, seed: int, name: str, base: Mapping[str, Any], changes: Mapping[str, Any]) -> Line:

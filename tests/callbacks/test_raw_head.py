@@ -84,7 +84,7 @@ def test_a_head_that_a_strangers_module_owns_is_trained_by_its_optimizer(tmp_pat
 
 def beside(head: RawHead) -> list[Any]:
     """A head beside the module: aligned, trained, and certified."""
-    aligned = AlignmentCallback(TEACHER, "encoder", witness=head, weight=3.0, witness_learning_rate=0.005)
+    aligned = AlignmentCallback(TEACHER, "encoder", witness=head, weight=3.0, witness_learning_rate=0.05)
     return [CertificateCallback(TEACHER, "encoder", witness=head), aligned]
 
 

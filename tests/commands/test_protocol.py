@@ -211,11 +211,12 @@ def test_a_trained_head_in_every_phase_by_one_line(tmp_path: Path) -> None:
     assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0)
 
 
-def test_all_phases_align_what_is_asked_for() -> None:
+def test_all_phases_align_what_is_asked_for_and_a_head_has_one_temperature_that_fits() -> None:
     for path in (None, "mean", "sample"):
-        protocol = Protocol.read(EXPERIMENTS / "cifar100.yaml", alignment_path=path)
-        aligned = {protocol.run(name, 0).values["model"]["init_args"]["alignment_path"] for name in protocol.names}
-        assert aligned == {path or "sample"}
+        protocol = Protocol.read(EXPERIMENTS / "cifar100.yaml", alignment_path=path, witness="head")
+        models = [protocol.run(name, 0).values["model"]["init_args"] for name in protocol.names]
+        assert {model["alignment_path"] for model in models} == {path or "sample"}
+        assert {model["witness"]["init_args"]["temperature"] for model in models} == {1.0 if path == "mean" else 0.1}
 
 
 def test_faulty_protocols_are_refused(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def headed(folder: Path, world: int) -> Result:
     torch.manual_seed(0)
     head = RawHead(teacher().num_components, 6, hidden=8).double()
     certificate = CertificateCallback(teacher(), "encoder", witness=head)
-    alignment = AlignmentCallback(teacher(), "encoder", weight=3.0, witness=head, witness_learning_rate=0.005)
+    alignment = AlignmentCallback(teacher(), "encoder", weight=3.0, witness=head, witness_learning_rate=0.05)
     result = trained(folder, world, [alignment, certificate])
     assert certificate.certificate is not None
     weights = {f"head.{name}": value.flatten().tolist() for name, value in head.state_dict().items()}

@@ -68,7 +68,7 @@ def test_constant_codes_and_a_head_at_its_start_are_a_stationary_point_which_cod
     for spread in (0.0, 1e-3):
         head = RawHead(4, 3, prior=teacher.mean(dim=0)).double()
         with torch.no_grad():
-            head.state_dict()["layers.0.bias"].copy_(head.temperature * teacher.mean(dim=0).log())  # its own is float32
+            head.state_dict()["layers.0.bias"].copy_(teacher.mean(dim=0).log())  # its own is float32
         latents = (torch.ones(50, 3).double() + spread * codes(50, 3, 2)).requires_grad_()
         kl_divergence(teacher, head(latents).log_softmax(dim=1)).mean().backward()
         assert latents.grad is not None
