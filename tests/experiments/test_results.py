@@ -365,9 +365,9 @@ def test_the_page_of_studies_quotes_each_view() -> None:
     assert len(lines) == 3 * len(views)
     assert not [view for view in views if of_view(lines, *view) not in text]
     assert all(line["proven_status"] == "CERTIFIED" for line in lines)
-    best = -min(line["cost"] for line in lines)
+    least = min(line["cost"] for line in lines if line["view"] != "clean")
     information = fmean(line["teacher_information"] for line in lines)
-    assert {str(len(lines)), f"{best:.3f}"} <= numbers_from("experiments/results/view/view.csv", STUDIES_PAGE)
+    assert {str(len(lines)), f"{least:.3f}"} <= numbers_from("experiments/results/view/view.csv", STUDIES_PAGE)
     assert f"teacher information is {information:.3f}:" in " ".join(text.split())
 
 
