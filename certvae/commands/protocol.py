@@ -20,7 +20,7 @@ from rich.console import Console
 
 from certvae.commands.lightning import run_lightning
 from certvae.commands.mistakes import missing_file
-from certvae.commands.run_config import complete, move_paths
+from certvae.commands.run_config import complete, move_paths, part_of
 from certvae.commands.runs import Run, certify_held_out_rows, execute, interruptible
 from certvae.commands.summary import OPTIONAL_PHASES, PHASES, summarize, summary_table
 from certvae.commands.tables import origin
@@ -28,19 +28,38 @@ from certvae.io.files import sha256_file, write_atomic
 from certvae.models.vae import AlignmentPath
 from certvae.teachers import TargetTable, load_teacher, teacher_file
 
-__all__ = ["ALIGNMENT_PATHS", "PHASES", "WITNESSES", "Protocol", "find_teacher", "main", "raw_head", "run_protocol"]
+__all__ = [
+    "ALIGNMENT_PATHS",
+    "PHASES",
+    "WITNESSES",
+    "Protocol",
+    "alignment_path_of",
+    "find_teacher",
+    "main",
+    "raw_head",
+    "run_protocol",
+]
 
-HIDDEN_UNITS = {"simplex": None, "head": 0, "perceptron": 64}  # of a raw head; None: the witness of the phase's YAML
-WITNESSES = tuple(HIDDEN_UNITS)
-TEMPERATURES = {"mean": 1.0, "sample": 0.1}  # of a raw head, by what is aligned: on draws it learns slowly at 1
+WITNESSES: dict[str, dict[str, Any] | None] = {  # arguments of a raw head; None: the witness of the phase's YAML
+    "simplex": None,
+    "head": {},
+    "perceptron": {"hidden": 64},
+}
+ON_DRAWS = {"temperature": 0.1}  # of a raw head that is aligned on draws: at the default it learns slowly
 ALIGNMENT_PATHS = get_args(AlignmentPath)
 OPTIONS = ("seeds", "teachers", "max_epochs", "alignment_path")  # options in a summary; the others are paths
 
 
 def raw_head(witness: str, alignment_path: str) -> dict[str, Any]:
     """The trained witness ``"head"`` or ``"perceptron"`` as in a YAML, for codes aligned on the mean or on draws."""
-    arguments = {"hidden": HIDDEN_UNITS[witness], "temperature": TEMPERATURES[alignment_path]}
-    return {"class_path": "certvae.RawHead", "init_args": arguments}
+    arguments = (WITNESSES[witness] or {}) | (ON_DRAWS if alignment_path == "sample" else {})
+    return {"class_path": "certvae.RawHead"} | ({"init_args": arguments} if arguments else {})
+
+
+def alignment_path_of(values: dict[str, Any]) -> str:
+    """What a run with these values aligns, ``"mean"`` or ``"sample"``; the model checks it."""
+    model, name = part_of(values, "model.alignment_path")
+    return str(model.get(name, "mean"))
 
 
 @dataclass(frozen=True)
@@ -56,7 +75,8 @@ class Protocol:
         moved_from: folder in the YAMLs; paths below it are moved to ``output_dir/seed<n>``.
         targets: ``"mixture"``: probabilities of the searched teacher; ``"table"``: fixed targets for each index.
         witness: witness of all phases: ``"simplex"`` (fixed), or trained by the alignment term: ``"head"`` (linear) or
-            ``"perceptron"`` (64 hidden units). Its temperature is 0.1 if ``full`` aligns draws, and 1 on the mean.
+            ``"perceptron"`` (64 hidden units). Its temperature is 0.1 if ``full`` aligns draws, and 1 if it
+            aligns the mean.
         teachers: teacher files, one per seed, instead of a search.
         max_epochs: epochs of each phase, instead of the YAMLs' values.
         alignment_path: what all phases align, ``"mean"`` or ``"sample"``, instead of the YAMLs' values.
@@ -148,10 +168,9 @@ class Protocol:
             changes["trainer.logger"] = [values["trainer"]["logger"], self._wandb_logger(phase, seed)]
         if phase == "search":
             return changes
-        if HIDDEN_UNITS[self.witness] is not None:
-            full = yaml.safe_load(self.phases["full"].read_text())["model"].get("init_args", {})
-            aligned = self.alignment_path or full.get("alignment_path", "mean")
-            changes["model.witness"] = raw_head(self.witness, aligned)  # one for all: phases share their weights
+        if WITNESSES[self.witness] is not None:  # one for all phases, as they start from each other's weights
+            full = yaml.safe_load(self.phases["full"].read_text())
+            changes["model.witness"] = raw_head(self.witness, self.alignment_path or alignment_path_of(full))
         if self.max_epochs is not None:
             changes["trainer.max_epochs"] = self.max_epochs
         if self.alignment_path is not None:

@@ -31,8 +31,8 @@ class RawHead(nn.Module):
         latent_dim: size of the latent, at least 1; None: set by :meth:`bind`.
         hidden: units of the one hidden layer (ReLU); 0 makes the head linear.
         temperature: :math:`\tau`, from 1e-6 to 1e6. A step of Adam moves the logits by :math:`1/\tau` times as much as
-            the weights. A head that is aligned on draws needs about 0.1, or it learns too slowly to fill a code. On
-            the mean keep 1: there a low temperature raises the margin of the mean, and empties the draws.
+            the weights. Give 0.1 to a head that is aligned on draws: at 1 it learns slowly there. On the mean keep
+            1: a low temperature raises the margin of the mean, and empties the draws.
         prior: positive probabilities that the head answers at initialization, shape ``(K,)``; None: those given to
             :meth:`bind`, or uniform.
 

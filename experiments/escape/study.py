@@ -15,7 +15,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from certvae.certificate.history import read_history
-from certvae.commands.protocol import raw_head
+from certvae.commands.protocol import alignment_path_of, raw_head
 from certvae.commands.tables import Line, Results
 from experiments.drawing import FIRST, SECOND, THIRD, legend_below, new_figure, styled
 from experiments.study import Study, study_parser
@@ -63,7 +63,7 @@ def settings(study: Study, seed: int) -> dict[str, tuple[Mapping[str, Any], Mapp
 
 def head(study: Study) -> dict[str, Any]:
     """The linear head, for what the data set's YAMLs align."""
-    return raw_head("head", study.values("rescue")["model"]["init_args"]["alignment_path"])
+    return raw_head("head", alignment_path_of(study.values("rescue")))
 
 
 def collapse(study: Study, seed: int) -> None:

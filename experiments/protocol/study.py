@@ -187,7 +187,7 @@ def _draw_phases(
 
 
 def claims(lines: Sequence[Line], alignment_path: str | None = None) -> dict[str, bool]:
-    """The claims of the study, and whether they hold. Aligned on the mean, a code is not certified on draws."""
+    """The claims of the study, and whether they hold; of draws it claims nothing where all phases align the mean."""
     phases = {name: [line for line in lines if line["phase"] == name] for name in {line["phase"] for line in lines}}
     statuses = ("status", "proven_status", "bernstein_status")
     shown = {
@@ -196,11 +196,10 @@ def claims(lines: Sequence[Line], alignment_path: str | None = None) -> dict[str
         )
         for name in ("full", "rescue")
     }
-    on_draws = [line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]]
-    if alignment_path == "mean":
-        shown["full and rescue are certified on draws of the code in no seed, by betting"] = not any(on_draws)
-    else:
-        shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(on_draws)
+    if alignment_path != "mean":
+        shown["full and rescue are certified on draws of the code in every seed, by betting"] = all(
+            line["channel_lower"] > SAFETY_MARGIN for line in [*phases["full"], *phases["rescue"]]
+        )
     shown[f"no_align is not certified and has less than {COLLAPSED} nats of witness information in every seed"] = all(
         line["status"] == "NOT_CERTIFIED" and line["witness_information"] < COLLAPSED for line in phases["no_align"]
     )

@@ -107,7 +107,7 @@ def draw(lines: Sequence[Line]) -> Figure:
 def main(args: Sequence[str] | None = None) -> list[Line]:
     """Run the remaining runs, write table and figure, and return the table's lines."""
     parser = protocol_parser("witnesses", __doc__)
-    parser.add_argument("--witnesses", nargs="+", choices=WITNESSES, default=WITNESSES)
+    parser.add_argument("--witnesses", nargs="+", choices=list(WITNESSES), default=list(WITNESSES))
     given = parser.parse_args(args)
     dataset, results = protocol_dataset(parser, given)
     seeds = range(1) if dataset == "tiny_imagenet" else range(3)

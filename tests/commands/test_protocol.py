@@ -211,12 +211,18 @@ def test_a_trained_head_in_every_phase_by_one_line(tmp_path: Path) -> None:
     assert float(fitted["prefit/margin_after"]) > max(float(fitted["prefit/margin_before"]), 0)
 
 
-def test_all_phases_align_what_is_asked_for_and_a_head_has_one_temperature_that_fits() -> None:
-    for path in (None, "mean", "sample"):
-        protocol = Protocol.read(EXPERIMENTS / "cifar100.yaml", alignment_path=path, witness="head")
-        models = [protocol.run(name, 0).values["model"]["init_args"] for name in protocol.names]
-        assert {model["alignment_path"] for model in models} == {path or "sample"}
-        assert {model["witness"]["init_args"]["temperature"] for model in models} == {1.0 if path == "mean" else 0.1}
+@pytest.mark.parametrize("path", [None, "mean", "sample"])
+@pytest.mark.parametrize(("dataset", "shipped"), [("cifar100", "sample"), ("digits", "mean")])
+@pytest.mark.parametrize(("witness", "arguments"), [("head", {}), ("perceptron", {"hidden": 64})])
+def test_all_phases_align_what_is_asked_for_and_a_head_has_one_temperature_that_fits(
+    path: str | None, dataset: str, shipped: str, witness: str, arguments: dict[str, Any]
+) -> None:
+    protocol = Protocol.read(EXPERIMENTS / f"{dataset}.yaml", alignment_path=path, witness=witness)
+    expected = arguments | ({"temperature": 0.1} if (path or shipped) == "sample" else {})
+    for name in protocol.names:
+        model = protocol.run(name, 0).values["model"]["init_args"]
+        assert model["alignment_path"] == (path or shipped)
+        assert model["witness"].get("init_args", {}) == expected
 
 
 def test_faulty_protocols_are_refused(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_constant_added_to_logits_changes_nothing() -> None:
     assert torch.equal(information.as_logits(logits + 2.0**29), information.as_logits(logits))
 
 
-@pytest.mark.parametrize("floor", [1e-300, 1e-308, 5e-324])
+@pytest.mark.parametrize("floor", [1e-300, 6e-308, 1e-308, 5e-324])
 def test_the_smallest_floor_holds_too(floor: float) -> None:
     log_probs = torch.tensor([[0.0, -1e5, -1e9]], dtype=torch.float64)
     floored = information.floor_log_probabilities(log_probs, floor)
