@@ -18,6 +18,7 @@ from experiments.guard import study as guard
 from experiments.mnist import likelihood
 from experiments.mnist import study as mnist
 from experiments.path import study as path
+from experiments.prefit import study as prefit
 from experiments.protocol import study as protocol
 from experiments.stress import study as stress
 from experiments.view import study as view
@@ -34,6 +35,8 @@ STUDIES = {
     "stress": stress,
     "path": path,
     "view": view,
+    "prefit": prefit,
+    "prefit_digits": prefit,
     "mnist": mnist,
     "witnesses_cifar100": witnesses,
     "witnesses_cifar100_mean": witnesses,
@@ -391,6 +394,26 @@ def test_alignment_on_draws_brings_more_into_the_draws_and_reconstructs_better_a
     assert f"{len(pairs)} of {len(pairs)} [pairs of runs](studies.md#path)" in CLAIMS_PAGE
 
 
+def of_prefit(lines: list[dict[str, Any]], kl_weight: float) -> str:
+    """A row of the page of studies: fitted first, with alignment and without."""
+    cells = []
+    for aligned in (True, False):
+        chosen = [line for line in lines if (line["kl_weight"], line["aligned"]) == (kl_weight, aligned)]
+        least = f"{min(line['proven_lower'] for line in chosen):+.3f}"
+        margin, channel, rate = means_of(chosen, {"proven_margin": "+.3f", "channel_margin": "+.3f", "rate": ".2f"})
+        cells += [certified(chosen), margin, least, channel, rate]
+    return f"| {kl_weight:g} | {' | '.join(cells)} |"
+
+
+def test_the_page_of_studies_quotes_what_a_fitted_code_keeps() -> None:
+    lines, digits = committed("prefit"), committed("prefit_digits")
+    assert not [k for k in prefit.KL_WEIGHTS if of_prefit(lines, k) not in STUDIES_PAGE.read_text()]
+    assert all(line["margin"] < 0 for line in lines if not line["aligned"])
+    kept = [line["proven_margin"] for line in digits if not line["aligned"]]
+    expected = {f"{fmean(line['margin_after'] for line in lines):.3f}", f"{min(kept):.3f}", f"{max(kept):.3f}"}
+    assert expected <= numbers_from("experiments/results/prefit/prefit.csv", STUDIES_PAGE)
+
+
 def of_view(lines: list[dict[str, Any]], name: str, strength: float) -> str:
     """A row of the page of studies: a view, means over seeds."""
     chosen = [line for line in lines if (line["view"], line["strength"]) == (name, strength)]
@@ -475,10 +498,10 @@ def test_the_page_of_claims_quotes_the_other_studies() -> None:
     assert f"3 of 3 for each witness; simplex {margins(of('simplex', 'guarded'))} |" in CLAIMS_PAGE
     margin, bound = margins(of("simplex", "prefit")).split(", ")
     assert f"{margin} after one epoch of training, {bound};" in CLAIMS_PAGE
-    prefit = [line for line in committed("prefit_digits") if line["aligned"]]
-    quoted = [f"{line['proven_margin']:.3f}" for line in prefit]
-    least = min(line["proven_lower"] for line in prefit)
-    assert f"margins of {quoted[0]}, {quoted[1]} and {quoted[2]}, at least {least:.3f} |" in CLAIMS_PAGE
+    fitted = [line for line in committed("prefit") if line["aligned"]]
+    quoted = [f"{fmean(line['proven_margin'] for line in fitted if line['kl_weight'] == k):.3f}" for k in (2, 4, 8)]
+    least = min(line["proven_lower"] for line in fitted)
+    assert f"after three epochs, {quoted[0]}, {quoted[1]} and {quoted[2]}, at least {least:.3f} |" in CLAIMS_PAGE
     stressed = [line for line in committed("stress") if line["kl_weight"] in (2, 4, 8)]
     aligned, plain = ([line for line in stressed if line["aligned"] is which] for which in (True, False))
     ends = f"{min(line['margin'] for line in aligned):.3f} to {max(line['margin'] for line in aligned):.3f}"

@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _MAX_SQUARE = MAX_MAGNITUDE**2
+_ROUNDING = 1e-9
 Claim = tuple[str, bool]
 PROVEN = "A proven bound holds if the rows were drawn independently, and nothing was fitted on them."
 
@@ -184,8 +185,8 @@ def check_numbers(margin: float, alpha: float, size: float, **spreads: float) ->
         raise ValueError(f"`margin` must be finite, got {margin}.")
     if not 0 < as_number(alpha, "alpha") < 1:
         raise ValueError(f"`alpha` must be between 0 and 1, got {alpha}.")
-    if not 0 < as_number(size, "size") <= _MAX_SQUARE:
-        raise ValueError(f"`size` must be positive and finite, got {size}.")
+    if not 1 - _ROUNDING <= as_number(size, "size") <= _MAX_SQUARE:  # an effective size is rounded
+        raise ValueError(f"`size` must be at least 1 row, and finite, got {size}.")
     for name, value in spreads.items():
         one_row = name == "deviation" and size < 2  # has none
         if not (0 <= as_number(value, name) <= _MAX_SQUARE or one_row):

@@ -50,7 +50,7 @@ def bernstein_bound(
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, a deviation or range is below 0, or a
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is below 1, a deviation or range is below 0, or a
             number is above 1e100.
     """
     margin, alpha, size, deviation, score_range, teacher_log_range = check_numbers(

@@ -21,7 +21,7 @@ def hoeffding_bound(margin: float, score_range: float, size: float, alpha: float
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, ``score_range`` is below 0, or a number is
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is below 1, ``score_range`` is below 0, or a number is
             above 1e100.
     """
     margin, alpha, size, score_range = check_numbers(margin, alpha, size, score_range=score_range)

@@ -29,7 +29,7 @@ def normal_bound(margin: float, deviation: float, size: float, alpha: float) -> 
 
     Raises:
         TypeError: if an argument is not a number.
-        ValueError: if ``alpha`` is not in (0, 1), ``size`` is not above 0, ``deviation`` is below 0, or a number is
+        ValueError: if ``alpha`` is not in (0, 1), ``size`` is below 1, ``deviation`` is below 0, or a number is
             above 1e100.
     """
     margin, alpha, size, deviation = check_numbers(margin, alpha, size, deviation=deviation)
