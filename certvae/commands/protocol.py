@@ -40,11 +40,8 @@ __all__ = [
     "run_protocol",
 ]
 
-WITNESSES: dict[str, dict[str, Any] | None] = {  # arguments of a raw head; None: the witness of the phase's YAML
-    "simplex": None,
-    "head": {},
-    "perceptron": {"hidden": 64},
-}
+RAW_HEADS: dict[str, dict[str, Any]] = {"head": {}, "perceptron": {"hidden": 64}}  # their arguments
+WITNESSES = ("simplex", *RAW_HEADS)  # simplex: the witness of the phase's YAML
 ON_DRAWS = {"temperature": 0.1}  # of a raw head that is aligned on draws: at the default it learns slowly
 ALIGNMENT_PATHS = get_args(AlignmentPath)
 OPTIONS = ("seeds", "teachers", "max_epochs", "alignment_path")  # options in a summary; the others are paths
@@ -52,7 +49,7 @@ OPTIONS = ("seeds", "teachers", "max_epochs", "alignment_path")  # options in a 
 
 def raw_head(witness: str, alignment_path: str) -> dict[str, Any]:
     """The trained witness ``"head"`` or ``"perceptron"`` as in a YAML, for codes aligned on the mean or on draws."""
-    arguments = (WITNESSES[witness] or {}) | (ON_DRAWS if alignment_path == "sample" else {})
+    arguments = RAW_HEADS[witness] | (ON_DRAWS if alignment_path == "sample" else {})
     return {"class_path": "certvae.RawHead"} | ({"init_args": arguments} if arguments else {})
 
 
@@ -168,7 +165,7 @@ class Protocol:
             changes["trainer.logger"] = [values["trainer"]["logger"], self._wandb_logger(phase, seed)]
         if phase == "search":
             return changes
-        if WITNESSES[self.witness] is not None:  # one for all phases, as they start from each other's weights
+        if self.witness in RAW_HEADS:  # one for all phases, as they start from each other's weights
             full = yaml.safe_load(self.phases["full"].read_text())
             changes["model.witness"] = raw_head(self.witness, self.alignment_path or alignment_path_of(full))
         if self.max_epochs is not None:
